@@ -1,0 +1,81 @@
+"""Pre-activation residual networks for small images (He et al. 2016b)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from freeadv_jax.models.batch_norm import batch_norm
+from freeadv_jax.models.conv import Conv
+
+# PyTorch's default for a dense kernel: uniform within 1 / sqrt(fan in).
+torch_dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class PreActUnit(nn.Module):
+    """BN, ReLU, 3x3, BN, ReLU, 3x3 plus a shortcut; `[b, h, w, c] -> [b, h2, w2, f]`.
+
+    Where the shape changes the shortcut is a 1x1 convolution of the activated input.
+    """
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    normalize: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
+        active = nn.relu(self.normalize(images))
+        shortcut = images
+        if self.stride != 1 or images.shape[-1] != self.features:
+            shortcut = self.conv(self.features, 1, self.stride, name="projection")(
+                active
+            )
+        branch = self.conv(self.features, 3, self.stride, padding=1)(active)
+        branch = nn.relu(self.normalize(branch))
+        branch = self.conv(self.features, 3, padding=1)(branch)
+        return branch + shortcut
+
+
+class PreActResNet(nn.Module):
+    """A 3x3 stem, stages of units, BN, ReLU, mean and dense; `[b, h, w, c] -> [b, n]`.
+
+    Stage i has `units` units of width `features[i]`; all but the first halve the sides.
+    """
+
+    stem_features: int
+    features: tuple[int, ...]
+    units: int
+    num_classes: int
+    dtype: Any = jnp.float32
+    batch_norm_axis: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w c"], *, train: bool
+    ) -> Float[Array, "b classes"]:
+        conv = functools.partial(Conv, dtype=self.dtype)
+        normalize = functools.partial(
+            batch_norm,
+            train=train,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            axis_name=self.batch_norm_axis,
+        )
+        hidden = conv(self.stem_features, 3, padding=1)(images)
+        for stage, features in enumerate(self.features):
+            for unit in range(self.units):
+                stride = 2 if stage > 0 and unit == 0 else 1
+                hidden = PreActUnit(features, stride, conv, normalize)(hidden)
+        hidden = nn.relu(normalize(hidden))
+        pooled = jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
+        return nn.Dense(self.num_classes, kernel_init=torch_dense_init)(pooled)
+
+
+# PreActResNet-18 of "Fast is better than free" (Wong et al. 2020).
+PreActResNet18 = functools.partial(
+    PreActResNet, stem_features=64, features=(64, 128, 256, 512), units=2
+)

@@ -1,0 +1,69 @@
+"""ResNet-50, -101 and -152 for ImageNet (He et al. 2016a), torchvision's version 1.5."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from freeadv_jax.models.batch_norm import batch_norm
+from freeadv_jax.models.conv import Conv
+from freeadv_jax.models.preact_resnet import torch_dense_init
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 with the stride, 1x1; `[b, h, w, c] -> [b, h2, w2, 4 * features]`."""
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    normalize: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
+        branch = nn.relu(self.normalize(self.conv(self.features, 1)(images)))
+        branch = self.conv(self.features, 3, self.stride, padding=1)(branch)
+        branch = nn.relu(self.normalize(branch))
+        branch = self.normalize(self.conv(4 * self.features, 1)(branch))
+        shortcut = images
+        if self.stride != 1 or images.shape[-1] != 4 * self.features:
+            projection = self.conv(4 * self.features, 1, self.stride, name="projection")
+            shortcut = self.normalize(projection(images))
+        return nn.relu(branch + shortcut)
+
+
+class ResNet(nn.Module):
+    """Four stages of bottlenecks, `[b, h, w, c] -> [b, classes]`."""
+
+    units: tuple[int, int, int, int]
+    num_classes: int
+    dtype: Any = jnp.float32
+    batch_norm_axis: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b h w c"], *, train: bool
+    ) -> Float[Array, "b classes"]:
+        conv = functools.partial(Conv, dtype=self.dtype)
+        normalize = functools.partial(
+            batch_norm,
+            train=train,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            axis_name=self.batch_norm_axis,
+        )
+        hidden = nn.relu(normalize(conv(64, 7, 2, padding=3)(images)))
+        hidden = nn.max_pool(hidden, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for stage, units in enumerate(self.units):
+            for unit in range(units):
+                stride = 2 if stage > 0 and unit == 0 else 1
+                hidden = Bottleneck(64 * 2**stage, stride, conv, normalize)(hidden)
+        pooled = jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
+        return nn.Dense(self.num_classes, kernel_init=torch_dense_init)(pooled)
+
+
+ResNet50 = functools.partial(ResNet, units=(3, 4, 6, 3))
+ResNet101 = functools.partial(ResNet, units=(3, 4, 23, 3))
+ResNet152 = functools.partial(ResNet, units=(3, 8, 36, 3))

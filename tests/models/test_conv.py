@@ -1,0 +1,183 @@
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.interpreters import partial_eval
+
+from freeadv_jax.models.conv import Conv, convolution
+
+SYMMETRICAL = {1: ((0, 0), (0, 0)), 3: ((1, 1), (1, 1)), 7: ((3, 3), (3, 3))}
+
+
+def plain(images, kernel, stride, padding):
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def operands(height, width, channels, features, size, dtype=jnp.float32):
+    rng = np.random.default_rng(height * width + channels + size)
+    images = rng.normal(size=(2, height, width, channels))
+    kernel = rng.normal(size=(size, size, channels, features))
+    return jnp.asarray(images, dtype), jnp.asarray(kernel, dtype)
+
+
+def value_and_gradients(convolve, images, kernel):
+    @jax.jit
+    def run(images, kernel):
+        outputs, pullback = jax.vjp(convolve, images, kernel)
+        cotangent = jnp.cos(jnp.arange(outputs.size, dtype=jnp.float32))
+        cotangent = cotangent.reshape(outputs.shape).astype(outputs.dtype)
+        return outputs, *pullback(cotangent)
+
+    return run(images, kernel)
+
+
+def assert_close(actual, expected, tolerance=2e-6):
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype
+        one, other = (np.asarray(array, np.float64) for array in (one, other))
+        np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
+
+
+@pytest.mark.parametrize("padding", ["SAME", "symmetrical", ((2, 0), (0, 1))])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("channels", [3, 6])
+def test_values_and_both_gradients_are_those_of_lax(channels, size, stride, padding):
+    if padding == "symmetrical":
+        padding = SYMMETRICAL[size]
+    images, kernel = operands(9, 8, channels, 5, size)
+    ours = value_and_gradients(
+        lambda x, k: convolution(x, k, stride=stride, padding=padding), images, kernel
+    )
+    theirs = value_and_gradients(
+        lambda x, k: plain(x, k, stride, padding), images, kernel
+    )
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_kernel_need_not_be_square(stride):
+    images = operands(9, 8, 6, 5, 3)[0]
+    kernel = operands(3, 5, 6, 4, 2)[0].reshape(3, 5, 2, 6).swapaxes(2, 3)
+    ours = value_and_gradients(
+        lambda x, k: convolution(x, k, stride=stride, padding="SAME"), images, kernel
+    )
+    theirs = value_and_gradients(
+        lambda x, k: plain(x, k, stride, "SAME"), images, kernel
+    )
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("channels, stride", [(3, 1), (6, 1), (6, 2)])
+def test_gradients_inside_a_scan_are_those_outside(channels, stride):
+    images, kernel = operands(8, 8, channels, 6, 3)
+
+    def convolve(x, k):
+        return convolution(x, k, stride=stride, padding="SAME")
+
+    @jax.jit
+    def scanned(images, kernel):
+        def body(carry, _):
+            return carry, value_and_gradients(convolve, images, kernel)
+
+        return lax.scan(body, 0, None, length=2)[1]
+
+    inside = [array[1] for array in scanned(images, kernel)]
+    assert_close(inside, value_and_gradients(convolve, images, kernel))
+
+
+@pytest.mark.parametrize(
+    "channels, size, stride", [(3, 3, 1), (6, 3, 1), (6, 3, 2), (6, 1, 2)]
+)
+def test_bfloat16_gradients_are_bfloat16_and_near_those_of_float32(
+    channels, size, stride
+):
+    images, kernel = operands(8, 8, channels, 6, size, jnp.bfloat16)
+    narrow = value_and_gradients(
+        lambda x, k: convolution(x, k, stride=stride, padding="SAME"), images, kernel
+    )
+    wide = value_and_gradients(
+        lambda x, k: plain(x, k, stride, "SAME"),
+        images.astype(jnp.float32),
+        kernel.astype(jnp.float32),
+    )
+    assert_close(narrow, [array.astype(jnp.bfloat16) for array in wide], tolerance=0.01)
+
+
+LAYERS = [(3, 3, 1), (6, 3, 1), (6, 3, 2), (6, 1, 1), (6, 1, 2)]
+
+
+def loss(images, kernels):
+    for kernel, (_, _, stride) in zip(kernels, LAYERS, strict=True):
+        images = convolution(images, kernel, stride=stride, padding="SAME")
+    return jnp.sum(images**2)
+
+
+def live_products(function, *arguments):
+    """Convolutions and matrix products left when dead code is gone."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return sum(
+        equation.primitive.name in ("conv_general_dilated", "dot_general")
+        for equation in equations(live)
+    )
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def test_five_convolutions_have_five_products_forward_and_fifteen_with_both_gradients():
+    images = operands(8, 8, 3, 6, 3)[0]
+    kernels = [operands(8, 8, c, 6, size)[1] for c, size, _ in LAYERS]
+    both = jax.grad(loss, argnums=(0, 1))
+    assert live_products(loss, images, kernels) == 5
+    assert live_products(both, images, kernels) == 15
+
+
+def test_the_gradient_nobody_asks_for_is_not_computed():
+    images = operands(8, 8, 3, 6, 3)[0]
+    kernels = [operands(8, 8, c, 6, size)[1] for c, size, _ in LAYERS]
+    assert live_products(jax.grad(loss, argnums=0), images, kernels) == 10
+    assert live_products(jax.grad(loss, argnums=1), images, kernels) == 14
+
+
+def test_conv_keeps_float32_parameters_named_kernel_and_bias():
+    conv = Conv(5, 3, stride=2, use_bias=True, dtype=jnp.bfloat16)
+    images = jnp.ones((2, 9, 8, 3))
+    outputs, variables = conv.init_with_output(jax.random.key(0), images)
+    shapes = jax.tree.map(lambda array: (array.shape, array.dtype), variables["params"])
+    assert shapes == {
+        "kernel": ((3, 3, 3, 5), jnp.float32),
+        "bias": ((5,), jnp.float32),
+    }
+    assert outputs.shape == (2, 5, 4, 5)
+    assert outputs.dtype == jnp.bfloat16
+
+
+def test_an_integer_padding_is_that_many_pixels_on_every_side():
+    images, kernel = operands(8, 8, 3, 5, 3)
+    outputs = Conv(5, 3, stride=2, padding=1).apply(
+        {"params": {"kernel": kernel}}, images
+    )
+    np.testing.assert_allclose(
+        outputs, plain(images, kernel, 2, SYMMETRICAL[3]), atol=1e-5
+    )
+
+
+def test_kernels_start_normal_with_variance_two_over_fan_out():
+    images = jnp.ones((1, 4, 4, 16))
+    kernel = Conv(160, 3).init(jax.random.key(0), images)["params"]["kernel"]
+    assert np.std(kernel) == pytest.approx((2 / (9 * 160)) ** 0.5, rel=0.02)
+    assert np.abs(kernel).max() > 3 * np.std(kernel)
