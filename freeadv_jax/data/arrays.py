@@ -1,0 +1,139 @@
+"""Data sets that fit in memory, by name, as NumPy arrays."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from freeadv_jax.data.cifar import read_cifar
+from freeadv_jax.data.idx import read_idx_set
+from freeadv_jax.data.split import Split, labelled
+from freeadv_jax.data.tfds_arrays import read_tfds
+from freeadv_jax.errors import InputError
+
+_DIGITS = tuple("0123456789")
+_FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_CIFAR10 = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud
+cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox
+girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter
+palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit
+raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+spider squirrel streetcar sunflower sweet_pepper table tank telephone television
+tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+_CLASS_NAMES = {
+    "digits": _DIGITS,
+    "mnist": _DIGITS,
+    "fashion_mnist": _FASHION,
+    "cifar10": _CIFAR10,
+    "cifar100": tuple(_CIFAR100.split()),
+}
+_TFDS = "tfds:"
+
+
+@dataclass(frozen=True)
+class ArrayDataset:
+    """A data set in memory; `validation` was held out of the training images."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    class_names: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        return self.train.images.shape[1:]
+
+
+def load_arrays(
+    name: str, directory: str | Path, *, validation_examples: int
+) -> ArrayDataset:
+    """The data set `name`, with `validation_examples` of its training images held out.
+
+    `name` is digits (scikit-learn's; `directory` is ignored), mnist, fashion_mnist,
+    cifar10, cifar100, or tfds:<name> for an in-memory set of tensorflow-datasets
+    (`directory` may be '' there). Which images are held out depends only on their
+    number, never on a run's seed, and fewer are a part of more; the others keep the
+    order of the files. InputError names the value or file that is unusable.
+    """
+    train, test, class_names = _load(name, directory)
+    examples = len(train.labels)
+    if not 0 <= validation_examples < examples:
+        raise InputError(
+            f"validation_examples is {validation_examples}, expected 0 to "
+            f"{examples - 1:,}: {name} has {examples:,} training images"
+        )
+    order = np.random.default_rng(0).permutation(examples)
+    return ArrayDataset(
+        name=name,
+        train=train.take(np.sort(order[validation_examples:])),
+        validation=train.take(order[:validation_examples]),
+        test=test,
+        num_classes=len(class_names),
+        class_names=class_names,
+    )
+
+
+def _load(name: str, directory: str | Path) -> tuple[Split, Split, tuple[str, ...]]:
+    if name.startswith(_TFDS) and name != _TFDS:
+        return read_tfds(name.removeprefix(_TFDS), str(directory))
+    if name not in _CLASS_NAMES:
+        near = difflib.get_close_matches(name, _CLASS_NAMES, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(
+            f"unknown data set {name!r}{hint}, "
+            f"expected one of {', '.join(_CLASS_NAMES)}, {_TFDS}<name>"
+        )
+    class_names = _CLASS_NAMES[name]
+    if name == "digits":
+        train, test = _digits()
+    elif name in ("cifar10", "cifar100"):
+        train, test = read_cifar(name, directory, num_classes=len(class_names))
+    else:
+        train, test = read_idx_set(name, directory)
+    return train, test, class_names
+
+
+def _digits() -> tuple[Split, Split]:
+    """1,347 training and 450 test images [8, 8, 1], the same ones every time."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError(
+            "data set 'digits' needs scikit-learn; pip install scikit-learn"
+        ) from error
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.round(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
+    digits = labelled(pixels, labels, num_classes=len(_DIGITS), source="digits")
+    order = np.random.default_rng(0).permutation(len(labels))
+    return digits.take(order[450:]), digits.take(order[:450])

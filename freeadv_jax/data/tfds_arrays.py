@@ -1,0 +1,102 @@
+"""Any set of tensorflow-datasets that fits in memory; TensorFlow is imported here."""
+
+import numpy as np
+
+from freeadv_jax.data.split import Split, labelled
+from freeadv_jax.errors import InputError
+
+_SPLITS = ("train", "test")
+_READ_AT_ONCE = 1000
+
+
+def read_tfds(name: str, directory: str) -> tuple[Split, Split, tuple[str, ...]]:
+    """The training part, the test part and the class names of tfds set `name`.
+
+    `directory` is where tensorflow-datasets keeps its sets; '' is its own default. A
+    set that is not there yet is downloaded into it. InputError if TensorFlow is not
+    installed, if the set cannot be had, or if it is not one of equally large uint8
+    images with one label each, in the splits train and test.
+    """
+    tfds = _import_tfds(name)
+    where = {"data_dir": directory} if directory else {}
+    try:
+        builder = tfds.builder(name, **where)
+    except Exception as error:  # it raises nearly anything, by how it was reached
+        raise _unusable(name, error, "a set of tensorflow-datasets") from error
+    features = builder.info.features
+    image, label = (_feature(features, field, name) for field in ("image", "label"))
+    if image.shape is None or len(image.shape) != 3 or None in image.shape:
+        raise InputError(
+            f"'tfds:{name}' has images of shape {image.shape}, "
+            "expected one height, width and number of channels for all"
+        )
+    if np.dtype(image.np_dtype) != np.uint8:
+        raise InputError(
+            f"'tfds:{name}' has pixels of type {np.dtype(image.np_dtype)}, "
+            "expected uint8"
+        )
+    if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
+        raise InputError(
+            f"'tfds:{name}' has no class label, expected its feature 'label' to be one"
+        )
+    try:
+        builder.download_and_prepare()
+        parts = {split: _read_whole(tfds, builder, split) for split in _SPLITS}
+    except Exception as error:  # as above
+        raise _unusable(name, error, "the splits 'train' and 'test'") from error
+    train, test = (
+        labelled(
+            *parts[split],
+            num_classes=label.num_classes,
+            source=f"'tfds:{name}', split '{split}'",
+        )
+        for split in _SPLITS
+    )
+    return train, test, tuple(label.names)
+
+
+def _read_whole(tfds, builder, split: str) -> tuple[np.ndarray, np.ndarray]:
+    # Not batch_size=-1, which ends the process (std::length_error in TensorFlow 2.21)
+    # for a set that does not know its own size.
+    dataset = builder.as_dataset(split=split, batch_size=_READ_AT_ONCE)
+    batches = list(tfds.as_numpy(dataset))
+    images = np.concatenate([batch["image"] for batch in batches])
+    return images, np.concatenate([batch["label"] for batch in batches])
+
+
+def _import_tfds(name: str):
+    try:
+        # tensorflow-datasets needs importlib_resources and does not declare it.
+        import importlib_resources  # noqa: F401
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise InputError(
+            f"'tfds:{name}' needs TensorFlow and tensorflow-datasets "
+            f"({_first_line(error)}); pip install 'freeadv_jax[tfds]'"
+        ) from error
+    # TensorFlow would claim the accelerator's memory, which belongs to JAX.
+    tf.config.set_visible_devices([], "GPU")
+    return tfds
+
+
+def _feature(features, field: str, name: str):
+    try:
+        return features[field]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"'tfds:{name}' has no feature {field!r}, expected 'image' and 'label'"
+        ) from error
+
+
+def _unusable(name: str, error: Exception, expected: str) -> InputError:
+    reason = f"{type(error).__name__}: {_first_line(error)}"
+    return InputError(
+        f"'tfds:{name}' cannot be read ({reason}), expected {expected}, "
+        "and the network if it was not downloaded before"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else "no reason given"

@@ -1,0 +1,170 @@
+from itertools import islice
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from freeadv_jax.data.sampling import array_batches, steps_per_pass
+from freeadv_jax.data.split import Split
+from freeadv_jax.errors import InputError
+
+
+def numbered(examples, height=8, width=7, channels=3):
+    """Images of distinct non-zero noise; the label is the image's number."""
+    rng = np.random.default_rng(3)
+    images = rng.integers(1, 256, (examples, height, width, channels), np.uint8)
+    return Split(images, np.arange(examples, dtype=np.int32))
+
+
+def drawn(
+    split, number, *, first=0, batch_size=8, seed=0, pad=0, flip=False, **options
+):
+    batches = array_batches(
+        split, batch_size=batch_size, seed=seed, pad=pad, flip=flip, **options
+    )
+    return jax.device_get(list(islice(batches(first), number)))
+
+
+def labels_of(batches):
+    return np.concatenate([batch["label"] for batch in batches])
+
+
+def test_every_image_appears_exactly_once_a_pass_in_a_new_order():
+    split = numbered(64)
+    batches = drawn(split, 16)
+    first, second = labels_of(batches[:8]), labels_of(batches[8:])
+    np.testing.assert_array_equal(np.sort(first), np.arange(64))
+    np.testing.assert_array_equal(np.sort(second), np.arange(64))
+    assert (first != second).any()
+    assert (first != np.arange(64)).any()
+
+
+def test_images_go_with_their_labels_and_keep_their_pixels():
+    split = numbered(20)
+    for batch in drawn(split, 3):
+        assert batch["image"].dtype == np.uint8
+        assert batch["label"].dtype == np.int32
+        np.testing.assert_array_equal(batch["image"], split.images[batch["label"]])
+
+
+def test_the_remainder_of_a_pass_is_dropped():
+    labels = labels_of(drawn(numbered(21), 4)).reshape(2, 16)
+    for one_pass in labels:
+        assert len(set(one_pass.tolist())) == 16
+    assert set(labels[0].tolist()) != set(labels[1].tolist())
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7])
+def test_a_batch_is_the_same_from_the_start_and_from_its_own_step(step):
+    split = numbered(30)  # three steps a pass
+    from_start = drawn(split, 10, pad=2, flip=True)
+    for one, other in zip(
+        from_start[step:], drawn(split, 10 - step, first=step, pad=2, flip=True)
+    ):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["label"], other["label"])
+
+
+def test_another_seed_draws_other_images_and_other_offsets():
+    split = Split(numbered(16).images[:1].repeat(16, 0), np.arange(16, dtype=np.int32))
+    (one,), (other,) = (drawn(split, 1, seed=seed, pad=2) for seed in (0, 1))
+    assert (one["label"] != other["label"]).any()
+    assert (one["image"] != other["image"]).any()
+
+
+def test_batches_have_the_same_bits_on_one_and_on_eight_devices():
+    mesh = jax.make_mesh((8,), ("batch",))
+    shardings = {
+        "arrays_sharding": NamedSharding(mesh, PartitionSpec()),
+        "batch_sharding": NamedSharding(mesh, PartitionSpec("batch")),
+    }
+    split = numbered(40)
+    options = {"batch_size": 16, "pad": 2, "flip": True}
+    for one, eight in zip(
+        drawn(split, 5, **options), drawn(split, 5, **options, **shardings)
+    ):
+        np.testing.assert_array_equal(one["image"], eight["image"])
+        np.testing.assert_array_equal(one["label"], eight["label"])
+    batches = array_batches(split, seed=0, **options, **shardings)
+    batch = next(batches(0))
+    assert batch["image"].sharding.is_equivalent_to(shardings["batch_sharding"], 4)
+    assert batch["label"].sharding.is_equivalent_to(shardings["batch_sharding"], 1)
+
+
+def offset_of(crop, image, pad):
+    """Where `crop` lies in the zero-padded image; there must be just one place."""
+    height, width, _ = image.shape
+    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    matches = [
+        (row, column)
+        for row in range(2 * pad + 1)
+        for column in range(2 * pad + 1)
+        if (padded[row : row + height, column : column + width] == crop).all()
+    ]
+    assert len(matches) == 1
+    return matches[0]
+
+
+def test_each_crop_is_a_window_of_the_padded_image_and_every_offset_occurs_evenly():
+    pad, split = 2, numbered(500)
+    batches = drawn(split, 4, batch_size=500, pad=pad)
+    counts = np.zeros((5, 5), int)
+    for batch in batches:
+        for crop, label in zip(batch["image"], batch["label"]):
+            counts[offset_of(crop, split.images[label], pad)] += 1
+    assert counts.sum() == 2000
+    # 80 +- 8.8 expected at each of the 25 offsets
+    assert counts.min() > 45
+    assert counts.max() < 115
+
+
+def test_half_of_the_images_are_mirrored_left_to_right():
+    split = numbered(500)
+    flips = []
+    for batch in drawn(split, 4, batch_size=500, flip=True):
+        originals = split.images[batch["label"]]
+        mirrored = (batch["image"] == originals[:, :, ::-1]).all((1, 2, 3))
+        kept = (batch["image"] == originals).all((1, 2, 3))
+        assert (mirrored ^ kept).all()
+        flips.append(mirrored)
+    assert 0.45 < np.mean(flips) < 0.55
+    assert (flips[0] != flips[1]).any()
+
+
+def test_nothing_is_compiled_after_the_first_batch():
+    durations = []
+
+    def listener(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            durations.append(duration)
+
+    iterator = array_batches(numbered(32), batch_size=8, seed=0, pad=1, flip=True)(0)
+    next(iterator)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        jax.block_until_ready(list(islice(iterator, 11)))  # three passes
+        assert durations == []
+        jax.block_until_ready(jax.jit(lambda x: x * 3 + 1)(np.float32(2)))
+        assert len(durations) == 1
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_a_batch_larger_than_the_set_is_refused_naming_both():
+    assert steps_per_pass(50_000, 128) == 390
+    message = (
+        "^batch size 1,348 does not fit 1,347 training images, expected 1 to 1,347$"
+    )
+    with pytest.raises(InputError, match=message):
+        steps_per_pass(1347, 1348)
+    with pytest.raises(InputError, match="^batch size 0 does not fit 10 training"):
+        steps_per_pass(10, 0)
+    with pytest.raises(InputError, match="^batch size 9 does not fit 8 training"):
+        drawn(numbered(8), 1, batch_size=9)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_beyond_32_bits_is_refused(seed):
+    with pytest.raises(InputError, match=f"^seed is {seed}, expected 0 to 4294967295$"):
+        drawn(numbered(8), 1, seed=seed)
