@@ -1,0 +1,98 @@
+"""Devices: the only module that knows how many there are, and the only pmap."""
+
+import functools
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from freeadv_jax.errors import InputError
+
+AXIS = "devices"
+
+# How an argument or a result lies on the devices, as pmap writes its axes: a whole
+# copy on each, or a part of the first axis on each.
+REPLICATED, SPLIT = None, 0
+
+
+def check_batch_size(batch_size: int) -> None:
+    """InputError unless the global batch is divided evenly by the devices."""
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise InputError(
+            f"a global batch of {batch_size} does not divide over {devices} devices: "
+            f"batch_size must be a multiple of {devices}"
+        )
+
+
+def sharding(axis: int | None) -> NamedSharding:
+    """Where a REPLICATED or SPLIT array lies."""
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    return NamedSharding(
+        mesh, PartitionSpec() if axis is REPLICATED else PartitionSpec(AXIS)
+    )
+
+
+def place(tree, layout):
+    """`tree` on the devices; `layout` is a prefix of it with REPLICATED and SPLIT."""
+    return _by_layout(lambda axis, x: jax.device_put(x, sharding(axis)), layout, tree)
+
+
+def fetch(tree):
+    """A copy of `tree` on the host, which a later donation cannot touch."""
+    return jax.tree.map(lambda x: np.array(x), tree)
+
+
+def spmd(function, *, inputs, outputs, donate=()):
+    """`function` on every device at once, each with its part of the SPLIT arguments.
+
+    `inputs` (a tuple, one entry an argument) and `outputs` are prefixes with
+    REPLICATED and SPLIT. Outside, arrays keep their global shapes, whatever the
+    number of devices; inside, collectives run over AXIS. What is REPLICATED in the
+    outputs must be equal on all devices.
+    """
+    devices = jax.device_count()
+
+    def split(axis, x):
+        return x if axis is REPLICATED else x.reshape(devices, -1, *x.shape[1:])
+
+    def join(axis, x):
+        return x if axis is REPLICATED else x.reshape(-1, *x.shape[2:])
+
+    mapped = jax.pmap(function, AXIS, in_axes=inputs, out_axes=outputs)
+
+    @functools.partial(
+        jax.jit, donate_argnums=donate, compiler_options=_compiler_options()
+    )
+    def whole(*arguments):
+        results = mapped(*_by_layout(split, inputs, arguments))
+        return _by_layout(join, outputs, results)
+
+    return whole
+
+
+def _by_layout(function, layout, tree):
+    """function(axis, array) over `tree`, with the axis its prefix `layout` gives."""
+    return jax.tree.map(
+        lambda axis, part: jax.tree.map(functools.partial(function, axis), part),
+        layout,
+        tree,
+        is_leaf=lambda axis: axis is None,
+    )
+
+
+@functools.cache
+def _compiler_options() -> dict | None:
+    """On CPU, convolutions kept away from YNNPACK, where the compiler knows how.
+
+    Its kernel gradients are 2 to 4 times slower from 64 channels up (jaxlib 0.10.2
+    to 0.12.0). Releases without the option refuse it, so it is tried out first.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options

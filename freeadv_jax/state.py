@@ -1,0 +1,73 @@
+"""Everything a training run changes, and all that it must save to go on."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Key
+
+# Apart from the streams of the data, which fold 0, 1, ... into the run's key.
+_ATTACK_STREAM = 1000
+
+
+@struct.dataclass
+class TrainState:
+    """The state of a run after `step` minibatches.
+
+    `delta` is indexed by position in the batch, not by image, and is carried from
+    minibatch to minibatch (Shafahi et al. 2019, Algorithm 1, "delta <- 0" once).
+
+    The same tree also holds shapes, NumPy arrays or a layout in place of the arrays.
+    """
+
+    step: Any  # i32[]
+    seed: Any  # u32[]
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    delta: Any  # f32[b, h, w, c]
+
+    @property
+    def variables(self) -> dict:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def update_weights(self, gradient, batch_stats, *, tx, axis_name=None):
+        """One optimizer update, with everything averaged over the devices."""
+        gradient = mean_over_devices(gradient, axis_name)
+        updates, opt_state = tx.update(gradient, self.opt_state, self.params)
+        return self.replace(
+            params=optax.apply_updates(self.params, updates),
+            batch_stats=mean_over_devices(batch_stats, axis_name),
+            opt_state=opt_state,
+        )
+
+    def attack_keys(self, *, axis_name=None) -> Key[Array, " b"]:
+        """A key for each image of this step's batch, whatever the device it is on."""
+        images = self.delta.shape[0]
+        first = 0 if axis_name is None else lax.axis_index(axis_name) * images
+        key = jax.random.fold_in(jax.random.key(self.seed), _ATTACK_STREAM)
+        key = jax.random.fold_in(key, self.step)
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(images))
+
+
+def create_state(model, tx, *, seed, batch_size, image_shape) -> TrainState:
+    """The state before the first minibatch, as a function of the seed alone."""
+    images = jnp.zeros((1, *image_shape))
+    variables = model.init(jax.random.key(seed), images, train=False)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(variables["params"]),
+        delta=jnp.zeros((batch_size, *image_shape)),
+    )
+
+
+def mean_over_devices(tree, axis_name):
+    """The mean of each array over the devices of `axis_name`; itself where None."""
+    return tree if axis_name is None else lax.pmean(tree, axis_name)

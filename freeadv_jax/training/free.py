@@ -1,0 +1,69 @@
+"""Free adversarial training: Shafahi et al. (NeurIPS 2019), Algorithm 1."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from freeadv_jax.attacks.losses import cross_entropy
+from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.state import TrainState
+from freeadv_jax.training.update import measure, train_logits, unit_range
+
+
+def free_train_step(
+    state: TrainState,
+    batch: dict,
+    *,
+    model,
+    tx,
+    threat: Threat,
+    step_size: float,
+    replays: int,
+    straight_through: bool = False,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict]:
+    """One minibatch of Free-m: `replays` updates of the weights and of delta.
+
+    Every replay takes both gradients from one backward pass, at the old weights and
+    the old delta; BatchNorm is in train mode there and its running averages move once
+    a replay. With one replay and epsilon 0 this is natural training, and costs the
+    same: the input gradient is then never computed.
+
+    Attacked pixels are clipped to [0, 1]. As in the authors' code delta's gradient goes
+    through that clip, so that a pixel pushed out of the box keeps its delta until
+    another image takes its place; with `straight_through` it is the gradient at the
+    clipped image, as Algorithm 1 writes it. That matters where pixels are exactly 0.
+
+    `batch` holds `image` u8[b, h, w, c] and `label` i32[b]; `step_size` is in [0, 1]
+    pixels (the paper's is epsilon). The metrics are means over the replays.
+    """
+    images, labels = unit_range(batch["image"]), batch["label"]
+
+    def loss_fn(params, delta, batch_stats):
+        # jnp.clip, not lax.clamp: at delta = 0 a pixel of exactly 0 or 1 must keep a
+        # gradient, or it would never be perturbed.
+        attacked = images + delta
+        adversarial = jnp.clip(attacked, 0, 1)
+        if straight_through:
+            # Adds an exact zero, whose gradient is one.
+            adversarial = lax.stop_gradient(adversarial) + (
+                attacked - lax.stop_gradient(attacked)
+            )
+        logits, batch_stats = train_logits(model, params, batch_stats, adversarial)
+        return cross_entropy(logits, labels).mean(), (logits, batch_stats)
+
+    def replay(state, _):
+        (loss, (logits, batch_stats)), (weight_gradient, delta_gradient) = (
+            jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)(
+                state.params, state.delta, state.batch_stats
+            )
+        )
+        state = state.update_weights(
+            weight_gradient, batch_stats, tx=tx, axis_name=axis_name
+        )
+        delta = threat.ascend(state.delta, delta_gradient, step_size)
+        metrics = measure(loss, logits, labels, axis_name=axis_name)
+        return state.replace(delta=delta), metrics
+
+    state, metrics = lax.scan(replay, state, length=replays)
+    return state.replace(step=state.step + 1), jax.tree.map(jnp.mean, metrics)

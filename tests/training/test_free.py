@@ -1,0 +1,203 @@
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.interpreters import partial_eval
+from linear_model import Linear
+
+from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.models.conv import Conv
+from freeadv_jax.optim import sgd
+from freeadv_jax.training.free import free_train_step
+
+EPSILON = 8 / 255
+
+
+def softmax(logits):
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
+def oracle(kernel, delta, images, labels, *, replays, rate, momentum, decay, epsilon):
+    """Algorithm 1 for a linear model, in NumPy."""
+    trace = np.zeros_like(kernel)
+    for _ in range(replays):
+        attacked = (images + delta).reshape(len(images), -1)
+        pixels = attacked.clip(0, 1)
+        error = softmax(pixels @ kernel) - np.eye(kernel.shape[1])[labels]
+        through_clip = (attacked > 0) & (attacked < 1)
+        at_bound = 0.5 * ((attacked == 0) | (attacked == 1))
+        g_adv = error @ kernel.T * (through_clip + at_bound)
+        trace = momentum * trace + pixels.T @ error / len(images) + decay * kernel
+        kernel = kernel - rate * trace
+        delta = delta + epsilon * np.sign(g_adv).reshape(delta.shape)
+        delta = delta.clip(-epsilon, epsilon)
+    return kernel, delta
+
+
+def test_step_agrees_with_a_numpy_oracle_in_float64(batch, make_state):
+    with jax.enable_x64(True):
+        model = Linear(dtype=jnp.float64)
+        tx = sgd(
+            lambda _: 0.1,
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=0.01,
+            decayed="kernels",
+        )
+        state = make_state(model, tx)
+        # A delta under way: the next minibatch must start from it.
+        start = np.random.default_rng(1).uniform(-EPSILON, EPSILON, (8, 4, 4, 1))
+        start[:4] = 0
+        labels = np.array(batch["label"])
+        after, _ = free_train_step(
+            state.replace(delta=jnp.array(start)),
+            batch | {"label": jnp.array(labels, int)},
+            model=model,
+            tx=tx,
+            threat=Threat("linf", EPSILON),
+            step_size=EPSILON,
+            replays=4,
+        )
+        kernel, delta = oracle(
+            np.array(state.params["Dense_0"]["kernel"]),
+            start,
+            np.array(batch["image"], float) / 255,
+            labels,
+            replays=4,
+            rate=0.1,
+            momentum=0.9,
+            decay=0.01,
+            epsilon=EPSILON,
+        )
+        assert after.delta.dtype == jnp.float64
+        np.testing.assert_allclose(
+            after.params["Dense_0"]["kernel"], kernel, rtol=0, atol=1e-14
+        )
+        np.testing.assert_array_equal(after.delta, delta)
+        assert int(after.step) == 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_four_replays_are_four_steps_of_one_replay_to_the_bit(norm, batch, make_state):
+    step = partial(
+        free_train_step,
+        model=Linear(),
+        tx=optax.sgd(0.1, 0.9),
+        threat=Threat(norm, EPSILON),
+        step_size=EPSILON,
+    )
+    start = make_state(tx=optax.sgd(0.1, 0.9))
+    # Compiled, XLA fuses a loop of one otherwise than a loop of four.
+    with jax.disable_jit():
+        at_once, metrics = step(start, batch, replays=4)
+        one_by_one, losses = start, []
+        for _ in range(4):
+            one_by_one, single = step(one_by_one, batch, replays=1)
+            losses.append(float(single["loss"]))
+    same = at_once.replace(step=one_by_one.step)
+    jax.tree.map(np.testing.assert_array_equal, same, one_by_one)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-6)
+    assert np.abs(at_once.delta).max() > 0
+
+
+def test_epsilon_zero_and_one_replay_is_plain_sgd(batch, make_state):
+    state = make_state()
+    after, metrics = free_train_step(
+        state,
+        batch,
+        model=Linear(),
+        tx=optax.sgd(0.1),
+        threat=Threat("linf", 0.0),
+        step_size=0.0,
+        replays=1,
+    )
+    kernel = np.array(state.params["Dense_0"]["kernel"], np.float64)
+    pixels = np.array(batch["image"], float).reshape(8, -1) / 255
+    probability, labels = softmax(pixels @ kernel), np.array(batch["label"])
+    kernel -= 0.1 * pixels.T @ (probability - np.eye(3)[labels]) / 8
+    np.testing.assert_allclose(after.params["Dense_0"]["kernel"], kernel, atol=1e-7)
+    loss = -np.log(probability[np.arange(8), labels]).mean()
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    accuracy = np.mean(probability.argmax(1) == labels)
+    np.testing.assert_allclose(metrics["accuracy"], accuracy)
+    assert not after.delta.any()
+
+
+class ThreeConvolutions(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train):
+        for features in (4, 5, 6):
+            images = nn.relu(Conv(features, 3)(images))
+        return images.mean((1, 2))
+
+
+def count_convolutions(jaxpr):
+    count = 0
+    for equation in jaxpr.eqns:
+        count += equation.primitive.name in ("conv_general_dilated", "dot_general")
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            count += count_convolutions(inner)
+    return count
+
+
+@pytest.mark.parametrize(("epsilon", "expected"), [(0.0, 8), (EPSILON, 9)])
+def test_free_costs_one_convolution_more_than_natural(
+    epsilon, expected, batch, make_state
+):
+    """Three layers: 3L - 1 = 8 without the gradient of the first input, 3L = 9 with."""
+    model = ThreeConvolutions()
+    step = partial(
+        free_train_step,
+        model=model,
+        tx=optax.sgd(0.1),
+        threat=Threat("linf", epsilon),
+        step_size=epsilon,
+        replays=4,
+    )
+    jaxpr = jax.make_jaxpr(step)(make_state(model), batch).jaxpr
+    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    assert count_convolutions(live) == expected
+
+
+def test_a_pixel_pushed_out_of_the_box_is_stuck_unless_straight_through(
+    batch, make_state
+):
+    """Its delta, all the same, stays within epsilon either way."""
+    below = jnp.full((8, 4, 4, 1), -EPSILON)
+    stuck, free = (
+        free_train_step(
+            make_state(delta=below),
+            batch,
+            model=Linear(),
+            tx=optax.sgd(0.1),
+            threat=Threat("linf", EPSILON),
+            step_size=EPSILON,
+            replays=1,
+            straight_through=straight_through,
+        )[0].delta
+        for straight_through in (False, True)
+    )
+    outside = np.array(batch["image"]) < 8
+    np.testing.assert_array_equal(stuck[outside], np.float32(-EPSILON))
+    assert np.mean(free[outside] == 0) > 0.2
+    np.testing.assert_array_equal(stuck[~outside], free[~outside])
+
+
+def test_l2_delta_stays_in_its_ball_and_reaches_its_edge(batch, make_state):
+    state, _ = free_train_step(
+        make_state(),
+        batch,
+        model=Linear(),
+        tx=optax.sgd(0.1),
+        threat=Threat("l2", 0.5),
+        step_size=0.5,
+        replays=3,
+    )
+    norms = np.linalg.norm(np.array(state.delta).reshape(8, -1), axis=1)
+    np.testing.assert_allclose(norms, 0.5, rtol=1e-6)

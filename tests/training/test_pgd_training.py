@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from linear_model import Linear
+from test_free import softmax
+
+from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.models.small_cnn import SmallCNN
+from freeadv_jax.training.free import free_train_step
+from freeadv_jax.training.pgd import pgd_train_step
+
+EPSILON = 0.1
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_step_is_sgd_on_images_attacked_as_numpy_attacks_them(steps, batch, make_state):
+    """One step of 1.25 epsilon is FGSM-RS."""
+    step_size = 1.25 * EPSILON if steps == 1 else EPSILON / 4
+    threat, state = Threat("linf", EPSILON), make_state()
+    after, _ = pgd_train_step(
+        state,
+        batch,
+        model=Linear(),
+        tx=optax.sgd(0.1),
+        threat=threat,
+        step_size=step_size,
+        steps=steps,
+    )
+    kernel = np.array(state.params["Dense_0"]["kernel"], np.float64)
+    images = np.array(batch["image"], np.float64) / 255
+    labels = np.eye(3)[np.array(batch["label"])]
+    start = threat.random_start(state.attack_keys(), (4, 4, 1))
+    delta = (images + np.array(start)).clip(0, 1) - images
+    for _ in range(steps):
+        error = softmax((images + delta).reshape(8, -1) @ kernel) - labels
+        gradient = (error @ kernel.T).reshape(images.shape)
+        delta = (delta + step_size * np.sign(gradient)).clip(-EPSILON, EPSILON)
+        delta = (images + delta).clip(0, 1) - images
+    pixels = (images + delta).reshape(8, -1)
+    kernel -= 0.1 * pixels.T @ (softmax(pixels @ kernel) - labels) / 8
+    np.testing.assert_allclose(after.params["Dense_0"]["kernel"], kernel, atol=1e-7)
+
+
+def test_inner_attack_leaves_the_running_averages_alone(batch, make_state):
+    """They move once a step, however many passes the attack makes."""
+    model = SmallCNN(num_classes=3, batch_norm=True, features=(4,), hidden=4)
+    state = make_state(model)
+    options = {"model": model, "tx": optax.sgd(0.1)}
+    plain, _ = free_train_step(
+        state, batch, **options, threat=Threat("linf", 0.0), step_size=0.0, replays=1
+    )
+    # Too small a ball to change the images, and so the averages, visibly.
+    attacked, _ = pgd_train_step(
+        state,
+        batch,
+        **options,
+        threat=Threat("linf", 1e-7),
+        step_size=1e-7,
+        steps=7,
+    )
+    moved = jax.tree.map(
+        lambda a, b: float(abs(a - b).max()), plain.batch_stats, state.batch_stats
+    )
+    assert min(jax.tree.leaves(moved)) > 1e-3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        attacked.batch_stats,
+        plain.batch_stats,
+    )
+
+
+def test_random_start_is_new_each_step_and_for_each_image(make_state):
+    threat = Threat("linf", EPSILON)
+    first, second = (
+        np.array(
+            threat.random_start(
+                make_state(step=jnp.int32(step)).attack_keys(), (4, 4, 1)
+            )
+        )
+        for step in (0, 1)
+    )
+    assert len(np.unique(first.round(6))) > 120
+    assert not np.isclose(first, second).any()
