@@ -1,0 +1,134 @@
+"""Checkpoints of a run: the only module that knows Orbax."""
+
+import logging
+import pathlib
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from freeadv_jax import parallel
+from freeadv_jax.errors import InputError, TrainingStoppedError
+
+_LOGGER = logging.getLogger(__name__)
+
+# The metric by which the best checkpoint is chosen: robust validation accuracy.
+BEST_METRIC = "robust"
+
+
+class Checkpoints:
+    """The newest `keep` states of a run and the best one, saved asynchronously."""
+
+    def __init__(self, directory: pathlib.Path, *, keep: int = 1):
+        policies = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.resolve(),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[BEST_METRIC],
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+        self._directory = directory
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps saved, oldest first."""
+        return [saved.step for saved in self._checkpointer.checkpoints]
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best robust validation accuracy, if any was measured."""
+        measured = [s for s in self._checkpointer.checkpoints if s.metrics]
+        best = max(measured, key=lambda s: s.metrics[BEST_METRIC], default=None)
+        return best and best.step
+
+    def save(self, state, *, progress: dict, robust: float | None = None) -> None:
+        """Starts to save `state`, with JSON-like `progress`, under its step.
+
+        Copies the state to the host and returns; a previous save is waited for.
+        TrainingStoppedError, and nothing written, where a number is not finite.
+        """
+        state = parallel.fetch(state)
+        step = int(state.step)
+        for path, array in jax.tree.leaves_with_path(state):
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise TrainingStoppedError(
+                    f"{jax.tree_util.keystr(path)} is not finite after step {step}"
+                )
+        self._checkpointer.wait()
+        if step in self.steps:
+            # Skipped as damaged at the start of this run, and now made again.
+            self._checkpointer.delete(step)
+        self._checkpointer.save_async(
+            step,
+            state,
+            force=True,
+            metrics=None if robust is None else {BEST_METRIC: robust},
+            custom_metadata={"progress": progress, "crc32": _checksum(state)},
+        )
+
+    def restore(self, like, which: str = "last") -> tuple[Any, dict] | None:
+        """(state, progress) of the 'last' or 'best' checkpoint, as NumPy arrays.
+
+        `like` is a state of the same structure (abstract will do). A damaged newest
+        checkpoint is skipped with a warning for the one before it. None where there
+        is no checkpoint at all; InputError where none is whole.
+        """
+        if which == "best":
+            if self.best_step is None:
+                raise InputError(
+                    f"{self._directory}: no checkpoint has a robust validation "
+                    "accuracy, so there is no best; allowed: last"
+                )
+            candidates = [self.best_step]
+        else:
+            candidates = self.steps[::-1]
+        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        for step in candidates:
+            try:
+                return self._restore(step, like)
+            # Orbax and TensorStore raise whatever the damage makes them stumble on.
+            except Exception as fault:  # noqa: BLE001
+                reason = str(fault).strip().split("\n")[0][:200]
+                _LOGGER.warning(
+                    "%s: checkpoint %d is damaged and skipped (%s)",
+                    self._directory,
+                    step,
+                    reason or type(fault).__name__,
+                )
+        if candidates:
+            raise InputError(
+                f"{self._directory}: none of the checkpoints {candidates} can be read"
+            )
+        return None
+
+    def _restore(self, step, like):
+        saved = self._checkpointer.metadata(step).custom_metadata
+        state = self._checkpointer.load(step, like)
+        if _checksum(state) != saved["crc32"]:
+            raise ValueError("its checksum does not fit its arrays")
+        return state, saved["progress"]
+
+    def wait(self) -> None:
+        """Until all that was saved is on disk."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        self._checkpointer.close()
+
+
+def _checksum(state) -> int:
+    checksum = 0
+    for array in jax.tree.leaves(state):
+        checksum = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), checksum)
+    return checksum

@@ -1,0 +1,108 @@
+"""The main job: train, evaluate, results.json.
+
+    python -m freeadv_jax.main --config=configs/digits_free8.py [--workdir=DIR]
+        [--config.FIELD=VALUE ...]
+
+The same command again continues a run that was cut off.
+"""
+
+import pathlib
+import re
+import signal
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from freeadv_jax.config import field_names, unknown_field, validate, wrong_type
+from freeadv_jax.errors import InputError, TrainingStoppedError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder; by default runs/<name of the config file>."
+)
+
+
+def main(argv):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    config, workdir = _parse(argv)
+    validate(config)
+    # Imported here, so that a mistyped flag is answered at once.
+    from freeadv_jax.data.arrays import load_arrays
+    from freeadv_jax.data.sampling import steps_per_pass
+    from freeadv_jax.evaluate import configured_attacks, evaluate_run, table
+    from freeadv_jax.parallel import check_batch_size
+    from freeadv_jax.run import open_run
+    from freeadv_jax.train import train
+
+    configured_attacks(config, config.evaluation.attacks)  # Misnamed? Say so now.
+    dataset = load_arrays(
+        config.data.name,
+        config.data.dir,
+        validation_examples=config.data.validation_examples,
+    )
+    # Before anything is written.
+    check_batch_size(config.batch_size)
+    steps_per_pass(len(dataset.train.labels), config.batch_size)
+    run = open_run(
+        workdir,
+        config,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+    )
+    state, training = train(run, dataset)
+    results = evaluate_run(run, state.variables, dataset.test, training=training)
+    print(table(results))
+    print(f"written to {run.workdir / 'results.json'}")
+
+
+def _parse(argv):
+    """The configuration and the folder that the command line asks for."""
+    for argument in argv[1:]:
+        field = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if field and field[1] not in field_names():
+            raise InputError(unknown_field(field[1]))
+    try:
+        rest = flags.FLAGS(argv)[1:]
+        config = _CONFIG.value
+        # Why a file could not be read, it says only when something is asked of it.
+        getattr(config, "to_dict", None)
+    except Exception as fault:  # A config file may raise anything.
+        raise InputError(_one_line(fault)) from fault
+    if rest:
+        raise InputError(f"argument {rest[0]!r} is unknown; flags begin with --")
+    if not _CONFIG.present:
+        raise InputError("--config is missing: give a file of configs/")
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"{name}: get_config() must return the ConfigDict of base_config(), "
+            f"not {type(config).__name__}"
+        )
+    return config, _WORKDIR.value or pathlib.Path("runs") / pathlib.Path(name).stem
+
+
+def _one_line(fault):
+    """What was wrong on the command line or, where not there, in the config file."""
+    text = str(fault).strip()
+    if field := re.search(r'[Kk]ey "([\w.]+)" does not exist', text):
+        return unknown_field(field[1])
+    if field := re.match(r"flag --config\.([\w.]+)=(.*?): ", text):
+        return wrong_type(field[1], field[2])
+    if isinstance(fault, flags.UnrecognizedFlagError):
+        return f"{text}; allowed: --config, --config.FIELD, --workdir"
+    if reason := re.search(r"\[Errno \d+\] (.*)", text):
+        return f"--config cannot be read: {reason[1]}; give a file of configs/"
+    if text.startswith("flag --config="):
+        return f"the file of --config fails: {text.splitlines()[-1]}"  # A traceback's.
+    if isinstance(fault, flags.Error):
+        return " ".join(text.split())
+    kind = type(fault).__name__
+    return f"the file of --config fails: {kind}: {' '.join(text.split())}"
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv)
+    except (InputError, TrainingStoppedError) as fault:
+        sys.exit(f"error: {fault}")

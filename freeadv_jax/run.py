@@ -1,0 +1,266 @@
+"""A run folder: what lies in it, who may write there, and the model it holds.
+
+run.json         the configuration, and what the model must know of the data
+metrics.jsonl    what was measured on the way
+checkpoints/     the newest states and the best
+results.json     the outcome
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from freeadv_jax import optim, parallel
+from freeadv_jax.checkpoint import Checkpoints
+from freeadv_jax.config import base_config, differences, replays, validate
+from freeadv_jax.errors import InputError
+from freeadv_jax.models import build_model
+from freeadv_jax.state import TrainState, create_state
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "ml-collections",
+    "numpy",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A folder whose configuration is settled."""
+
+    workdir: pathlib.Path
+    config: ConfigDict
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    def model(self):
+        """The network with its normalisation in front, as the configuration says."""
+        model = self.config.model
+        return build_model(
+            model.name,
+            num_classes=self.num_classes,
+            image_shape=self.image_shape,
+            normalization=model.normalization,
+            mean=tuple(model.mean),
+            std=tuple(model.std),
+            dtype=model.dtype,
+            batch_norm_axis=parallel.AXIS if model.sync_batch_norm else None,
+        )
+
+    def learning_rate(self) -> Callable:
+        """The learning rate as a function of the update."""
+        optimizer = self.config.optimizer
+        return optim.learning_rate_schedule(
+            optimizer.schedule,
+            peak=optimizer.learning_rate,
+            updates=self.config.updates,
+            turns=tuple(optimizer.turns),
+        )
+
+    def optimizer(self):
+        """The optax transformation, as the configuration says."""
+        optimizer = self.config.optimizer
+        return optim.sgd(
+            self.learning_rate(),
+            momentum=optimizer.momentum,
+            nesterov=optimizer.nesterov,
+            weight_decay=optimizer.weight_decay,
+            decayed=optimizer.decayed,
+        )
+
+    def initial_state(self) -> TrainState:
+        """The state before the first minibatch."""
+        return create_state(
+            self.model(),
+            self.optimizer(),
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            image_shape=self.image_shape,
+        )
+
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints, open for saving."""
+        return Checkpoints(
+            self.workdir / "checkpoints", keep=self.config.checkpoint.keep
+        )
+
+    @property
+    def steps(self) -> int:
+        """Minibatches in the whole budget."""
+        return self.config.updates // replays(self.config)
+
+
+def open_run(workdir, config: ConfigDict, *, num_classes, image_shape) -> Run:
+    """The run in `workdir`, begun there or continued.
+
+    InputError where the folder cannot be written, holds something else, or was made
+    with another configuration (apart from the fields of config.FREE_TO_CHANGE).
+    """
+    workdir = pathlib.Path(workdir)
+    record = workdir / "run.json"
+    if record.exists():
+        saved = read_json(record)
+        if changed := differences(saved["config"], config):
+            raise InputError(
+                f"{workdir} was made with another configuration: {'; '.join(changed)}; "
+                "use another --workdir"
+            )
+    elif workdir.is_dir() and any(workdir.iterdir()):
+        raise InputError(
+            f"{workdir} is not empty and holds no run (no run.json); "
+            "use another --workdir"
+        )
+    run = Run(workdir, config, num_classes, tuple(image_shape))
+    run.model()  # Says what does not fit before anything is written.
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(
+            record,
+            {
+                "config": config.to_dict(),
+                "num_classes": num_classes,
+                "image_shape": list(image_shape),
+            },
+        )
+    except OSError as fault:
+        raise InputError(f"{workdir} cannot be written: {fault.strerror}") from fault
+    return run
+
+
+def read_run(workdir) -> Run:
+    """The run that lies in `workdir`; InputError where there is none."""
+    workdir = pathlib.Path(workdir)
+    record = workdir / "run.json"
+    if not record.exists():
+        raise InputError(f"{workdir} holds no run: there is no {record}")
+    saved = read_json(record)
+    config = base_config()
+    config.update(saved["config"])
+    validate(config)
+    return Run(workdir, config, saved["num_classes"], tuple(saved["image_shape"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A trained model: classifier(images) -> logits.
+
+    `images` are float [b, h, w, c] in [0, 1], `image_shape` is (h, w, c), the logits
+    float32 [b, num_classes]. Differentiable, and traceable by jax.jit.
+    """
+
+    logits_fn: Callable
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+    def __call__(self, images):
+        if np.shape(images)[1:] != self.image_shape or np.ndim(images) != 4:
+            raise InputError(
+                f"images of shape {np.shape(images)}: this model takes "
+                f"[b, {', '.join(map(str, self.image_shape))}]"
+            )
+        if not np.issubdtype(images.dtype, np.floating):
+            raise InputError(
+                f"images of type {images.dtype}: this model takes floats in [0, 1]; "
+                "divide by 255"
+            )
+        return self.logits_fn(images)
+
+
+def load(workdir, *, checkpoint: str = "last") -> Classifier:
+    """The trained model of a run folder, from its 'last' or 'best' checkpoint."""
+    if checkpoint not in ("last", "best"):
+        raise InputError(f"checkpoint {checkpoint!r} is unknown; allowed: last, best")
+    run = read_run(workdir)
+    saved = None
+    if (run.workdir / "checkpoints").is_dir():
+        checkpoints = run.checkpoints()
+        saved = checkpoints.restore(jax.eval_shape(run.initial_state), checkpoint)
+        checkpoints.close()
+    if saved is None:
+        raise InputError(f"{run.workdir} holds no checkpoint yet")
+    state, _ = saved
+    model = run.model()
+
+    @jax.jit
+    def logits_fn(variables, images):
+        return model.apply(variables, images, train=False)
+
+    return Classifier(
+        logits_fn=functools.partial(logits_fn, jax.device_put(state.variables)),
+        num_classes=run.num_classes,
+        image_shape=run.image_shape,
+    )
+
+
+def environment() -> dict:
+    """Versions, devices and commit, for the record of a result."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "freeadv_jax": _version("freeadv_jax"),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "cpu_count": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """InputError where the file is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as fault:
+        raise InputError(f"{path} is damaged: {fault}") from fault
+
+
+def write_json(path: pathlib.Path, content: dict) -> None:
+    """All of it or nothing: a reader never sees half a file."""
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit():
+    """The commit of the checkout this package runs from, None where it is installed."""
+    source = pathlib.Path(__file__)
+    git = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
+    try:
+        # An installed copy may lie inside somebody else's checkout: not its commit.
+        git(["git", "-C", source.parent, "ls-files", "--error-unmatch", source.name])
+        described = git(
+            [
+                "git",
+                "-C",
+                source.parent,
+                "describe",
+                "--always",
+                "--dirty",
+                "--abbrev=40",
+            ]
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

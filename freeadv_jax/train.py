@@ -1,0 +1,225 @@
+"""Training, top to bottom: from a configuration to a run folder with a model in it."""
+
+import contextlib
+import functools
+import itertools
+import signal
+import sys
+import threading
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from freeadv_jax import config as fields
+from freeadv_jax import parallel
+from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.data.arrays import ArrayDataset
+from freeadv_jax.data.sampling import array_batches, steps_per_pass
+from freeadv_jax.errors import InputError, TrainingStoppedError
+from freeadv_jax.evaluate import configured_attacks, make_evaluator
+from freeadv_jax.metrics import MetricsLog
+from freeadv_jax.parallel import REPLICATED, SPLIT
+from freeadv_jax.run import Run
+from freeadv_jax.state import TrainState
+from freeadv_jax.training.free import free_train_step
+from freeadv_jax.training.pgd import pgd_train_step
+from freeadv_jax.training.trades import trades_train_step
+from freeadv_jax.watch import Watch
+
+# How the state lies on the devices: delta goes with the images of the batch.
+STATE_LAYOUT = TrainState(
+    step=REPLICATED,
+    seed=REPLICATED,
+    params=REPLICATED,
+    batch_stats=REPLICATED,
+    opt_state=REPLICATED,
+    delta=SPLIT,
+)
+
+
+def make_train_step(config: ConfigDict, *, model, tx):
+    """The method's step over all devices: (state, batch) -> (state, metrics).
+
+    The state is donated: the one passed in is gone afterwards.
+    """
+    attack = config.attack
+    common = {"model": model, "tx": tx, "axis_name": parallel.AXIS}
+    adversarial = common | {
+        "threat": Threat(attack.norm, attack.epsilon),
+        "step_size": attack.step_size,
+    }
+    natural = common | {"threat": Threat(attack.norm, 0.0), "step_size": 0.0}
+    partial = functools.partial
+    methods = {
+        "natural": partial(free_train_step, **natural, replays=1),
+        "free": partial(
+            free_train_step,
+            **adversarial,
+            replays=attack.replays,
+            straight_through=attack.straight_through,
+        ),
+        "pgd": partial(pgd_train_step, **adversarial, steps=attack.steps),
+        "fgsm-rs": partial(pgd_train_step, **adversarial, steps=1),
+        "trades": partial(
+            trades_train_step, **adversarial, steps=attack.steps, beta=attack.beta
+        ),
+    }
+    return parallel.spmd(
+        methods[config.method],
+        inputs=(STATE_LAYOUT, SPLIT),
+        outputs=(STATE_LAYOUT, REPLICATED),
+        donate=0,
+    )
+
+
+def train(run: Run, dataset: ArrayDataset) -> tuple[TrainState, dict]:
+    """Trains to the end of the budget, from the newest checkpoint where there is one.
+
+    Returns the state on the host, and the `training` of results.json. On SIGTERM it
+    saves and exits with status 0. TrainingStoppedError where the loss or a weight is
+    not finite or, if so configured, robust accuracy collapses; the checkpoints saved
+    before that are kept.
+    """
+    config, replays = run.config, fields.replays(run.config)
+    parallel.check_batch_size(config.batch_size)
+    per_pass = steps_per_pass(len(dataset.train.labels), config.batch_size)
+    validation_period = max(1, round(config.validation.every_passes * per_pass))
+
+    def every(updates):
+        period = max(1, updates // replays)
+        return lambda step: step % period == 0 or step == run.steps
+
+    saves_at = every(config.checkpoint.every_updates)
+    validates_at = every(validation_period * replays)
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(contextlib.closing(run.checkpoints()))
+        restored = checkpoints.restore(jax.eval_shape(run.initial_state))
+        state, saved = restored or (run.initial_state(), {})
+        first = int(state.step)
+        if first > run.steps:
+            raise InputError(
+                f"{run.workdir} is already at update {first * replays}: "
+                f"updates = {config.updates} is less"
+            )
+        if first:
+            print(f"resumed at update {first * replays}", flush=True)
+        log = MetricsLog(run.workdir, last_step=first)
+        watch = Watch(
+            stack.enter_context(contextlib.closing(log)),
+            replays=replays,
+            updates=config.updates,
+            logs_at=every(config.logging.every_updates),
+            learning_rate=run.learning_rate(),
+            first_step=first,
+            saved=saved,
+        )
+        spending = watch.clock.spending
+        validate = _make_validation(run, dataset.validation)
+        state = parallel.place(state, STATE_LAYOUT)
+        if first < run.steps:
+            with spending("compiling"):
+                batches = _batches(run, dataset, first)
+                batch = next(batches)
+                train_step = make_train_step(
+                    config, model=run.model(), tx=run.optimizer()
+                )
+                train_step = train_step.lower(state, batch).compile()
+            batches = itertools.chain([batch], batches)
+
+        terminated = stack.enter_context(_sigterm())
+        unread = None
+        for step in range(first + 1, run.steps + 1):
+            validates = validate and validates_at(step)
+            saves = validates or saves_at(step) or terminated.is_set()
+            with spending("training"):
+                with spending("waiting"):
+                    batch = next(batches)
+                state, metrics = train_step(state, batch)
+                # Read the step before's while the device does this one.
+                if unread:
+                    watch.step(*unread)
+                unread = step, metrics
+                if saves:
+                    watch.step(*unread)
+                    unread = None
+            robust = None
+            if validates:
+                accuracies = validate(state)
+                robust = accuracies["pgd-10"]
+                watch.validation(step, **accuracies)
+                collapse = config.method != "natural" and watch.collapse()
+                if collapse and config.validation.stop_on_collapse:
+                    raise TrainingStoppedError(collapse)
+            if saves:
+                checkpoints.save(state, progress=watch.progress(), robust=robust)
+            if saves and terminated.is_set():
+                checkpoints.wait()
+                print(
+                    f"SIGTERM: saved at update {step * replays}; "
+                    "the same command goes on from there",
+                    flush=True,
+                )
+                sys.exit(0)
+    return parallel.fetch(state), _training_record(config, watch.clock.seconds)
+
+
+def _batches(run, dataset, first_step):
+    return array_batches(
+        dataset.train,
+        batch_size=run.config.batch_size,
+        seed=run.config.seed,
+        pad=run.config.data.pad,
+        flip=run.config.data.flip,
+        arrays_sharding=parallel.sharding(REPLICATED),
+        batch_sharding=parallel.sharding(SPLIT),
+    )(first_step)
+
+
+def _make_validation(run, split):
+    """state -> natural and PGD-10 accuracy on `split`; None where it is empty."""
+    if not len(split.labels):
+        return None
+    config = run.config
+    outcomes = make_evaluator(
+        run.model(),
+        threat=Threat(config.attack.norm, config.attack.epsilon),
+        batch_size=config.evaluation.batch_size,
+    )
+    attacks = configured_attacks(config, ("natural", "pgd-10"))
+
+    def validate(state):
+        return {
+            attack.name: float(np.mean(outcomes(state.variables, split, attack)))
+            for attack in attacks
+        }
+
+    return validate
+
+
+def _training_record(config, seconds):
+    images = config.updates * config.batch_size
+    training = seconds["training"]
+    return {
+        "updates": config.updates,
+        "seconds": training,
+        "seconds_per_update": training / config.updates,
+        "images_per_second": images / training,
+        "input_wait_fraction": seconds["waiting"] / training,
+        "compile_seconds": seconds["compiling"],
+    }
+
+
+@contextlib.contextmanager
+def _sigterm():
+    """An event that SIGTERM sets, instead of ending the process, inside the `with`."""
+    terminated = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield terminated  # Only the main thread may handle signals.
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,207 @@
+"""The configuration: what may stand in each field, and what a run may change."""
+
+import json
+import math
+
+import pytest
+
+from freeadv_jax.config import (
+    FREE_TO_CHANGE,
+    base_config,
+    differences,
+    field_names,
+    replays,
+    unknown_field,
+    validate,
+)
+from freeadv_jax.errors import InputError
+
+
+def with_values(**values):
+    """base_config() with fields set; `__` stands for the dot in a field's name."""
+    config = base_config()
+    for name, value in values.items():
+        field = name.replace("__", ".")
+        group, _, last = field.rpartition(".")
+        setattr(config[group] if group else config, last, value)
+    return config
+
+
+def message_of(config):
+    with pytest.raises(InputError) as raised:
+        validate(config)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_base_recipe_is_valid():
+    validate(base_config())
+
+
+def test_the_base_recipe_takes_no_new_field():
+    config = base_config()
+    with pytest.raises(AttributeError, match="updatez"):
+        config.updatez = 1
+    with pytest.raises(AttributeError, match="epsilonn"):
+        config.attack.epsilonn = 0.1
+
+
+def test_a_changed_recipe_leaves_the_next_one_as_it_was():
+    base_config().attack.epsilon = 0.5
+    assert base_config().attack.epsilon == 8 / 255
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("method", "freee", "natural, free, pgd, fgsm-rs, trades"),
+        ("updates", 0, "1 or more"),
+        ("updates", True, "a whole number, such as 80000"),
+        ("batch_size", 0, "1 or more"),
+        ("seed", -1, "0 to 2**32 - 1"),
+        ("seed", 2**32, "0 to 2**32 - 1"),
+        ("data.validation_examples", -1, "0 or more"),
+        ("data.pad", -1, "0 or more"),
+        ("model.normalization", "batch", "per_image, mean_std"),
+        ("model.mean", (math.nan,), "finite"),
+        ("model.mean", (0,), "all of one type"),
+        ("model.std", (0.0,), "all above 0"),
+        ("model.dtype", "float16", "float32, bfloat16"),
+        ("optimizer.learning_rate", 0.0, "above 0"),
+        ("optimizer.learning_rate", math.inf, "a finite number"),
+        ("optimizer.schedule", "cosine", "step, triangular"),
+        ("optimizer.turns", (0.75, 0.5), "rising fractions"),
+        ("optimizer.turns", (0.5, 1.0), "above 0 and below 1"),
+        ("optimizer.momentum", 1.0, "0 up to below 1"),
+        ("optimizer.weight_decay", -1e-4, "0 or more"),
+        ("optimizer.decayed", "some", "kernels, all"),
+        ("attack.norm", "l1", "linf, l2"),
+        ("attack.epsilon", 0.0, "above 0"),
+        ("attack.epsilon", 8.0, "8 / 255"),
+        ("attack.step_size", 10.0, "10 / 255|8 / 255"),
+        ("attack.replays", 0, "1 or more"),
+        ("attack.steps", 0, "1 or more"),
+        ("attack.beta", -1.0, "0 or more"),
+        ("validation.every_passes", 0.0, "above 0"),
+        ("checkpoint.every_updates", 0, "1 or more"),
+        ("checkpoint.keep", 0, "1 or more"),
+        ("logging.every_updates", 0, "1 or more"),
+        ("evaluation.attacks", (), "at least one attack"),
+        ("evaluation.step_size", 2.5, "8 / 255"),
+        ("evaluation.examples", -1, "0 or more"),
+        ("evaluation.batch_size", 0, "1 or more"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_what_may_be(field, value, allowed):
+    message = message_of(with_values(**{field.replace(".", "__"): value}))
+    assert message.startswith(f"{field} = {value!r}: ")
+    assert any(words in message for words in allowed.split("|"))
+
+
+def test_updates_that_are_no_multiple_of_replays_are_told_the_nearest():
+    message = message_of(with_values(updates=804))
+    assert "attack.replays = 8; nearest: 800 or 808" in message
+    message = message_of(with_values(updates=5))
+    assert message.endswith("nearest: 8")
+
+
+def test_replays_count_only_in_free_training():
+    assert replays(base_config()) == 8
+    config = with_values(method="pgd", updates=805)
+    validate(config)
+    assert replays(config) == 1
+
+
+def test_the_triangular_schedule_has_one_turn():
+    message = message_of(with_values(optimizer__schedule="triangular"))
+    assert "one turn" in message
+    validate(
+        with_values(optimizer__schedule="triangular", optimizer__turns=(0.5,)),
+    )
+
+
+def test_an_l2_epsilon_may_exceed_one():
+    validate(with_values(attack__norm="l2", attack__epsilon=1.5))
+
+
+def test_a_field_that_lacks_or_is_too_many_is_named():
+    config = base_config().unlock()
+    del config.attack["beta"]
+    assert "lacks attack.beta" in message_of(config)
+    config = base_config().unlock()
+    config.attack.betta = 6.0
+    assert "no field 'attack.betta'; did you mean 'attack.beta'" in message_of(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("updatez", "updates"),
+        ("attack.epsilonn", "attack.epsilon"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("atack.replay", "attack.replays"),
+        ("batchsize", "batch_size"),
+    ],
+)
+def test_an_unknown_field_is_told_the_nearest(name, nearest):
+    assert unknown_field(name) == (
+        f"config has no field {name!r}; did you mean {nearest!r}?"
+    )
+
+
+def test_an_unknown_field_like_no_other_is_told_them_all():
+    message = unknown_field("zzzzzz")
+    assert all(field in message for field in field_names())
+    assert "\n" not in message
+
+
+def test_a_configuration_does_not_differ_from_its_own_json():
+    saved = json.loads(json.dumps(base_config().to_dict()))
+    assert differences(saved, base_config()) == []
+
+
+@pytest.mark.parametrize("field", field_names())
+def test_a_run_may_change_only_what_leaves_its_weights(field):
+    saved = json.loads(json.dumps(base_config().to_dict()))
+    config = base_config()
+    group, _, last = field.rpartition(".")
+    holder = config[group] if group else config
+    old = holder[last]
+    new = {
+        bool: lambda: not old,
+        int: lambda: old + 8,
+        float: lambda: old / 2,
+        str: lambda: f"{old}x",
+        tuple: lambda: (*old, *old),
+    }[type(old)]()
+    if old == new:  # An epsilon of zero, halved.
+        new = old + 1
+    setattr(holder, last, new)
+    free = {
+        "updates",
+        "data.dir",
+        "validation.every_passes",
+        "validation.stop_on_collapse",
+        "checkpoint.every_updates",
+        "checkpoint.keep",
+        "logging.every_updates",
+        "evaluation.attacks",
+        "evaluation.step_size",
+        "evaluation.examples",
+        "evaluation.batch_size",
+    }
+    expected = [] if field in free else [f"{field}: {old!r} -> {new!r}"]
+    assert differences(saved, config) == expected
+
+
+def test_a_field_that_a_saved_run_lacks_is_a_difference():
+    saved = base_config().to_dict()
+    del saved["attack"]["beta"]
+    assert differences(saved, base_config()) == ["attack.beta: None -> 6.0"]
+
+
+def test_free_to_change_names_fields_that_exist():
+    names = field_names()
+    for free in FREE_TO_CHANGE:
+        assert any(name == free or name.startswith(f"{free}.") for name in names)

@@ -1,0 +1,144 @@
+"""The files of `configs/`: each loads, is a record, and states its row's recipe."""
+
+import ast
+import pathlib
+import re
+import runpy
+
+import jax
+import pytest
+
+from freeadv_jax.config import validate
+from freeadv_jax.evaluate import configured_attacks
+from freeadv_jax.run import Run
+
+FILES = {path.stem: path for path in sorted(pathlib.Path("configs").glob("*.py"))}
+FAST = ("cifar10_fast_fgsm_rs", "cifar10_fast_free8", "cifar10_fast_pgd7")
+PAPER = [
+    f"{data}_{row}"
+    for data, rows in {
+        "cifar10": ("natural", "free2", "free4", "free8", "free10", "pgd7"),
+        "cifar100": ("natural", "free2", "free4", "free8", "free10", "pgd2", "pgd7"),
+    }.items()
+    for row in rows
+]
+
+
+def config_of(name):
+    return runpy.run_path(str(FILES[name]))["get_config"]()
+
+
+def docstring_of(name):
+    return ast.get_docstring(ast.parse(FILES[name].read_text()))
+
+
+def parameters(config, num_classes):
+    run = Run(pathlib.Path("nowhere"), config, num_classes, (32, 32, 3))
+    params = jax.eval_shape(run.initial_state).params
+    return sum(array.size for array in jax.tree.leaves(params))
+
+
+def test_every_row_of_the_tables_has_its_file():
+    assert set(PAPER) | set(FAST) <= set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_configuration_is_valid(name):
+    config = config_of(name)
+    assert config.is_locked
+    validate(config)
+    attacks = configured_attacks(config, config.evaluation.attacks)
+    assert attacks[0].name == "natural"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_docstring_is_the_record(name):
+    lines = docstring_of(name).splitlines()
+    command = f"Command: python -m freeadv_jax.main --config=configs/{name}.py"
+    if not name.startswith("digits"):
+        command += " --config.data.dir=DIR"
+        assert any(line.startswith("Published: ") for line in lines)
+    assert command in lines
+    assert any(line.startswith("Ours: ") for line in lines)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_row_of_the_paper_has_the_papers_recipe(name):
+    config = config_of(name)
+    data, row = name.split("_")
+    kind, number = re.fullmatch(r"(natural|free|pgd)(\d*)", row).groups()
+    assert config.method == kind
+    assert config.data.name == data
+    assert config.updates == 80_000
+    assert config.batch_size == 128
+    assert (config.data.pad, config.data.flip) == (2, True)
+    assert config.model.name == "wrn-32-10-madry"
+    assert config.model.normalization == "per_image"
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule) == (0.1, "step")
+    assert optimizer.turns == (0.5, 0.75)
+    assert (optimizer.momentum, optimizer.nesterov) == (0.9, False)
+    assert (optimizer.weight_decay, optimizer.decayed) == (2e-4, "kernels")
+    assert (config.attack.norm, config.attack.epsilon) == ("linf", 8 / 255)
+    if kind == "free":
+        assert config.attack.replays == int(number)
+        assert config.attack.step_size == config.attack.epsilon
+        assert not config.attack.straight_through
+    if kind == "pgd":
+        assert config.attack.steps == int(number)
+        assert config.attack.step_size == 2 / 255
+    assert config.evaluation.attacks == (
+        "natural",
+        "pgd-20",
+        "pgd-100",
+        "cw-100",
+        "pgd-20-x10",
+    )
+    assert config.evaluation.step_size == 2 / 255
+    assert config.evaluation.examples == 0
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_row_of_fast_is_better_than_free_has_its_recipe(name):
+    config = config_of(name)
+    assert config.data.name == "cifar10"
+    assert config.batch_size == 128
+    assert (config.data.pad, config.data.flip) == (4, True)
+    assert config.model.name == "preact-resnet-18"
+    assert config.model.normalization == "mean_std"
+    assert config.model.mean == (0.4914, 0.4822, 0.4465)
+    assert config.model.std == (0.2471, 0.2435, 0.2616)
+    optimizer = config.optimizer
+    assert (optimizer.schedule, optimizer.turns) == ("triangular", (0.5,))
+    assert (optimizer.momentum, optimizer.nesterov) == (0.9, False)
+    assert (optimizer.weight_decay, optimizer.decayed) == (5e-4, "all")
+    assert config.attack.epsilon == 8 / 255
+    assert config.evaluation.attacks == ("natural", "pgd-50-x10")
+    assert config.evaluation.step_size == 2 / 255
+    passes, replays = (10, 8) if name.endswith("free8") else (15, 1)
+    assert config.updates == passes * (50_000 // 128) * replays
+    assert (
+        config.method,
+        config.optimizer.learning_rate,
+        config.attack.step_size,
+    ) == {
+        "cifar10_fast_fgsm_rs": ("fgsm-rs", 0.2, 10 / 255),
+        "cifar10_fast_free8": ("free", 0.04, 8 / 255),
+        "cifar10_fast_pgd7": ("pgd", 0.2, 2 / 255),
+    }[name]
+    if config.method == "free":
+        assert config.attack.replays == 8
+    if config.method == "pgd":
+        assert config.attack.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "count"),
+    [("cifar10_free8", 10, 45_901_914), ("cifar100_free8", 100, 45_959_604)],
+)
+def test_the_papers_network_has_its_number_of_parameters(name, classes, count):
+    assert parameters(config_of(name), classes) == count
+
+
+def test_preact_resnet_18_has_its_number_of_parameters():
+    assert parameters(config_of("cifar10_fast_free8"), 10) == 11_172_170

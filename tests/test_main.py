@@ -1,0 +1,421 @@
+"""The main job's command line: bad input is answered in one line and harms nothing."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+
+import freeadv_jax
+from freeadv_jax.errors import InputError
+from freeadv_jax.main import main
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+# Free-8 on digits in two minibatches.
+TINY = """
+from freeadv_jax.config import base_config
+
+
+def get_config():
+    config = base_config()
+    config.updates = 16
+    config.batch_size = 64
+    config.data.name = "digits"
+    config.data.pad = 0
+    config.data.flip = False
+    config.model.name = "small-cnn"
+    config.model.normalization = "mean_std"
+    config.optimizer.schedule = "triangular"
+    config.optimizer.turns = (0.5,)
+    config.attack.epsilon = 0.2
+    config.attack.step_size = 0.2
+    config.evaluation.attacks = ("natural",)
+    config.evaluation.examples = 64
+    config.evaluation.batch_size = 64
+    return config
+"""
+
+
+def call(*arguments):
+    """main() as from the command line; leaves flags and signals as they were."""
+    argv = ["main", *map(str, arguments)]
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with mock.patch.object(sys, "argv", argv):
+            main(argv)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        # The next config file would be loaded into the module of this one.
+        sys.modules.pop("config_config", None)
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)
+        for name in ("config", "workdir"):
+            flags.FLAGS[name].unparse()
+        flags.FLAGS.unparse_flags()
+
+
+def content(folder):
+    """{path: bytes} of all that lies under `folder`, None for a folder itself."""
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def refused(*arguments):
+    """The one line with which main() refuses."""
+    with pytest.raises(InputError) as raised:
+        call(*arguments)
+    message = str(raised.value)
+    assert message and "\n" not in message
+    return message
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder it was started in, config file) of a run in its default workdir."""
+    place = tmp_path_factory.mktemp("finished")
+    path = tmp_path_factory.mktemp("elsewhere") / "tiny.py"
+    path.write_text(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        call(f"--config={path}")
+    return place, path
+
+
+@pytest.fixture
+def run_copy(finished, tmp_path):
+    place, _ = finished
+    return shutil.copytree(place / "runs/tiny", tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("argument", "wrong", "allowed"),
+    [
+        # The command line itself.
+        ("stray", "'stray'", "flags begin with --"),
+        ("--workdirr=x", "'workdirr'", "workdir"),
+        ("--nosuch=1", "'nosuch'", "allowed: --config"),
+        ("--config.updatez=1", "'updatez'", "'updates'"),
+        ("--config.attack.epsilonn=1", "'attack.epsilonn'", "'attack.epsilon'"),
+        ("--config.atack.epsilon=1", "'atack.epsilon'", "'attack.epsilon'"),
+        ("--config.attack=1", "'attack'", "did you mean"),
+        ("--config.updates", "--config.updates", "Missing value"),
+        # Types.
+        ("--config.updates=many", "updates = 'many'", "a whole number"),
+        ("--config.updates=8.5", "updates = '8.5'", "a whole number"),
+        ("--config.attack.epsilon=eight", "epsilon = 'eight'", "a finite number"),
+        ("--config.data.flip=perhaps", "data.flip = 'perhaps'", "true or false"),
+        ("--config.model.mean=(1,'a')", "model.mean = (1, 'a')", "(0.0,)"),
+        ("--config.optimizer.turns=half", "turns = ('half',)", "(0.5, 0.75)"),
+        # Numbers.
+        ("--config.attack.epsilon=8", "epsilon = 8.0", "8 / 255"),
+        ("--config.attack.epsilon=0", "epsilon = 0.0", "above 0"),
+        ("--config.attack.epsilon=-0.1", "epsilon = -0.1", "above 0"),
+        ("--config.attack.epsilon=nan", "epsilon = nan", "a finite number"),
+        ("--config.evaluation.step_size=inf", "step_size = inf", "a finite number"),
+        ("--config.attack.replays=0", "attack.replays = 0", "1 or more"),
+        ("--config.updates=0", "updates = 0", "1 or more"),
+        ("--config.updates=20", "updates = 20", "nearest: 16 or 24"),
+        ("--config.seed=-1", "seed = -1", "0 to 2**32 - 1"),
+        ("--config.optimizer.turns=(0.75,0.5)", "(0.75, 0.5)", "rising fractions"),
+        ("--config.batch_size=1352", "1,352", "1 to 1,347"),
+        ("--config.batch_size=60", "batch of 60", "8 devices"),
+        ("--config.data.validation_examples=1347", "1347", "0 to 1,346"),
+        # Names.
+        ("--config.method=freee", "'freee'", "natural, free, pgd, fgsm-rs, trades"),
+        ("--config.attack.norm=l1", "'l1'", "linf, l2"),
+        ("--config.model.name=resnet-51", "'resnet-51'", "resnet-50"),
+        ("--config.optimizer.schedule=cosine", "'cosine'", "step, triangular"),
+        ("--config.model.dtype=float16", "'float16'", "float32, bfloat16"),
+        ("--config.evaluation.attacks=('pgd',)", "'pgd'", "pgd-<steps>"),
+        ("--config.evaluation.attacks=('pgd-0',)", "'pgd-0'", "pgd-<steps>"),
+        ("--config.data.name=digit", "'digit'", "did you mean 'digits'"),
+        # What does not fit together.
+        ("--config.model.name=resnet-50", "(8, 8, 1)", "sides of at least 32"),
+        ("--config.model.mean=(0.1,0.2)", "2 numbers", "each of the 1 channels"),
+        ("--config.optimizer.turns=(0.25,0.5)", "(0.25, 0.5)", "one turn"),
+    ],
+)
+def test_a_bad_argument_is_named_with_what_is_allowed(
+    config_file, tmp_path, argument, wrong, allowed
+):
+    workdir = tmp_path / "run"
+    message = refused(f"--config={config_file}", f"--workdir={workdir}", argument)
+    assert wrong in message
+    assert allowed in message
+    assert not workdir.exists()
+
+
+def test_no_config_at_all_is_refused():
+    assert refused().startswith("--config is missing")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("x = (", "SyntaxError: '(' was never closed"),
+        ("import nosuchmodule", "ModuleNotFoundError: No module named 'nosuchmodule'"),
+        ("def get_config():\n    raise ValueError('it failed')", "it failed"),
+        ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
+        ("x = 1", "no attribute 'get_config'"),
+        ("def get_config():\n    pass", "get_config() must return the ConfigDict"),
+        ("def get_config():\n    return {'a': 1}", "must return the ConfigDict"),
+        (
+            TINY.replace("config.updates", "config.updatez"),
+            "no field 'updatez'; did you mean 'updates'",
+        ),
+        (
+            TINY.replace("config.attack.epsilon", "config.attack.epsilonn"),
+            "no field 'epsilonn'; did you mean 'attack.epsilon'",
+        ),
+        (TINY.replace("updates = 16", "updates = 'many'"), "'updates'"),
+        (TINY.replace("epsilon = 0.2", "epsilon = 8.0"), "attack.epsilon = 8.0"),
+    ],
+)
+def test_a_bad_config_file_is_refused(config_file, tmp_path, text, message):
+    if text is None:
+        config_file.unlink()
+    else:
+        config_file.write_text(text)
+    workdir = tmp_path / "run"
+    assert message in refused(f"--config={config_file}", f"--workdir={workdir}")
+    assert not workdir.exists()
+
+
+def test_a_missing_config_file_is_named_whatever_follows(tmp_path):
+    message = refused(f"--config={tmp_path / 'none.py'}", "--config.updates=8")
+    assert f"No such file or directory: '{tmp_path / 'none.py'}'" in message
+    assert "give a file of configs/" in message
+
+
+def cifar10(folder, *, truncated=False, missing=None, label=0):
+    """CIFAR-10 in binary form, all pixels and labels 0; label 11 may stand in it."""
+    folder.mkdir()
+    names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
+    for name in names:
+        with open(folder / name, "wb") as file:
+            file.truncate(30_730_000)
+    with open(folder / "data_batch_3.bin", "r+b") as file:
+        file.seek(3073)
+        file.write(bytes([label]))
+        if truncated:
+            file.truncate(1_000)
+    if missing:
+        (folder / missing).unlink()
+
+
+@pytest.mark.parametrize(
+    ("fault", "wrong", "expected"),
+    [
+        (None, "does not exist", "cifar-10-batches-bin"),
+        ({"missing": "data_batch_2.bin"}, "data_batch_2.bin", "is missing"),
+        ({"truncated": True}, "data_batch_3.bin: 1,000 bytes", "exactly 30,730,000"),
+        ({"label": 11}, "label 11 of image 1", "0 to 9"),
+    ],
+)
+def test_bad_data_are_refused(config_file, tmp_path, fault, wrong, expected):
+    data, workdir = tmp_path / "data", tmp_path / "run"
+    if fault:
+        cifar10(data, **fault)
+    message = refused(
+        f"--config={config_file}",
+        f"--workdir={workdir}",
+        "--config.data.name=cifar10",
+        f"--config.data.dir={data}",
+    )
+    assert str(data) in message
+    assert wrong in message
+    assert expected in message
+    assert not workdir.exists()
+
+
+def test_data_without_a_directory_are_refused(config_file, tmp_path):
+    message = refused(
+        f"--config={config_file}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.name=cifar10",
+    )
+    assert "'cifar10' needs a data directory" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workdir", ["file", "file/run"])
+def test_a_file_in_the_way_of_the_workdir_is_kept(config_file, tmp_path, workdir):
+    (tmp_path / "file").write_text("precious")
+    message = refused(f"--config={config_file}", f"--workdir={tmp_path / workdir}")
+    assert f"{tmp_path / workdir} cannot be written" in message
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_workdir_that_holds_something_else_is_kept(config_file, tmp_path):
+    workdir = tmp_path / "home"
+    workdir.mkdir()
+    (workdir / "thesis.tex").write_text("precious")
+    before = content(workdir)
+    message = refused(f"--config={config_file}", f"--workdir={workdir}")
+    assert "not empty and holds no run" in message
+    assert "another --workdir" in message
+    assert content(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (
+            ["--config.attack.epsilon=0.1", "--config.seed=3"],
+            ["attack.epsilon: 0.2 -> 0.1", "seed: 0 -> 3", "use another --workdir"],
+        ),
+        (
+            ["--config.model.mean=(0.5,)"],
+            ["model.mean: (0.0,) -> (0.5,)", "use another --workdir"],
+        ),
+        (["--config.updates=8"], ["already at update 16", "updates = 8 is less"]),
+    ],
+)
+def test_a_run_made_with_another_configuration_is_kept(
+    finished, run_copy, arguments, messages
+):
+    before = content(run_copy)
+    message = refused(f"--config={finished[1]}", f"--workdir={run_copy}", *arguments)
+    assert all(part in message for part in messages)
+    assert content(run_copy) == before
+
+
+@pytest.mark.parametrize("text", ["", '{"config": {', "\xff", "[]", "{}", "3"])
+def test_a_damaged_record_is_refused_and_kept(finished, run_copy, text):
+    (run_copy / "run.json").write_text(text, encoding="latin-1")
+    before = content(run_copy)
+    message = refused(f"--config={finished[1]}", f"--workdir={run_copy}")
+    assert f"{run_copy / 'run.json'} is damaged" in message
+    assert content(run_copy) == before
+
+
+def test_the_workdir_is_named_after_the_config_file(finished):
+    place, _ = finished
+    results = json.loads((place / "runs/tiny/results.json").read_text())
+    assert results["evaluation"]["natural"]["examples"] == 64
+    assert results["training"]["updates"] == 16
+    assert [path.name for path in place.iterdir()] == ["runs"]
+
+
+def test_the_same_command_again_keeps_the_attacks_made(
+    finished, run_copy, monkeypatch, capsys
+):
+    def no_evaluator(*_, **__):
+        return lambda *_, **__: pytest.fail("an attack was made again")
+
+    monkeypatch.setattr("freeadv_jax.evaluate.make_evaluator", no_evaluator)
+    before = json.loads((run_copy / "results.json").read_text())
+    call(f"--config={finished[1]}", f"--workdir={run_copy}")
+    after = json.loads((run_copy / "results.json").read_text())
+    assert after["evaluation"] == before["evaluation"]
+    assert after["training"] == before["training"]
+    assert "resumed at update 16" in capsys.readouterr().out
+
+
+def test_what_is_loaded_gives_logits_for_images_in_range(finished):
+    classifier = freeadv_jax.load(finished[0] / "runs/tiny")
+    logits = classifier(jnp.zeros((3, 8, 8, 1)))
+    assert logits.shape == (3, 10)
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "wrong", "allowed"),
+    [
+        (np.zeros((3, 32, 32, 3), np.float32), "(3, 32, 32, 3)", "[b, 8, 8, 1]"),
+        (np.zeros((8, 8, 1), np.float32), "(8, 8, 1)", "[b, 8, 8, 1]"),
+        (np.zeros((3, 8, 8, 1), np.uint8), "uint8", "divide by 255"),
+    ],
+)
+def test_a_loaded_model_refuses_other_images(finished, images, wrong, allowed):
+    classifier = freeadv_jax.load(finished[0] / "runs/tiny")
+    with pytest.raises(InputError) as raised:
+        classifier(images)
+    assert wrong in str(raised.value)
+    assert allowed in str(raised.value)
+
+
+def test_load_refuses_a_folder_without_a_run_and_leaves_it(tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        freeadv_jax.load(tmp_path)
+    with pytest.raises(InputError, match="holds no run"):
+        freeadv_jax.load(tmp_path / "nowhere")
+    assert not content(tmp_path)
+
+
+def test_load_refuses_a_run_without_a_checkpoint_and_leaves_it(run_copy):
+    shutil.rmtree(run_copy / "checkpoints")
+    before = content(run_copy)
+    with pytest.raises(InputError, match="holds no checkpoint yet"):
+        freeadv_jax.load(run_copy)
+    assert content(run_copy) == before
+
+
+def test_load_refuses_another_checkpoint_than_last_or_best(finished):
+    with pytest.raises(InputError, match="'newest' is unknown; allowed: last, best"):
+        freeadv_jax.load(finished[0] / "runs/tiny", checkpoint="newest")
+
+
+def test_load_knows_no_best_where_nothing_was_validated(finished):
+    with pytest.raises(InputError, match="there is no best; allowed: last"):
+        freeadv_jax.load(finished[0] / "runs/tiny", checkpoint="best")
+
+
+def test_load_refuses_checkpoints_that_are_all_damaged(run_copy):
+    for path in (run_copy / "checkpoints").rglob("*"):
+        if path.is_file() and "d" in path.parent.name:
+            path.write_bytes(b"")
+    with pytest.raises(InputError, match="can be read"):
+        freeadv_jax.load(run_copy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.updatez=1"], "config has no field 'updatez'"),
+        (["--config.data.name=cifar10", "--config.data.dir=none"], "does not exist"),
+        (["--config.batch_size=2048"], "2,048"),
+    ],
+)
+def test_the_command_ends_with_one_line_and_status_1(
+    config_file, tmp_path, arguments, message
+):
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "freeadv_jax.main",
+            f"--config={config_file}",
+            f"--workdir={tmp_path / 'run'}",
+            *arguments,
+        ],
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert re.fullmatch(r"error: .+\n", ended.stderr)
+    assert message in ended.stderr
+    assert ended.stdout == ""
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,246 @@
+import json
+import random
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import ROOT, command, environment, metrics, run_main, tiny_config
+
+from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.data.split import Split
+from freeadv_jax.errors import TrainingStoppedError
+from freeadv_jax.run import open_run, read_run
+from freeadv_jax.train import train
+
+DIGITS = load_arrays("digits", "", validation_examples=200)
+
+
+def start(workdir, **fields):
+    return open_run(
+        workdir, tiny_config(**fields), num_classes=10, image_shape=(8, 8, 1)
+    )
+
+
+def saved_state(workdir, which="last"):
+    run = read_run(workdir)
+    checkpoints = run.checkpoints()
+    state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), which)
+    checkpoints.close()
+    return state
+
+
+def assert_same_run(one, other):
+    a, b = saved_state(one), saved_state(other)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert np.abs(a.delta).max() > 0
+    assert metrics(one) == metrics(other)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run on one device."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finished = run_main(workdir)
+    assert finished.returncode == 0, finished.stderr
+    return workdir
+
+
+def test_results_have_the_schema_that_others_read(whole):
+    results = json.loads((whole / "results.json").read_text())
+    assert list(results) == ["config", "environment", "training", "evaluation"]
+    assert results["config"]["attack"]["replays"] == 2
+    assert results["environment"]["device_count"] == 1
+    assert results["environment"]["versions"]["jax"] == jax.__version__
+    training = results["training"]
+    assert training["updates"] == 64
+    np.testing.assert_allclose(
+        training["seconds_per_update"] * 64, training["seconds"], rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        training["images_per_second"], 64 * 64 / training["seconds"], rtol=1e-9
+    )
+    assert 0 <= training["input_wait_fraction"] < 1
+    assert training["compile_seconds"] > 0
+    row = results["evaluation"]["pgd-20"]
+    assert row["examples"] == 64
+    assert row["accuracy"] == row["correct"] / 64
+    assert row["attack"] == {
+        "norm": "linf",
+        "epsilon": 0.2,
+        "steps": 20,
+        "step_size": 0.05,
+        "restarts": 1,
+        "loss": "cross-entropy",
+        "seed": 0,
+    }
+
+
+def test_metrics_hold_training_and_validation_lines_in_order(whole):
+    lines = metrics(whole)
+    train_steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert train_steps == list(range(4, 33, 4))
+    validation_steps = [line["step"] for line in lines if line["kind"] == "validation"]
+    assert validation_steps == [8, 16, 24, 32]
+    assert {"natural", "pgd-10", "train_loss"} < lines[-1].keys()
+    assert all(line["updates"] == 2 * line["step"] for line in lines)
+
+
+def test_validation_never_touches_the_training(tmp_path, whole):
+    run_main(
+        tmp_path / "run",
+        validation__every_passes=100,
+        checkpoint__every_updates=1000,
+        evaluation__attacks=("natural",),
+    )
+    a, b = saved_state(whole), saved_state(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_sigterm_saves_and_exits_with_0_and_the_same_command_goes_on(tmp_path, whole):
+    """The step at which it comes is no multiple of any period."""
+    workdir = tmp_path / "run"
+    long = {"updates": 6400, "checkpoint__every_updates": 6400}
+    process = subprocess.Popen(
+        command(workdir, **long),
+        cwd=ROOT,
+        env=environment(devices=1),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("training"):
+            break
+    process.send_signal(signal.SIGTERM)
+    signalled = time.monotonic()
+    rest = process.stdout.read()
+    assert process.wait() == 0
+    assert time.monotonic() - signalled < 10
+    assert "SIGTERM: saved at update" in rest
+    step = int(saved_state(workdir).step)
+    assert 0 < step < 3200
+    resumed = run_main(workdir, **long | {"updates": (step + 3) * 2})
+    assert resumed.returncode == 0
+    assert f"resumed at update {step * 2}" in resumed.stdout
+    assert int(saved_state(workdir).step) == step + 3
+
+
+@pytest.mark.slow
+def test_run_killed_ten_times_ends_in_the_same_bits(tmp_path, whole):
+    """SIGKILL at random moments: while compiling, training, saving, evaluating."""
+    workdir, rng = tmp_path / "run", random.Random(0)
+    arguments = {"cwd": ROOT, "env": environment(devices=1)}
+    started = time.monotonic()
+    subprocess.run(command(tmp_path / "timed"), **arguments, check=True)
+    duration = time.monotonic() - started
+    kills = 0
+    while kills < 10:
+        process = subprocess.Popen(command(workdir), **arguments)
+        try:
+            process.wait(rng.uniform(0.2, 0.9) * duration)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        else:
+            # It got to its end before its moment: some steps must be done again.
+            assert process.returncode == 0
+            results = workdir / "results.json"
+            results.unlink()
+            steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+            newest = workdir / "checkpoints" / str(steps[-1])
+            newest.rename(tmp_path / f"taken-{kills}-{steps[-1]}")
+    subprocess.run(command(workdir), **arguments, check=True)
+    assert_same_run(workdir, whole)
+    ours, expected = (
+        json.loads((folder / "results.json").read_text())["evaluation"]
+        for folder in (workdir, whole)
+    )
+    assert ours == expected
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_run_saved_on_eight_devices_goes_on_with_fewer(devices, tmp_path, whole):
+    workdir = tmp_path / "run"
+    assert run_main(workdir, devices=8, updates=32).returncode == 0
+    middle = saved_state(workdir)
+    assert middle.delta.shape == (64, 8, 8, 1)
+    finished = run_main(workdir, devices=devices)
+    assert finished.returncode == 0, finished.stderr
+    assert "resumed at update 32" in finished.stdout
+    assert int(saved_state(workdir).step) == 32
+    loss = [line["loss"] for line in metrics(workdir) if line["kind"] == "train"]
+    assert np.all(np.isfinite(loss))
+    # A short budget had other learning rates, so only the data are the same.
+    assert len(loss) == len([x for x in metrics(whole) if x["kind"] == "train"])
+
+
+def test_budget_may_grow_and_the_run_goes_on(tmp_path, capsys):
+    _, training = train(start(tmp_path / "run", updates=16), DIGITS)
+    assert training["updates"] == 16
+    state, training = train(start(tmp_path / "run", updates=32), DIGITS)
+    assert training["updates"] == 32
+    assert int(state.step) == 16
+    assert "resumed at update 16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["natural", "free", "pgd", "fgsm-rs", "trades"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_every_method_learns_in_either_ball(method, norm, tmp_path):
+    """The training loss falls; delta moves in Free-m alone."""
+    run = start(
+        tmp_path / "run",
+        method=method,
+        updates=40,
+        attack__norm=norm,
+        attack__steps=2,
+        attack__epsilon=0.1 if norm == "linf" else 0.5,
+        data__validation_examples=0,
+        optimizer__turns=(0.1,),
+    )
+    state, _ = train(run, DIGITS)
+    losses = [line["loss"] for line in metrics(run.workdir) if line["kind"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert bool(state.delta.any()) == (method == "free")
+
+
+def test_loss_of_nan_stops_with_the_update_named_and_checkpoints_kept(tmp_path):
+    train(start(tmp_path / "run", updates=16), DIGITS)
+    run = read_run(tmp_path / "run")
+    checkpoints = run.checkpoints()
+    state, progress = checkpoints.restore(jax.eval_shape(run.initial_state))
+    # The largest finite weights overflow in the next forward pass.
+    huge = jax.tree.map(lambda p: np.sign(p) * np.float32(3e38), state.params)
+    checkpoints.save(
+        state.replace(params=huge, step=np.array(9, np.int32)), progress=progress
+    )
+    checkpoints.close()
+    with pytest.raises(TrainingStoppedError, match=r"loss is nan at update 20"):
+        train(start(tmp_path / "run", updates=32), DIGITS)
+    assert int(saved_state(tmp_path / "run").step) == 9
+
+
+def test_collapse_stops_the_run_if_so_configured_and_the_best_is_kept(
+    tmp_path, monkeypatch
+):
+    """A validation set whose labels are wrong gets worse as the model gets better."""
+    dataset = load_arrays("digits", "", validation_examples=200)
+    validation = dataset.validation
+    model_errs = np.where(np.arange(200) % 2, validation.labels, 0).astype(np.int32)
+    wrong = Split(validation.images, model_errs)
+    run = start(
+        tmp_path / "run",
+        updates=400,
+        validation__stop_on_collapse=True,
+        attack__epsilon=1e-6,
+        attack__step_size=1e-6,
+    )
+    monkeypatch.setattr("freeadv_jax.watch.COLLAPSE", 0.01)
+    object.__setattr__(dataset, "validation", wrong)
+    with pytest.raises(TrainingStoppedError, match="CATASTROPHIC OVERFITTING"):
+        train(run, dataset)
+    lines = [x for x in metrics(run.workdir) if x["kind"] == "validation"]
+    best = max(lines, key=lambda line: line["pgd-10"])
+    assert int(saved_state(run.workdir, "best").step) == best["step"]

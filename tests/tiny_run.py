@@ -1,0 +1,66 @@
+"""A run on digits small enough for a test, and commands that make it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from freeadv_jax.recipes import digits
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = ROOT / "configs" / "digits_free8.py"
+FIELDS = {
+    "updates": 64,
+    "batch_size": 64,
+    "attack.replays": 2,
+    "validation.every_passes": 0.5,
+    "checkpoint.every_updates": 6,
+    "logging.every_updates": 8,
+    "evaluation.attacks": ("natural", "pgd-20"),
+    "evaluation.examples": 64,
+    "evaluation.batch_size": 40,
+}
+
+
+def tiny_config(**fields):
+    """The configuration of FIELDS; `a__b=value` sets the field a.b."""
+    config = digits()
+    given = {name.replace("__", "."): value for name, value in fields.items()}
+    config.update_from_flattened_dict(FIELDS | given)
+    return config
+
+
+def command(workdir, **fields):
+    """The main job of the same configuration, as a user types it."""
+    given = {name.replace("__", "."): value for name, value in fields.items()}
+    flags = [f"--config.{name}={value}" for name, value in (FIELDS | given).items()]
+    main = [sys.executable, "-m", "freeadv_jax.main"]
+    return [*main, f"--config={CONFIG}", f"--workdir={workdir}", *flags]
+
+
+def environment(*, devices):
+    """Of a process with so many simulated CPU devices."""
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+
+
+def run_main(workdir, *, devices=1, **fields):
+    """Runs it to its end, from the root of the project."""
+    return subprocess.run(
+        command(workdir, **fields),
+        cwd=ROOT,
+        env=environment(devices=devices),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def metrics(workdir):
+    """The lines of metrics.jsonl without the seconds, which no two runs share."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name != "seconds"}
+        for line in lines
+    ]
