@@ -19,9 +19,12 @@ BEST_METRIC = "robust"
 
 
 class Checkpoints:
-    """The newest `keep` states of a run and the best one, saved asynchronously."""
+    """The newest `keep` states of a run and the best one, saved asynchronously.
 
-    def __init__(self, directory: pathlib.Path, *, keep: int = 1):
+    Without `keep` they are open for reading only.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: int | None = None):
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             directory.resolve(),
@@ -35,7 +38,9 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=True,
+            # What a killed run left half-written; in the background, so that no
+            # two openers may do it at the same time.
+            cleanup_tmp_directories=keep is not None,
         )
         self._directory = directory
 

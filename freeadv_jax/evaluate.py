@@ -20,7 +20,7 @@ from freeadv_jax.training.update import unit_range
 
 LOSSES = {"cross-entropy": cross_entropy, "margin": margin}
 
-_NAMED = re.compile(r"(pgd|cw)-([1-9]\d*)(?:-x([1-9]\d*))?")
+_NAMED = re.compile(r"(pgd|cw)-([1-9]\d{0,5})(?:-x([1-9]\d{0,5}))?")
 
 
 @dataclasses.dataclass(frozen=True)

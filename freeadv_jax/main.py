@@ -24,6 +24,10 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv):
+    if {"--help", "-h"} & set(argv):
+        fields = "".join(f"\n    {name}" for name in field_names())
+        print(f"{__doc__}\nFields, explained in freeadv_jax/config.py:{fields}")
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config, workdir = _parse(argv)
     validate(config)
@@ -106,3 +110,5 @@ if __name__ == "__main__":
         main(sys.argv)
     except (InputError, TrainingStoppedError) as fault:
         sys.exit(f"error: {fault}")
+    except OSError as fault:  # A full disk, say, or a folder in place of a file.
+        sys.exit(f"error: {fault.filename}: {fault.strerror}")

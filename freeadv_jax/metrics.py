@@ -7,6 +7,8 @@ import os
 import pathlib
 import time
 
+from freeadv_jax.errors import InputError
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -66,7 +68,8 @@ class Window:
         return means
 
     def as_dict(self) -> dict:
-        return {"sums": self.sums, "count": self.count}
+        """What makes the same window again; it does not change with this one."""
+        return {"sums": dict(self.sums), "count": self.count}
 
 
 class Progress:
@@ -103,12 +106,15 @@ def duration(seconds: float) -> str:
 
 
 def _read(path):
-    """The whole lines of a file that a kill may have cut short."""
+    """The whole lines of a file whose last a kill may have cut short."""
     if not path.exists():
         return
-    for line in path.read_text().splitlines(keepends=True):
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
         if line.endswith("\n"):
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except ValueError as fault:
+                raise InputError(f"{path}, line {number} is damaged: {fault}") from None
 
 
 def _tensorboard_writer(workdir):

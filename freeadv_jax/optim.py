@@ -20,9 +20,8 @@ def learning_rate_schedule(
     so that a short run keeps the schedule's shape.
     """
     if name == "step":
-        return optax.piecewise_constant_schedule(
-            peak, {round(turn * updates): 0.1 for turn in turns}
-        )
+        drops = jnp.array([round(turn * updates) for turn in turns])
+        return lambda update: peak * jnp.prod(jnp.where(update >= drops, 0.1, 1.0))
     corners = jnp.array([0.0, turns[0] * updates, updates])
     heights = jnp.array([0.0, peak, 0.0])
     return lambda update: jnp.interp(jnp.asarray(update, float), corners, heights)

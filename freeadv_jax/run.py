@@ -6,6 +6,7 @@ checkpoints/     the newest states and the best
 results.json     the outcome
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -26,6 +27,8 @@ from freeadv_jax.config import base_config, differences, replays, validate
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import build_model
 from freeadv_jax.state import TrainState, create_state
+
+RECORD = "run.json"
 
 _PACKAGES = (
     "jax",
@@ -92,11 +95,17 @@ class Run:
             image_shape=self.image_shape,
         )
 
-    def checkpoints(self) -> Checkpoints:
-        """The run's checkpoints, open for saving."""
-        return Checkpoints(
-            self.workdir / "checkpoints", keep=self.config.checkpoint.keep
-        )
+    def checkpoints(self, *, writable: bool = False) -> Checkpoints:
+        """The run's checkpoints; `writable` by one opener at a time."""
+        keep = self.config.checkpoint.keep if writable else None
+        return Checkpoints(self.workdir / "checkpoints", keep=keep)
+
+    def saved_updates(self) -> int:
+        """Weight updates behind the newest checkpoint, 0 where there is none."""
+        if not (self.workdir / "checkpoints").is_dir():
+            return 0
+        with contextlib.closing(self.checkpoints()) as checkpoints:
+            return max(checkpoints.steps, default=0) * replays(self.config)
 
     @property
     def steps(self) -> int:
@@ -110,22 +119,27 @@ def open_run(workdir, config: ConfigDict, *, num_classes, image_shape) -> Run:
     InputError where the folder cannot be written, holds something else, or was made
     with another configuration (apart from the fields of config.FREE_TO_CHANGE).
     """
-    workdir = pathlib.Path(workdir)
-    record = workdir / "run.json"
+    workdir = pathlib.Path(workdir).expanduser()
+    record = workdir / RECORD
+    run = Run(workdir, config, num_classes, tuple(image_shape))
+    run.model()  # Says what does not fit before anything is written.
     if record.exists():
-        saved = read_json(record)
-        if changed := differences(saved["config"], config):
+        saved, _, _ = _read_record(record)
+        if changed := differences(saved, config):
             raise InputError(
                 f"{workdir} was made with another configuration: {'; '.join(changed)}; "
                 "use another --workdir"
             )
+        if (done := run.saved_updates()) > config.updates:
+            raise InputError(
+                f"{workdir} is already at update {done}: "
+                f"updates = {config.updates} is less"
+            )
     elif workdir.is_dir() and any(workdir.iterdir()):
         raise InputError(
-            f"{workdir} is not empty and holds no run (no run.json); "
+            f"{workdir} is not empty and holds no run (no {RECORD}); "
             "use another --workdir"
         )
-    run = Run(workdir, config, num_classes, tuple(image_shape))
-    run.model()  # Says what does not fit before anything is written.
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(
@@ -143,15 +157,29 @@ def open_run(workdir, config: ConfigDict, *, num_classes, image_shape) -> Run:
 
 def read_run(workdir) -> Run:
     """The run that lies in `workdir`; InputError where there is none."""
-    workdir = pathlib.Path(workdir)
-    record = workdir / "run.json"
+    workdir = pathlib.Path(workdir).expanduser()
+    record = workdir / RECORD
     if not record.exists():
         raise InputError(f"{workdir} holds no run: there is no {record}")
-    saved = read_json(record)
+    saved, num_classes, image_shape = _read_record(record)
     config = base_config()
-    config.update(saved["config"])
+    try:
+        config.update(saved)
+    except (AttributeError, KeyError, TypeError, ValueError) as fault:
+        raise InputError(f"{record} is damaged: {fault}") from fault
     validate(config)
-    return Run(workdir, config, saved["num_classes"], tuple(saved["image_shape"]))
+    return Run(workdir, config, num_classes, image_shape)
+
+
+def _read_record(path):
+    """The saved configuration as a dict, the number of classes, the image shape."""
+    saved = read_json(path)
+    try:
+        return dict(saved["config"]), saved["num_classes"], tuple(saved["image_shape"])
+    except (KeyError, TypeError, ValueError) as fault:
+        raise InputError(
+            f"{path} is damaged: it must hold config, num_classes and image_shape"
+        ) from fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,14 +213,11 @@ def load(workdir, *, checkpoint: str = "last") -> Classifier:
     if checkpoint not in ("last", "best"):
         raise InputError(f"checkpoint {checkpoint!r} is unknown; allowed: last, best")
     run = read_run(workdir)
-    saved = None
-    if (run.workdir / "checkpoints").is_dir():
-        checkpoints = run.checkpoints()
-        saved = checkpoints.restore(jax.eval_shape(run.initial_state), checkpoint)
-        checkpoints.close()
-    if saved is None:
+    if not run.saved_updates():
         raise InputError(f"{run.workdir} holds no checkpoint yet")
-    state, _ = saved
+    with contextlib.closing(run.checkpoints()) as checkpoints:
+        like = jax.eval_shape(run.initial_state)
+        state, _ = checkpoints.restore(like, checkpoint)
     model = run.model()
 
     @jax.jit
@@ -222,11 +247,14 @@ def environment() -> dict:
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """InputError where the file is not JSON."""
+    """InputError where the file does not hold a JSON object."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as fault:
         raise InputError(f"{path} is damaged: {fault}") from fault
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds no JSON object")
+    return content
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:

@@ -16,7 +16,7 @@ from freeadv_jax import parallel
 from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.data.arrays import ArrayDataset
 from freeadv_jax.data.sampling import array_batches, steps_per_pass
-from freeadv_jax.errors import InputError, TrainingStoppedError
+from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.evaluate import configured_attacks, make_evaluator
 from freeadv_jax.metrics import MetricsLog
 from freeadv_jax.parallel import REPLICATED, SPLIT
@@ -94,15 +94,12 @@ def train(run: Run, dataset: ArrayDataset) -> tuple[TrainState, dict]:
     validates_at = every(validation_period * replays)
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(contextlib.closing(run.checkpoints()))
+        checkpoints = stack.enter_context(
+            contextlib.closing(run.checkpoints(writable=True))
+        )
         restored = checkpoints.restore(jax.eval_shape(run.initial_state))
         state, saved = restored or (run.initial_state(), {})
         first = int(state.step)
-        if first > run.steps:
-            raise InputError(
-                f"{run.workdir} is already at update {first * replays}: "
-                f"updates = {config.updates} is less"
-            )
         if first:
             print(f"resumed at update {first * replays}", flush=True)
         log = MetricsLog(run.workdir, last_step=first)

@@ -43,11 +43,11 @@ class Watch:
         )
 
     def progress(self) -> dict:
-        """What to save beside the state."""
+        """What to save beside the state, which may happen later: all of it copies."""
         return {
             "since_line": self._since_line.as_dict(),
             "since_validation": self._since_validation.as_dict(),
-            "clock": self.clock.seconds,
+            "clock": dict(self.clock.seconds),
         }
 
     def step(self, step: int, metrics: dict) -> None:

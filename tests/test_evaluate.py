@@ -77,8 +77,9 @@ def test_outcome_is_the_same_for_any_batch_size(batch_size):
 
 
 def test_random_starts_differ_by_seed_and_restarts_only_break_more():
-    one, other = outcomes("pgd-1", seed=0), outcomes("pgd-1", seed=1)
-    assert (one != other).any()
+    seeds = [outcomes("pgd-1", seed=seed) for seed in range(5)]
+    one = seeds[0]
+    assert any((one != other).any() for other in seeds[1:])
     many = outcomes("pgd-1-x20", seed=0)
     assert not (many & ~one).any()
     assert many.sum() < one.sum()
@@ -141,7 +142,7 @@ def test_results_name_the_images_and_the_attack(run):
 def test_finished_attacks_are_kept_unless_they_or_the_model_changed(run, monkeypatch):
     evaluate_run(run, VARIABLES, SPLIT, training={"updates": 8})
     made = []
-    attack_again = lambda *a, **k: made.append(a[2].name) or np.ones(50, bool)  # noqa: E731
+    attack_again = lambda *a, **k: made.append(a[2].name) or np.ones(50, bool)
     monkeypatch.setattr(
         "freeadv_jax.evaluate.make_evaluator", lambda *a, **k: attack_again
     )

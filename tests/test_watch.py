@@ -52,7 +52,9 @@ def test_watch_of_a_resumed_run_writes_what_it_would_have_written(tmp_path):
         uninterrupted.step(step, {"loss": loss})
         if step <= 3:
             killed.step(step, {"loss": loss})
-    resumed = make_watch(parts, saved=killed.progress(), first_step=3)
+    progress = killed.progress()
+    killed.step(4, {"loss": 100.0})  # What is still being saved must not move.
+    resumed = make_watch(parts, saved=progress, first_step=3)
     resumed.step(4, {"loss": losses[3]})
     assert lines(resumed, "train") == lines(uninterrupted, "train")
 

@@ -1,0 +1,1 @@
+"""Attacks on anybody's JAX model, through `logits_fn(images) -> logits`."""
