@@ -1,0 +1,104 @@
+"""The quickstart over five seeds: natural training against Free-8 on digits.
+
+    python -m benchmarks.digits [--runs=DIR]            the table
+    python -m benchmarks.digits --select [--runs=DIR]   how its recipe was chosen
+
+Seeds and settings are whole runs under --runs: the same command goes on with them.
+"""
+
+import argparse
+import itertools
+import pathlib
+import statistics
+
+from benchmarks.record import write_record
+from benchmarks.runs import finish
+from configs import digits_free8, digits_natural
+from freeadv_jax.data.arrays import load_arrays
+
+ROWS = {"digits_natural": digits_natural, "digits_free8": digits_free8}
+SEEDS = range(5)
+GRID = {
+    "updates": (640, 1280),
+    "optimizer.learning_rate": (0.05, 0.1, 0.15),
+    "optimizer.weight_decay": (2e-4, 2e-3),
+}
+
+
+def table(runs):
+    """Test accuracies of both rows, mean and standard deviation over the seeds."""
+    rows = {}
+    for name, module in ROWS.items():
+        results = []
+        for seed in SEEDS:
+            config = module.get_config()
+            config.seed = seed
+            dataset = _dataset(config)
+            results.append(finish(config, dataset, runs / f"{name}-{seed}"))
+        attacks = results[0]["evaluation"]
+        rows[name] = {
+            "config": results[0]["config"],
+            "attacks": {a: row["attack"] for a, row in attacks.items()},
+            "examples": len(dataset.test.labels),
+            "training_seconds": [r["training"]["seconds"] for r in results],
+            "accuracy": {
+                attack: _summary([r["evaluation"][attack]["accuracy"] for r in results])
+                for attack in attacks
+            },
+        }
+    for name, row in rows.items():
+        print(f"\n{name}, {len(SEEDS)} seeds, {row['examples']} test images")
+        for attack, summary in row["accuracy"].items():
+            print(f"  {attack:10}{summary['mean']:8.2%} +- {summary['deviation']:.2%}")
+    return rows
+
+
+def select(runs):
+    """Accuracies on the held-out part of the training set, over GRID and two seeds."""
+    rows = []
+    for values in itertools.product(*GRID.values()):
+        fields = dict(zip(GRID, values, strict=True))
+        accuracies = {"natural": [], "pgd-20": []}
+        for seed in SEEDS[:2]:
+            config = digits_free8.get_config()
+            config.update_from_flattened_dict(fields)
+            config.seed = seed
+            config.evaluation.attacks = tuple(accuracies)
+            name = "-".join(map(str, (*values, seed)))
+            results = finish(config, _dataset(config), runs / name, part="validation")
+            for attack, found in accuracies.items():
+                found.append(results["evaluation"][attack]["accuracy"])
+        rows.append({"fields": fields, "accuracy": accuracies})
+    rows.sort(key=lambda row: -statistics.mean(row["accuracy"]["pgd-20"]))
+    for row in rows:
+        print(row["fields"], row["accuracy"])
+    return rows
+
+
+def _dataset(config):
+    return load_arrays(
+        config.data.name, "", validation_examples=config.data.validation_examples
+    )
+
+
+def _summary(values):
+    return {
+        "mean": statistics.mean(values),
+        "deviation": statistics.stdev(values),
+        "values": values,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--select", action="store_true")
+    parser.add_argument("--runs", type=pathlib.Path, default="runs/benchmark-digits")
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    job = select if options.select else table
+    out = options.out or f"benchmarks/results/digits{'_select' * options.select}.json"
+    write_record(out, job(options.runs / job.__name__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Installs freeadv_jax; the extras add what only some of it needs."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (HERE / "freeadv_jax" / "__init__.py").read_text()
+)[1]
+
+# TensorFlow's CPU build, half the size, exists for x86-64 Linux alone.
+CPU_BUILD = 'platform_system == "Linux" and platform_machine == "x86_64"'
+TENSORFLOW = [
+    f"tensorflow-cpu>=2.20; {CPU_BUILD}",
+    f"tensorflow>=2.20; not ({CPU_BUILD})",
+]
+
+setup(
+    name="freeadv_jax",
+    version=VERSION,
+    description="Adversarial training at the price of natural training, in JAX",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["freeadv_jax", "freeadv_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12.6",
+        "jax>=0.10.0",
+        "jaxtyping>=0.3.0",
+        "ml-collections>=1.1.0",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12.8",
+        "scikit-learn>=1.5",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.10.0"],
+        "tpu": ["jax[tpu]>=0.10.0"],
+        # Any in-memory set of tensorflow-datasets, which does not declare
+        # importlib_resources.
+        "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources", *TENSORFLOW],
+        # TensorFlow no longer brings tensorboard, and clu declares neither.
+        "tensorboard": ["clu>=0.0.12", "tensorboard>=2.20", *TENSORFLOW],
+        "dev": ["beartype>=0.20", "pytest>=8.0", "ruff>=0.17,<0.18"],
+    },
+)

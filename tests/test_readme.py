@@ -1,0 +1,104 @@
+"""What the README says is so: its commands, its paths, and every figure."""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "benchmarks" / "results"
+COMMANDS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+
+
+def results(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())["results"]
+
+
+def test_quickstart_and_tests_are_one_command_each_and_what_ci_runs():
+    ci = (ROOT / ".ci" / "run").read_text()
+    quickstart, tests = COMMANDS[:2]
+    assert quickstart.strip() == (
+        "pip install . && python -m freeadv_jax.main --config=configs/digits_free8.py"
+    )
+    for part in quickstart.strip().split(" && "):
+        assert part in ci
+    assert tests.strip() in ci
+
+
+def test_every_path_and_module_named_exists():
+    paths = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    paths += re.findall(r"--config=(\S+?\.py)", README)
+    assert len(paths) > 15
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python -m ([\w.]+)", README):
+        assert importlib.util.find_spec(module), module
+
+
+def test_every_configuration_named_exists_and_none_is_left_out():
+    table = README.split("| rows of |")[1].split("\n\n")[0]
+    named = set()
+    for line in table.splitlines()[2:]:
+        base = ""
+        for name in re.findall(r"`(\w+)`", line):
+            base = base if name.startswith("_") else name
+            prefix = base.rsplit("_", 1)[0] if name.startswith("_") else ""
+            named.add(prefix + name)
+    assert named == {path.stem for path in (ROOT / "configs").glob("*.py")}
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("digits_natural", "natural"), ("digits_free8", "Free-8")],
+)
+def test_digits_figures_are_those_of_the_committed_runs(name, title):
+    row = results("digits")[name]
+    cells = [
+        f"{100 * row['accuracy'][attack]['mean']:.1f} ± "
+        f"{100 * row['accuracy'][attack]['deviation']:.1f}"
+        for attack in ("natural", "fgsm", "pgd-20", "pgd-100", "cw-100")
+    ]
+    assert f"| {title} | {' | '.join(cells)} |" in README
+    assert row["examples"] == 450
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("cifar10_natural", "natural"),
+        ("cifar10_free8", "Free-8"),
+        ("cifar10_pgd7", "7-PGD"),
+    ],
+)
+def test_cifar10_figures_are_those_of_the_committed_runs(name, title):
+    result = results("cifar10_cpu")[name]
+    cells = [
+        f"{100 * result['evaluation'][attack]['accuracy']:.1f}"
+        for attack in ("natural", "fgsm", "pgd-20", "pgd-100", "cw-100")
+    ]
+    cells.append(f"{result['training']['seconds'] / 60:.1f}")
+    assert f"| {title} | {' | '.join(cells)} |" in README
+    assert f"{result['evaluation']['pgd-20']['examples']:,} test images" in README
+
+
+@pytest.mark.parametrize("network", ["preact-resnet-18", "wrn-16-4"])
+def test_cost_figures_are_those_of_the_committed_benchmark(network):
+    result = results("step_cost")[network]
+    ratios = [result["ratios"][f"{m} / natural"] for m in ("free-2", "free-8", "7-pgd")]
+    cells = [f"{ratio:.2f}" for ratio in ratios]
+    seconds = result["methods"]["natural"]["seconds_per_update"]
+    assert f"| {network} | {seconds:.2f} s | {' | '.join(cells)} |" in README
+
+
+def test_every_result_says_how_it_came_about():
+    records = sorted(RESULTS.glob("*.json"))
+    assert records
+    for path in records:
+        record = json.loads(path.read_text())
+        assert record["command"].startswith("python -m benchmarks."), path
+        environment = record["environment"]
+        assert environment["commit"], path
+        assert {"versions", "device_kind", "processor"} <= environment.keys(), path

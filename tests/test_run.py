@@ -1,0 +1,91 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import tiny_config
+
+import freeadv_jax
+from freeadv_jax import config as fields
+from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.evaluate import evaluate_run
+from freeadv_jax.run import environment, open_run, read_json, write_json
+from freeadv_jax.train import train
+
+DIGITS = load_arrays("digits", "", validation_examples=200)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    config = tiny_config(updates=48)
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    run = open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1))
+    state, training = train(run, DIGITS)
+    results = evaluate_run(run, state.variables, DIGITS.test, training=training)
+    return workdir, state, results
+
+
+def test_loaded_model_has_the_accuracy_of_the_results(trained):
+    workdir, _, results = trained
+    classifier = freeadv_jax.load(workdir)
+    assert (classifier.num_classes, classifier.image_shape) == (10, (8, 8, 1))
+    images = DIGITS.test.images[:64].astype(np.float32) / 255
+    right = np.argmax(classifier(images), axis=-1) == DIGITS.test.labels[:64]
+    assert right.sum() == results["evaluation"]["natural"]["correct"]
+
+
+def test_loaded_model_can_be_traced_and_differentiated(trained):
+    classifier = freeadv_jax.load(trained[0])
+    images = jnp.full((2, 8, 8, 1), 0.5)
+    gradient = jax.jit(jax.grad(lambda images: classifier(images)[:, 0].sum()))(images)
+    assert gradient.shape == images.shape
+    assert jnp.abs(gradient).max() > 0
+
+
+def test_best_is_the_checkpoint_of_the_highest_robust_validation_accuracy(trained):
+    workdir, _, _ = trained
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    robust = {x["step"]: x["pgd-10"] for x in lines if x["kind"] == "validation"}
+    images = DIGITS.validation.images.astype(np.float32) / 255
+    natural = np.mean(
+        np.argmax(freeadv_jax.load(workdir, checkpoint="best")(images), -1)
+        == DIGITS.validation.labels
+    )
+    best = max(robust, key=robust.get)
+    (line,) = (
+        line
+        for line in map(
+            json.loads, (workdir / "metrics.jsonl").read_text().split("\n")[:-1]
+        )
+        if line["kind"] == "validation" and line["step"] == best
+    )
+    np.testing.assert_allclose(natural, line["natural"], atol=1e-6)
+
+
+def test_run_may_be_continued_with_another_budget_but_no_other_training(trained):
+    config = tiny_config(updates=48)
+    for field in ("data.dir", "logging.every_updates", "evaluation.step_size"):
+        group, name = field.split(".")
+        value = config[group][name]
+        config[group][name] = "elsewhere" if isinstance(value, str) else 2 * value
+    saved = read_json(trained[0] / "run.json")["config"]
+    assert fields.differences(saved, config) == []
+    config.attack.replays = 4
+    assert fields.differences(saved, config) == ["attack.replays: 2 -> 4"]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_environment_names_versions_devices_and_commit():
+    found = environment()
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["device_count"] == 8
+    assert found["device_kind"] == "cpu"
