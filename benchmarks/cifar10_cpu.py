@@ -19,19 +19,22 @@ ROWS = {
     "cifar10_free8": cifar10_free8,
     "cifar10_pgd7": cifar10_pgd7,
 }
-# Chosen for Free-8, on 1,000 images held out of the training set.
+# Small batches, because Free-8 sees an eighth as many of them: at 2,000 updates of
+# 128 images it has hardly begun to learn. Network, batch and learning rate (0.05 or
+# 0.1) were chosen for Free-8, on 1,000 images held out of the training set.
 SCALED_DOWN = {
     "updates": 2000,
+    "batch_size": 32,
     "data.validation_examples": 1000,
-    "model.name": "small-cnn",
-    "optimizer.learning_rate": 0.05,
+    "model.name": "wrn-10-1",
+    "optimizer.learning_rate": 0.1,
     "optimizer.schedule": "triangular",
     "optimizer.turns": (0.3,),
     "optimizer.nesterov": True,
     "optimizer.weight_decay": 5e-4,
     "checkpoint.every_updates": 200,
-    "evaluation.attacks": ("natural", "fgsm", "pgd-20", "pgd-100", "cw-100"),
-    "evaluation.examples": 2000,
+    "evaluation.attacks": ("natural", "fgsm", "pgd-20", "pgd-100"),
+    "evaluation.examples": 1000,
 }
 
 

@@ -1,6 +1,7 @@
 """Accuracy, natural and under attack: exact, for any batch size and device count."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from freeadv_jax.attacks.pgd import pgd
 from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.errors import InputError
 from freeadv_jax.metrics import Progress
+from freeadv_jax.parallel import REPLICATED, SPLIT
 from freeadv_jax.run import Run, environment, read_json, write_json
 from freeadv_jax.training.update import unit_range
 
@@ -89,73 +91,74 @@ def make_evaluator(model, *, threat: Threat, batch_size: int) -> Callable:
     padded, and what belongs to no image is cut off. BatchNorm is in eval mode and
     its averages are not touched. `watch(done, standing)` is called after each batch.
 
-    `batch_size` is rounded up to a multiple of the devices. One compilation a loss: the numbers of steps and restarts are traced.
+    `batch_size` is rounded up to a multiple of the devices. There is one compilation
+    for each loss: the numbers of steps and restarts are traced.
     """
     devices = jax.device_count()
     batch_size = -(-batch_size // devices) * devices
-
-    def stands(variables, images, labels, indices, seed, steps, step_size, restarts,
-               start_scale, loss):  # fmt: skip
-        images = unit_range(images)
-
-        def logits_fn(images):
-            return model.apply(variables, images, train=False)
-
-        def right(images):
-            return jnp.argmax(logits_fn(images), axis=-1) == labels
-
-        def restart(number, standing):
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-            adversarial = pgd(
-                lambda images: LOSSES[loss](logits_fn(images), labels),
-                images,
-                start_scale * threat.random_start(keys, images.shape[1:]),
-                threat=threat,
-                steps=steps,
-                step_size=step_size,
-            )
-            return standing & right(adversarial)
-
-        return jax.lax.fori_loop(0, restarts, restart, right(images))
-
-    layout = (parallel.REPLICATED, *[parallel.SPLIT] * 3, *[parallel.REPLICATED] * 5)
-    compiled = {
-        loss: parallel.spmd(
-            lambda *arguments, loss=loss: stands(*arguments, loss),
-            inputs=layout,
-            outputs=parallel.SPLIT,
+    stands = {
+        name: parallel.spmd(
+            functools.partial(_stands, model=model, threat=threat, loss=loss),
+            inputs=(REPLICATED, SPLIT, REPLICATED),
+            outputs=SPLIT,
         )
-        for loss in LOSSES
+        for name, loss in LOSSES.items()
     }
 
     def outcomes(variables, split, attack: Attack, *, seed: int = 0, watch=None):
-        variables = parallel.place(variables, parallel.REPLICATED)
-        standing = []
-        for first in range(0, len(split.labels), batch_size):
-            part = slice(first, first + batch_size)
-            size = len(split.labels[part])
-            batch = (
-                _padded(split.images[part], batch_size),
-                _padded(split.labels[part], batch_size),
-                first + np.arange(batch_size, dtype=np.int32),
-            )
-            settings = (
-                np.uint32(seed),
-                np.int32(attack.steps),
-                np.float32(attack.step_size),
-                # Without an attack there is nothing to restart.
-                np.int32(attack.restarts if attack.steps else 0),
-                np.float32(attack.random_start),
-            )
-            batch = parallel.place(batch, parallel.SPLIT)
-            right = compiled[attack.loss](variables, *batch, *settings)
-            standing.append(parallel.fetch(right)[:size])
+        variables = parallel.place(variables, REPLICATED)
+        settings = {
+            "seed": np.uint32(seed),
+            "steps": np.int32(attack.steps),
+            "step_size": np.float32(attack.step_size),
+            # Without an attack there is nothing to restart.
+            "restarts": np.int32(attack.restarts if attack.steps else 0),
+            "start_scale": np.float32(attack.random_start),
+        }
+        images = len(split.labels)
+        standing = np.zeros(images, bool)
+        for first in range(0, images, batch_size):
+            part = slice(first, min(first + batch_size, images))
+            batch = {
+                "image": _padded(split.images[part], batch_size),
+                "label": _padded(split.labels[part], batch_size),
+                "index": first + np.arange(batch_size, dtype=np.int32),
+            }
+            batch = parallel.place(batch, SPLIT)
+            found = parallel.fetch(stands[attack.loss](variables, batch, settings))
+            standing[part] = found[: part.stop - first]
             if watch:
-                watch(first + size, sum(map(np.sum, standing)))
-        return np.concatenate(standing)
+                watch(part.stop, int(standing.sum()))
+        return standing
 
     return outcomes
+
+
+def _stands(variables, batch, settings, *, model, threat, loss):
+    """Which images of a batch the model classifies right, attacked and as they are."""
+    images, labels = unit_range(batch["image"]), batch["label"]
+
+    def logits_fn(images):
+        return model.apply(variables, images, train=False)
+
+    def right(images):
+        return jnp.argmax(logits_fn(images), axis=-1) == labels
+
+    def restart(number, standing):
+        key = jax.random.fold_in(jax.random.key(settings["seed"]), number)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        start = settings["start_scale"] * threat.random_start(keys, images.shape[1:])
+        adversarial = pgd(
+            lambda images: loss(logits_fn(images), labels),
+            images,
+            start,
+            threat=threat,
+            steps=settings["steps"],
+            step_size=settings["step_size"],
+        )
+        return standing & right(adversarial)
+
+    return jax.lax.fori_loop(0, settings["restarts"], restart, right(images))
 
 
 def evaluate_run(run: Run, variables, split, *, training: dict) -> dict:

@@ -75,27 +75,29 @@ class Window:
 class Progress:
     """Lines on standard output: how far, how fast, and how long still."""
 
-    def __init__(self, name: str, *, total: int, done: int = 0, unit: str):
+    def __init__(self, name: str, *, total: int, unit: str):
         self._name, self._total, self._unit = name, total, unit
-        self._first, self._start = done, time.perf_counter()
-        self._next = self._start + 1
+        self._begun: tuple[int, float] | None = None
+        self._next = time.perf_counter() + 1
 
     def show(self, done: int, **values: float) -> None:
-        """Prints a line if the last is old enough, or the work is finished."""
+        """Prints a line if the last is old enough, or the work is finished.
+
+        The rate counts from the first call: what came before it was compilation.
+        """
         now = time.perf_counter()
+        first, start = self._begun = self._begun or (done, now)
         if now < self._next and done < self._total:
             return
         # Every second at first, then ever more rarely, up to every half minute.
-        self._next = now + min(30, max(1, (now - self._start) / 10))
-        rate = (done - self._first) / max(now - self._start, 1e-9)
-        left = (self._total - done) / rate if rate else 0
+        self._next = now + min(30, max(1, (now - start) / 10))
         shown = "".join(f"  {name} {value:.4f}" for name, value in values.items())
-        print(
-            f"{self._name} {done}/{self._total} {self._unit} "
-            f"({done / self._total:.0%}){shown}  {rate:.3g} {self._unit}/s  "
-            f"{duration(left)} left",
-            flush=True,
-        )
+        if done > first:
+            rate = (done - first) / (now - start)
+            left = duration((self._total - done) / rate)
+            shown += f"  {rate:.3g} {self._unit}/s  {left} left"
+        share = f"{done}/{self._total} {self._unit} ({done / self._total:.0%})"
+        print(f"{self._name} {share}{shown}", flush=True)
 
 
 def duration(seconds: float) -> str:

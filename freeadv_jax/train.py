@@ -109,7 +109,6 @@ def train(run: Run, dataset: ArrayDataset) -> tuple[TrainState, dict]:
             updates=config.updates,
             logs_at=every(config.logging.every_updates),
             learning_rate=run.learning_rate(),
-            first_step=first,
             saved=saved,
         )
         spending = watch.clock.spending

@@ -30,7 +30,6 @@ class Watch:
         updates: int,
         logs_at: Callable[[int], bool],
         learning_rate: Callable,
-        first_step: int,
         saved: dict,
     ):
         self._log, self._replays = log, replays
@@ -38,9 +37,7 @@ class Watch:
         self._since_line = Window(**saved.get("since_line", {}))
         self._since_validation = Window(**saved.get("since_validation", {}))
         self.clock = Clock(saved.get("clock", {}))
-        self._shown = Progress(
-            "training", total=updates, done=first_step * replays, unit="updates"
-        )
+        self._shown = Progress("training", total=updates, unit="updates")
 
     def progress(self) -> dict:
         """What to save beside the state, which may happen later: all of it copies."""

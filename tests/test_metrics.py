@@ -40,13 +40,14 @@ def test_window_gives_means_and_goes_on_from_what_was_saved():
 
 
 def test_progress_shows_share_rate_and_time_left(monkeypatch, capsys):
-    clock = iter([0.0, 0.5, 10.0])
+    clock = iter([0.0, 60.0, 60.5, 69.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    progress = Progress("training", total=300, done=100, unit="updates")
-    progress.show(110, loss=1.0)
-    assert capsys.readouterr().out == ""
+    progress = Progress("training", total=300, unit="updates")
+    progress.show(110, loss=1.5)  # After a minute of compilation.
+    progress.show(115, loss=1.0)  # Too soon after the line before.
     progress.show(200, loss=0.25)
     assert capsys.readouterr().out == (
+        "training 110/300 updates (37%)  loss 1.5000\n"
         "training 200/300 updates (67%)  loss 0.2500  10 updates/s  0:10 left\n"
     )
 

@@ -19,7 +19,6 @@ def make_watch(folder, saved=None, first_step=0):
         updates=800,
         logs_at=lambda step: step % 2 == 0,
         learning_rate=lambda update: 0.1 if update < 16 else 0.01,
-        first_step=first_step,
         saved=saved or {},
     )
 
