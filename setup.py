@@ -11,10 +11,9 @@ VERSION = re.search(
 )[1]
 
 # TensorFlow's CPU build, half the size, exists for x86-64 Linux alone.
-CPU_BUILD = 'platform_system == "Linux" and platform_machine == "x86_64"'
 TENSORFLOW = [
-    f"tensorflow-cpu>=2.20; {CPU_BUILD}",
-    f"tensorflow>=2.20; not ({CPU_BUILD})",
+    'tensorflow-cpu>=2.20; platform_system == "Linux" and platform_machine == "x86_64"',
+    'tensorflow>=2.20; platform_system != "Linux" or platform_machine != "x86_64"',
 ]
 
 setup(
