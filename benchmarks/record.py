@@ -4,7 +4,7 @@ import pathlib
 import platform
 import sys
 
-from freeadv_jax.run import environment, write_json
+from freeadv_jax.record import environment, write_json
 
 
 def write_record(path: str, results: dict) -> None:

@@ -17,7 +17,8 @@ from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.errors import InputError
 from freeadv_jax.metrics import Progress
 from freeadv_jax.parallel import REPLICATED, SPLIT
-from freeadv_jax.run import Run, environment, read_json, write_json
+from freeadv_jax.record import environment, read_json, write_json
+from freeadv_jax.run import Run
 from freeadv_jax.training.update import unit_range
 
 LOSSES = {"cross-entropy": cross_entropy, "margin": margin}

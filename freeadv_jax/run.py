@@ -9,12 +9,7 @@ results.json     the outcome
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
-import json
-import os
 import pathlib
-import platform
-import subprocess
 from collections.abc import Callable
 
 import jax
@@ -26,19 +21,10 @@ from freeadv_jax.checkpoint import Checkpoints
 from freeadv_jax.config import base_config, differences, replays, validate
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import build_model
+from freeadv_jax.record import partial_path, read_json, write_json
 from freeadv_jax.state import TrainState, create_state
 
 RECORD = "run.json"
-
-_PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "ml-collections",
-    "numpy",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +121,7 @@ def open_run(workdir, config: ConfigDict, *, num_classes, image_shape) -> Run:
                 f"{workdir} is already at update {done}: "
                 f"updates = {config.updates} is less"
             )
-    elif workdir.is_dir() and any(workdir.iterdir()):
+    elif workdir.is_dir() and set(workdir.iterdir()) - {partial_path(record)}:
         raise InputError(
             f"{workdir} is not empty and holds no run (no {RECORD}); "
             "use another --workdir"
@@ -229,66 +215,3 @@ def load(workdir, *, checkpoint: str = "last") -> Classifier:
         num_classes=run.num_classes,
         image_shape=run.image_shape,
     )
-
-
-def environment() -> dict:
-    """Versions, devices and commit, for the record of a result."""
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "freeadv_jax": _version("freeadv_jax"),
-            **{name: _version(name) for name in _PACKAGES},
-        },
-        "device_kind": jax.devices()[0].device_kind,
-        "device_count": jax.device_count(),
-        "cpu_count": os.cpu_count(),
-        "commit": _commit(),
-    }
-
-
-def read_json(path: pathlib.Path) -> dict:
-    """InputError where the file does not hold a JSON object."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as fault:
-        raise InputError(f"{path} is damaged: {fault}") from fault
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it holds no JSON object")
-    return content
-
-
-def write_json(path: pathlib.Path, content: dict) -> None:
-    """All of it or nothing: a reader never sees half a file."""
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def _version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit():
-    """The commit of the checkout this package runs from, None where it is installed."""
-    source = pathlib.Path(__file__)
-    git = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
-    try:
-        # An installed copy may lie inside somebody else's checkout: not its commit.
-        git(["git", "-C", source.parent, "ls-files", "--error-unmatch", source.name])
-        described = git(
-            [
-                "git",
-                "-C",
-                source.parent,
-                "describe",
-                "--always",
-                "--dirty",
-                "--abbrev=40",
-            ]
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()

@@ -63,7 +63,6 @@ def test_durations_read_as_clocks_do(seconds, text):
 def test_tensorboard_gets_the_same_figures_where_tensorflow_is(tmp_path):
     pytest.importorskip("tensorflow")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     from tensorboard.util.tensor_util import make_ndarray
 
     log = MetricsLog(tmp_path, last_step=0)

@@ -10,7 +10,8 @@ import freeadv_jax
 from freeadv_jax import config as fields
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.evaluate import evaluate_run
-from freeadv_jax.run import environment, open_run, read_json, write_json
+from freeadv_jax.record import read_json
+from freeadv_jax.run import open_run
 from freeadv_jax.train import train
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
@@ -75,17 +76,7 @@ def test_run_may_be_continued_with_another_budget_but_no_other_training(trained)
     assert fields.differences(saved, config) == ["attack.replays: 2 -> 4"]
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "results.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert read_json(path) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
-
-
-def test_environment_names_versions_devices_and_commit():
-    found = environment()
-    assert found["versions"]["jax"] == jax.__version__
-    assert found["device_count"] == 8
-    assert found["device_kind"] == "cpu"
+def test_folder_of_a_run_killed_while_it_was_being_made_is_taken(tmp_path):
+    (tmp_path / ".run.json.tmp").write_text('{"conf')
+    open_run(tmp_path, tiny_config(), num_classes=10, image_shape=(8, 8, 1))
+    assert read_json(tmp_path / "run.json")["num_classes"] == 10

@@ -1,0 +1,33 @@
+"""Seconds from the start of the README's quickstart to its table.
+
+python -m benchmarks.quickstart [--rounds=3]
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.record import write_record
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", default="benchmarks/results/quickstart.json")
+    options = parser.parse_args()
+    job = [sys.executable, "-m", "freeadv_jax.main", "--config=configs/digits_free8.py"]
+    seconds = []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            subprocess.run([*job, f"--workdir={folder}/run"], check=True)
+            seconds.append(time.perf_counter() - started)
+    print(f"median {statistics.median(seconds):.1f} s of {options.rounds}")
+    write_record(options.out, {"median": statistics.median(seconds), "all": seconds})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What a result says of how it came about, and JSON files that are never half."""
+
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+
+import jax
+
+from freeadv_jax.errors import InputError
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "ml-collections",
+    "numpy",
+)
+
+
+def environment() -> dict:
+    """Versions, devices and commit."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "freeadv_jax": _version("freeadv_jax"),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "cpu_count": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """InputError where the file does not hold a JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as fault:
+        raise InputError(f"{path} is damaged: {fault}") from fault
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds no JSON object")
+    return content
+
+
+def write_json(path: pathlib.Path, content: dict) -> None:
+    """All of it or nothing: a reader never sees half a file."""
+    partial_path(path).write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial_path(path), path)
+
+
+def partial_path(path: pathlib.Path) -> pathlib.Path:
+    """Where a file is written before it gets its name; a kill may leave it there."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit():
+    """The commit of the checkout this package runs from, None where it is installed."""
+    source = pathlib.Path(__file__)
+    git = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
+    try:
+        # An installed copy may lie inside somebody else's checkout: not its commit.
+        git(["git", "-C", source.parent, "ls-files", "--error-unmatch", source.name])
+        described = git(
+            [
+                "git",
+                "-C",
+                source.parent,
+                "describe",
+                "--always",
+                "--dirty",
+                "--abbrev=40",
+            ]
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,20 @@
+import jax
+import pytest
+
+from freeadv_jax.record import environment, read_json, write_json
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_environment_names_versions_devices_and_commit():
+    found = environment()
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["device_count"] == 8
+    assert found["device_kind"] == "cpu"
