@@ -10,6 +10,7 @@ import subprocess
 
 import jax
 
+import freeadv_jax
 from freeadv_jax.errors import InputError
 
 _PACKAGES = (
@@ -28,7 +29,7 @@ def environment() -> dict:
     return {
         "versions": {
             "python": platform.python_version(),
-            "freeadv_jax": _version("freeadv_jax"),
+            "freeadv_jax": freeadv_jax.__version__,
             **{name: _version(name) for name in _PACKAGES},
         },
         "device_kind": jax.devices()[0].device_kind,
@@ -70,20 +71,13 @@ def _version(package):
 def _commit():
     """The commit of the checkout this package runs from, None where it is installed."""
     source = pathlib.Path(__file__)
+    here = ["git", "-C", source.parent]
     git = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
     try:
         # An installed copy may lie inside somebody else's checkout: not its commit.
-        git(["git", "-C", source.parent, "ls-files", "--error-unmatch", source.name])
+        git([*here, "ls-files", "--error-unmatch", source.name])
         described = git(
-            [
-                "git",
-                "-C",
-                source.parent,
-                "describe",
-                "--always",
-                "--dirty",
-                "--abbrev=40",
-            ]
+            [*here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -419,3 +419,10 @@ def test_the_command_ends_with_one_line_and_status_1(
     assert message in ended.stderr
     assert ended.stdout == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_help_explains_the_command_and_names_the_fields(capsys):
+    call("--help")
+    shown = capsys.readouterr().out
+    assert "python -m freeadv_jax.main --config=configs/digits_free8.py" in shown
+    assert "\n    attack.epsilon\n" in shown

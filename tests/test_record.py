@@ -1,6 +1,9 @@
+import re
+
 import jax
 import pytest
 
+import freeadv_jax
 from freeadv_jax.record import environment, read_json, write_json
 
 
@@ -18,3 +21,7 @@ def test_environment_names_versions_devices_and_commit():
     assert found["versions"]["jax"] == jax.__version__
     assert found["device_count"] == 8
     assert found["device_kind"] == "cpu"
+    assert found["versions"]["freeadv_jax"] == freeadv_jax.__version__
+    assert found["commit"] is None or re.fullmatch(
+        "[0-9a-f]{40}(-dirty)?", found["commit"]
+    )
