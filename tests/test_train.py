@@ -88,7 +88,7 @@ def test_metrics_hold_training_and_validation_lines_in_order(whole):
     assert all(line["updates"] == 2 * line["step"] for line in lines)
 
 
-def test_validation_never_touches_the_training(tmp_path, whole):
+def test_validation_never_touches_weights_or_batch_norm_averages(tmp_path, whole):
     run_main(
         tmp_path / "run",
         validation__every_passes=100,

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "digits_free8.py"
 FIELDS = {
     "updates": 64,
+    "model.name": "small-cnn-bn",
     "batch_size": 64,
     "attack.replays": 2,
     "validation.every_passes": 0.5,
