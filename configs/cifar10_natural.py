@@ -2,7 +2,7 @@
 
 Command: python -m freeadv_jax.main --config=configs/cifar10_natural.py --config.data.dir=DIR
 Published: natural 95.01, PGD-20 0.00, PGD-100 0.00, CW-100 0.00, PGD-20 with 10
-    restarts 0.00; 780 minutes (Table 1 of the paper).
+    restarts 0.00; 780 minutes (Table 1, the authors' slides).
 Ours: not yet run.
 """
 

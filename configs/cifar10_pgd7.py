@@ -2,7 +2,7 @@
 
 Command: python -m freeadv_jax.main --config=configs/cifar10_pgd7.py --config.data.dir=DIR
 Published: natural 87.25, PGD-20 45.84, PGD-100 45.29, CW-100 46.52, PGD-20 with 10
-    restarts 45.53; 5418 minutes (Table 1 of the paper).
+    restarts 45.53; 5418 minutes (Table 1, the authors' slides).
 Ours: not yet run.
 """
 

@@ -35,7 +35,7 @@ _KINDS = {
 
 
 def base_config() -> ConfigDict:
-    """The authors' CIFAR-10 recipe for Free-8: Shafahi et al. (2019), section 4.
+    """The authors' CIFAR-10 recipe for Free-8: Shafahi et al. (2019).
 
     Epsilons and step sizes are in [0, 1] pixels. Locked: an unknown field fails.
     """

@@ -162,6 +162,15 @@ def _stands(variables, batch, settings, *, model, threat, loss):
     return jax.lax.fori_loop(0, settings["restarts"], restart, right(images))
 
 
+def configured_evaluator(run: Run) -> Callable:
+    """The evaluator of a run's model and threat."""
+    return make_evaluator(
+        run.model(),
+        threat=Threat(run.config.attack.norm, run.config.attack.epsilon),
+        batch_size=run.config.evaluation.batch_size,
+    )
+
+
 def evaluate_run(run: Run, variables, split, *, training: dict) -> dict:
     """The content of results.json, written anew after each attack of the run.
 
@@ -170,11 +179,7 @@ def evaluate_run(run: Run, variables, split, *, training: dict) -> dict:
     config, evaluation = run.config, run.config.evaluation
     examples = evaluation.examples or len(split.labels)
     split = split.take(np.arange(min(examples, len(split.labels))))
-    outcomes = make_evaluator(
-        run.model(),
-        threat=Threat(config.attack.norm, config.attack.epsilon),
-        batch_size=evaluation.batch_size,
-    )
+    outcomes = configured_evaluator(run)
     path = run.workdir / "results.json"
     done = read_json(path) if path.exists() else {}
     if done.get("training", {}).get("updates") != training["updates"]:

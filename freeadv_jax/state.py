@@ -9,7 +9,8 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Key
 
-# Apart from the streams of the data, which fold 0, 1, ... into the run's key.
+# Apart from the other numbers that are folded into the key of the same seed: the
+# restarts of an evaluation, and the streams of the data.
 _ATTACK_STREAM = 1000
 
 
@@ -18,7 +19,7 @@ class TrainState:
     """The state of a run after `step` minibatches.
 
     `delta` is indexed by position in the batch, not by image, and is carried from
-    minibatch to minibatch (Shafahi et al. 2019, Algorithm 1, "delta <- 0" once).
+    minibatch to minibatch (Shafahi et al. 2019: "delta <- 0" once).
 
     The same tree also holds shapes, NumPy arrays or a layout in place of the arrays.
     """

@@ -17,7 +17,7 @@ from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.data.arrays import ArrayDataset
 from freeadv_jax.data.sampling import array_batches, steps_per_pass
 from freeadv_jax.errors import TrainingStoppedError
-from freeadv_jax.evaluate import configured_attacks, make_evaluator
+from freeadv_jax.evaluate import configured_attacks, configured_evaluator
 from freeadv_jax.metrics import MetricsLog
 from freeadv_jax.parallel import REPLICATED, SPLIT
 from freeadv_jax.run import Run
@@ -177,13 +177,8 @@ def _make_validation(run, split):
     """state -> natural and PGD-10 accuracy on `split`; None where it is empty."""
     if not len(split.labels):
         return None
-    config = run.config
-    outcomes = make_evaluator(
-        run.model(),
-        threat=Threat(config.attack.norm, config.attack.epsilon),
-        batch_size=config.evaluation.batch_size,
-    )
-    attacks = configured_attacks(config, ("natural", "pgd-10"))
+    outcomes = configured_evaluator(run)
+    attacks = configured_attacks(run.config, ("natural", "pgd-10"))
 
     def validate(state):
         return {

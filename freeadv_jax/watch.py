@@ -12,7 +12,8 @@ from freeadv_jax.metrics import MetricsLog, Progress, Window
 _LOGGER = logging.getLogger(__name__)
 
 # A fall of robust validation accuracy by more than this, while the training loss
-# falls too, is catastrophic overfitting (Wong et al., ICLR 2020, section 5.4).
+# falls too, is catastrophic overfitting (Wong et al., ICLR 2020, whose
+# code stops at the same fall, on a training batch).
 COLLAPSE = 0.2
 
 

@@ -1,4 +1,4 @@
-"""Free adversarial training: Shafahi et al. (NeurIPS 2019), Algorithm 1."""
+"""Free adversarial training: Shafahi et al. (NeurIPS 2019), Free-m."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def free_train_step(
     Attacked pixels are clipped to [0, 1]. As in the authors' code delta's gradient goes
     through that clip, so that a pixel pushed out of the box keeps its delta until
     another image takes its place; with `straight_through` it is the gradient at the
-    clipped image, as Algorithm 1 writes it. That matters where pixels are exactly 0.
+    clipped image, as in the algorithm, which has no clip. That matters where pixels are exactly 0.
 
     `batch` holds `image` u8[b, h, w, c] and `label` i32[b]; `step_size` is in [0, 1]
     pixels (the paper's is epsilon). The metrics are means over the replays.

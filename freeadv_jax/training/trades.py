@@ -28,7 +28,7 @@ def trades_train_step(
     beta: float,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
-    """One weight update on CE(x) + beta * KL(f(x) || f(x + delta)), equation (5).
+    """One weight update on CE(x) + beta * KL(f(x) || f(x + delta)).
 
     delta comes from `steps` PGD steps on the divergence, with BatchNorm in EVAL mode
     (running averages), as in the authors' code; both terms of the loss use train
