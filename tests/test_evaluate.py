@@ -85,6 +85,15 @@ def test_random_starts_differ_by_seed_and_restarts_only_break_more():
     assert many.sum() < one.sum()
 
 
+def test_equal_images_have_random_starts_of_their_own():
+    """Seventy-seven copies of one image near the boundary do not share their fate."""
+    split = Split(np.full((77, 4, 4, 1), 140, np.uint8), np.ones(77, np.int32))
+    standing = outcomes("pgd-1", split=split)
+    assert 0 < standing.sum() < 77
+    # Nor does any batch repeat the one before.
+    assert (standing[:32] != standing[32:64]).any()
+
+
 def test_pgd_at_epsilon_zero_is_clean_accuracy():
     wrong = Split(
         SPLIT.images, np.where(np.arange(77) < 5, 1 - SPLIT.labels, SPLIT.labels)

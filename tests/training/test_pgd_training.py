@@ -71,6 +71,30 @@ def test_inner_attack_leaves_the_running_averages_alone(batch, make_state):
     )
 
 
+def test_inner_attack_uses_the_statistics_of_its_batch(batch, make_state):
+    """So the running averages, even absurd ones, make no difference to the update."""
+    model = SmallCNN(num_classes=3, batch_norm=True, features=(4,), hidden=4)
+    state = make_state(model)
+    absurd = jax.tree.map(lambda x: jnp.full_like(x, 1e30), state.batch_stats)
+    losses = [
+        pgd_train_step(
+            state.replace(batch_stats=batch_stats),
+            batch,
+            model=model,
+            tx=optax.sgd(0.1),
+            threat=Threat("linf", EPSILON),
+            step_size=EPSILON / 4,
+            steps=steps,
+        )[1]["loss"]
+        for batch_stats, steps in [
+            (state.batch_stats, 7),
+            (absurd, 7),
+            (state.batch_stats, 0),
+        ]
+    ]
+    assert losses[0] == losses[1] > losses[2] + 0.01
+
+
 def test_random_start_is_new_each_step_and_for_each_image(make_state):
     threat = Threat("linf", EPSILON)
     first, second = (
