@@ -44,6 +44,14 @@ setup(
         "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources", *TENSORFLOW],
         # TensorFlow no longer brings tensorboard, and clu declares neither.
         "tensorboard": ["clu>=0.0.12", "tensorboard>=2.20", *TENSORFLOW],
-        "dev": ["beartype>=0.20", "pytest>=8.0", "ruff>=0.17,<0.18"],
+        "export": ["safetensors>=0.4.5"],
+        # What benchmarks.attack_parity and attack_speed compare with.
+        "references": ["foolbox==3.3.4", "pyautoattack==0.2.0", "torch>=2.4"],
+        "dev": [
+            "beartype>=0.20",
+            "pytest>=8.0",
+            "ruff>=0.17,<0.18",
+            "safetensors>=0.4.5",
+        ],
     },
 )

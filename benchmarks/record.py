@@ -1,5 +1,6 @@
 """How a benchmark's result is kept: with its command, commit, versions and hardware."""
 
+import importlib.metadata
 import pathlib
 import platform
 import sys
@@ -7,8 +8,11 @@ import sys
 from freeadv_jax.record import environment, write_json
 
 
-def write_record(path: str, results: dict) -> None:
-    """Writes results.json-like `results` and how they came about."""
+def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) -> None:
+    """Writes results.json-like `results` and how they came about.
+
+    `packages` are those whose versions count besides the usual ones.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     command = f"python -m benchmarks.{pathlib.Path(sys.argv[0]).stem}"
@@ -16,7 +20,9 @@ def write_record(path: str, results: dict) -> None:
         path,
         {
             "command": " ".join([command, *sys.argv[1:]]),
-            "environment": environment() | {"processor": _processor()},
+            "environment": environment()
+            | {"processor": _processor()}
+            | {"peers": {name: importlib.metadata.version(name) for name in packages}},
             "results": results,
         },
     )

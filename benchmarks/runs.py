@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from freeadv_jax.config import validate
 from freeadv_jax.data.arrays import ArrayDataset
-from freeadv_jax.evaluate import evaluate_run
+from freeadv_jax.evaluation import evaluate_run
 from freeadv_jax.run import open_run
 from freeadv_jax.train import train
 

@@ -1,223 +1,247 @@
-"""Accuracy, natural and under attack: exact, for any batch size and device count."""
+"""How robust a trained model is: more attacks on a run, or on images of one's own.
 
+    python -m freeadv_jax.evaluate --workdir=RUN
+        [--attacks=natural,pgd-20,pgd-100,cw-100,pgd-20-x10,autoattack]
+        [--examples=1000] [--norm=l2 --epsilon=0.5] [--checkpoint=best]
+    python -m freeadv_jax.evaluate --workdir=RUN --images=FILE.npz [--out=DIR]
+
+RUN is the folder of a run or of an exported model. FILE.npz holds `images` [n, h, w, c],
+uint8 or floats in [0, 1], and `labels` [n]. Rows are added to results.json, and what
+became of each image to evaluation.npz. The same command again goes on where it was cut
+off.
+"""
+
+import argparse
 import dataclasses
-import functools
-import re
+import fractions
+import pathlib
+import signal
+import sys
+import zipfile
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from freeadv_jax import parallel
-from freeadv_jax.attacks.losses import cross_entropy, margin
-from freeadv_jax.attacks.pgd import pgd
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.checks import check_images, check_labels
+from freeadv_jax.attacks.named import attack_by_name
+from freeadv_jax.attacks.threat import NORMS
+from freeadv_jax.config import replays
+from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.errors import InputError
-from freeadv_jax.metrics import Progress
-from freeadv_jax.parallel import REPLICATED, SPLIT
-from freeadv_jax.record import environment, read_json, write_json
-from freeadv_jax.run import Run
-from freeadv_jax.training.update import unit_range
-
-LOSSES = {"cross-entropy": cross_entropy, "margin": margin}
-
-_NAMED = re.compile(r"(pgd|cw)-([1-9]\d{0,5})(?:-x([1-9]\d{0,5}))?")
+from freeadv_jax.evaluation import evaluate, logits_functions, table
+from freeadv_jax.record import read_json
+from freeadv_jax.run import EXPORTED, load, read_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Attack:
-    """One row of a robustness table; epsilon and step size in [0, 1] pixels."""
+class Subject:
+    """A trained model, with the threat it was trained for and its test set."""
 
-    name: str
-    norm: str
-    epsilon: float
-    steps: int = 0
-    step_size: float = 0.0
-    restarts: int = 1
-    loss: str = "cross-entropy"
-    random_start: bool = False
-
-    def record(self, seed: int) -> dict:
-        """How the figure was made, for results.json."""
-        fields = dataclasses.asdict(self)
-        del fields["name"], fields["random_start"]
-        return fields | {"seed": seed}
+    logits_fn: Callable
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    threat: dict | None
+    step_size: float | None
+    # () -> (images, labels).
+    test_set: Callable
+    header: dict
+    batch_size: int = 200
+    seed: int = 0
 
 
-def attack_by_name(name: str, *, threat: Threat, step_size: float) -> Attack:
-    """natural, fgsm, pgd-<steps>, cw-<steps>, and either with -x<restarts>.
+def main(argv):
+    given = _parser().parse_args(argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    workdir = pathlib.Path(given.workdir).expanduser()
+    exported = (workdir / EXPORTED).exists()
+    subject = (_exported if exported else _run)(workdir, given)
+    attacks = _attacks(subject, given)
+    if given.images:
+        path = pathlib.Path(given.images).expanduser()
+        images, labels = _read_images(path, subject)
+        folder = pathlib.Path(given.out or workdir / path.stem).expanduser()
+    else:
+        if given.out:
+            raise InputError("--out goes with --images; a run's results lie in the run")
+        images, labels = subject.test_set()
+        folder = workdir
+    count = given.examples or len(labels)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = evaluate(
+        subject.logits_fn,
+        images[:count],
+        labels[:count],
+        attacks,
+        folder=folder,
+        header=subject.header,
+        batch_size=given.batch_size or subject.batch_size,
+        seed=subject.seed,
+        suffix="-best" if given.checkpoint == "best" else "",
+        keep_images=given.save_images,
+        checked=given.red_flags,
+    )
+    print(table(results))
+    print(f"written to {folder}")
 
-    PGD ascends the cross-entropy and CW the margin, from a random start; FGSM takes
-    one step of epsilon from the image itself. InputError for any other name.
-    """
-    norm, epsilon = threat.norm, threat.epsilon
-    if name == "natural":
-        return Attack(name, norm, epsilon=0.0)
-    if name == "fgsm":
-        return Attack(name, norm, epsilon, steps=1, step_size=epsilon)
-    named = _NAMED.fullmatch(name)
-    if not named:
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(message)
+
+
+def _parser():
+    parser = _Parser(
+        prog="python -m freeadv_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    say = parser.add_argument
+    say("--workdir", required=True, help="a run or an exported model")
+    say(
+        "--attacks",
+        default="natural,pgd-20,pgd-100,cw-100,autoattack",
+        help="names with commas between",
+    )
+    say("--examples", type=_count, help="only the first so many images")
+    say("--norm", choices=NORMS, help="by default that of the training")
+    say("--epsilon", type=_number, help="in [0, 1] pixels, such as 8/255")
+    say("--step_size", type=_number, help="of pgd-, cw- and dlr-; in [0, 1] pixels")
+    say("--checkpoint", choices=("last", "best"), default="last")
+    say("--data", help="where the data set lies, if not where it did in training")
+    say("--images", help="an .npz file to attack in place of the test set")
+    say("--out", help="for the results on --images; by default RUN/<name of FILE>")
+    say("--batch_size", type=_count, help="images at a time, over all devices")
+    say("--save_images", action="store_true", help="keep the attacked images as well")
+    say(
+        "--red_flags",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look for signs that the evaluation is too weak",
+    )
+    return parser
+
+
+def _count(text):
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number above 0")
+    return int(text)
+
+
+def _number(text):
+    """8/255 or 0.03."""
+    try:
+        return float(fractions.Fraction(text))
+    except (ValueError, ZeroDivisionError) as fault:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be a number, such as 8/255"
+        ) from fault
+
+
+def _run(workdir, given):
+    run = read_run(workdir)
+    config = run.config
+    state = run.trained_state(given.checkpoint)
+
+    def test_set():
+        directory = given.data or config.data.dir
+        test = load_arrays(config.data.name, directory, validation_examples=0).test
+        return test.images, test.labels
+
+    done = workdir / "results.json"
+    training = read_json(done).get("training") if done.exists() else None
+    if given.checkpoint == "best" or training is None:
+        training = {"updates": int(state.step) * replays(config)}
+    return Subject(
+        logits_fn=logits_functions(run.model())(state.variables),
+        num_classes=run.num_classes,
+        image_shape=run.image_shape,
+        threat={"norm": config.attack.norm, "epsilon": config.attack.epsilon},
+        step_size=config.evaluation.step_size,
+        test_set=test_set,
+        header={"config": config.to_dict(), "training": training},
+        batch_size=config.evaluation.batch_size,
+        seed=config.seed,
+    )
+
+
+def _exported(workdir, given):
+    if not given.images:
+        raise InputError(f"{workdir} is an exported model: give it --images to attack")
+    classifier = load(workdir, checkpoint=given.checkpoint)
+    description = read_json(workdir / EXPORTED)
+    return Subject(
+        logits_fn=classifier.logits_fn,
+        num_classes=classifier.num_classes,
+        image_shape=classifier.image_shape,
+        threat=description.get("threat"),
+        step_size=None,
+        test_set=None,
+        header={"model": description},
+    )
+
+
+def _attacks(subject, given):
+    """Those of the command line; away from the training's threat their names say so."""
+    trained = subject.threat or {"norm": None, "epsilon": None}
+    norm = given.norm or trained["norm"] or "linf"
+    epsilon = given.epsilon
+    if epsilon is None:
+        if norm != trained["norm"]:
+            raise InputError(
+                "--epsilon is missing: the model was trained for no such ball"
+            )
+        epsilon = trained["epsilon"]
+    own = {"norm": norm, "epsilon": epsilon} == trained
+    # A quarter of the ball: 2 of 255 levels where epsilon is 8.
+    step_size = given.step_size
+    if step_size is None:
+        step_size = (own and subject.step_size) or epsilon / 4
+    attacks = []
+    for name in given.attacks.split(","):
+        attack = attack_by_name(
+            name.strip(),
+            norm=norm,
+            epsilon=epsilon,
+            step_size=step_size,
+            num_classes=subject.num_classes,
+        )
+        if attack.stages and not own:
+            attack = dataclasses.replace(
+                attack, name=f"{attack.name}@{norm}-{epsilon:.4g}"
+            )
+        attacks.append(attack)
+    return attacks
+
+
+def _read_images(path, subject):
+    """The user's images and labels, fit for the model and for `evaluate`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file["images"], file["labels"]
+    except FileNotFoundError as fault:
+        raise InputError(f"{path} does not exist") from fault
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as fault:
+        reason = " ".join(str(fault).split())
         raise InputError(
-            f"attack {name!r} is unknown; allowed: natural, fgsm, pgd-<steps>, "
-            "cw-<steps>, pgd-<steps>-x<restarts>, cw-<steps>-x<restarts>"
+            f"{path} must be an .npz file with images and labels: {reason}"
+        ) from fault
+    if images.shape[1:] != subject.image_shape:
+        raise InputError(
+            f"{path}: images of shape {images.shape}, the model takes "
+            f"[n, {', '.join(map(str, subject.image_shape))}]"
         )
-    kind, steps, restarts = named.groups()
-    return Attack(
-        name,
-        norm,
-        epsilon,
-        steps=int(steps),
-        step_size=step_size,
-        restarts=int(restarts or 1),
-        loss="margin" if kind == "cw" else "cross-entropy",
-        random_start=True,
-    )
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32)
+    check_images(images, labels, raw=True)
+    check_labels(labels, subject.num_classes)
+    return images, labels.astype(np.int32)
 
 
-def configured_attacks(config: ConfigDict, names: tuple[str, ...]) -> list[Attack]:
-    """The attacks `names` with the threat and step size of a run's configuration."""
-    threat = Threat(config.attack.norm, config.attack.epsilon)
-    step_size = config.evaluation.step_size
-    return [attack_by_name(name, threat=threat, step_size=step_size) for name in names]
-
-
-def make_evaluator(model, *, threat: Threat, batch_size: int) -> Callable:
-    """outcomes(variables, split, attack, seed=0, watch=None) -> bool[n].
-
-    True for each image of `split` that stands: classified right as it is and after
-    every restart of the attack (so the figure is the worst case over them). Each
-    image has random keys of its own, from the seed and its index. The last batch is
-    padded, and what belongs to no image is cut off. BatchNorm is in eval mode and
-    its averages are not touched. `watch(done, standing)` is called after each batch.
-
-    `batch_size` is rounded up to a multiple of the devices. There is one compilation
-    for each loss: the numbers of steps and restarts are traced.
-    """
-    devices = jax.device_count()
-    batch_size = -(-batch_size // devices) * devices
-    stands = {
-        name: parallel.spmd(
-            functools.partial(_stands, model=model, threat=threat, loss=loss),
-            inputs=(REPLICATED, SPLIT, REPLICATED),
-            outputs=SPLIT,
-        )
-        for name, loss in LOSSES.items()
-    }
-
-    def outcomes(variables, split, attack: Attack, *, seed: int = 0, watch=None):
-        variables = parallel.place(variables, REPLICATED)
-        settings = {
-            "seed": np.uint32(seed),
-            "steps": np.int32(attack.steps),
-            "step_size": np.float32(attack.step_size),
-            # Without an attack there is nothing to restart.
-            "restarts": np.int32(attack.restarts if attack.steps else 0),
-            "start_scale": np.float32(attack.random_start),
-        }
-        images = len(split.labels)
-        standing = np.zeros(images, bool)
-        for first in range(0, images, batch_size):
-            part = slice(first, min(first + batch_size, images))
-            batch = {
-                "image": _padded(split.images[part], batch_size),
-                "label": _padded(split.labels[part], batch_size),
-                "index": first + np.arange(batch_size, dtype=np.int32),
-            }
-            batch = parallel.place(batch, SPLIT)
-            found = parallel.fetch(stands[attack.loss](variables, batch, settings))
-            standing[part] = found[: part.stop - first]
-            if watch:
-                watch(part.stop, int(standing.sum()))
-        return standing
-
-    return outcomes
-
-
-def _stands(variables, batch, settings, *, model, threat, loss):
-    """Which images of a batch the model classifies right, attacked and as they are."""
-    images, labels = unit_range(batch["image"]), batch["label"]
-
-    def logits_fn(images):
-        return model.apply(variables, images, train=False)
-
-    def right(images):
-        return jnp.argmax(logits_fn(images), axis=-1) == labels
-
-    def restart(number, standing):
-        key = jax.random.fold_in(jax.random.key(settings["seed"]), number)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        start = settings["start_scale"] * threat.random_start(keys, images.shape[1:])
-        adversarial = pgd(
-            lambda images: loss(logits_fn(images), labels),
-            images,
-            start,
-            threat=threat,
-            steps=settings["steps"],
-            step_size=settings["step_size"],
-        )
-        return standing & right(adversarial)
-
-    return jax.lax.fori_loop(0, settings["restarts"], restart, right(images))
-
-
-def configured_evaluator(run: Run) -> Callable:
-    """The evaluator of a run's model and threat."""
-    return make_evaluator(
-        run.model(),
-        threat=Threat(run.config.attack.norm, run.config.attack.epsilon),
-        batch_size=run.config.evaluation.batch_size,
-    )
-
-
-def evaluate_run(run: Run, variables, split, *, training: dict) -> dict:
-    """The content of results.json, written anew after each attack of the run.
-
-    An attack that stands there already, of this very model, is not made again.
-    """
-    config, evaluation = run.config, run.config.evaluation
-    examples = evaluation.examples or len(split.labels)
-    split = split.take(np.arange(min(examples, len(split.labels))))
-    outcomes = configured_evaluator(run)
-    path = run.workdir / "results.json"
-    done = read_json(path) if path.exists() else {}
-    if done.get("training", {}).get("updates") != training["updates"]:
-        done = {}
-    results = {
-        "config": config.to_dict(),
-        "environment": environment(),
-        "training": training,
-        "evaluation": {},
-    }
-    for attack in configured_attacks(config, evaluation.attacks):
-        name = attack.name
-        made = {"examples": len(split.labels), "attack": attack.record(config.seed)}
-        row = done.get("evaluation", {}).get(name, {})
-        if {field: row.get(field) for field in made} != made:
-            progress = Progress(name, total=len(split.labels), unit="images")
-
-            def watch(images, standing, progress=progress):
-                progress.show(images, accuracy=standing / images)
-
-            standing = outcomes(variables, split, attack, seed=config.seed, watch=watch)
-            correct = int(standing.sum())
-            row = {"accuracy": correct / len(standing), "correct": correct} | made
-        results["evaluation"][name] = row
-        write_json(path, results)
-    return results
-
-
-def table(results: dict) -> str:
-    """The accuracies of results.json, for reading."""
-    lines = [f"{'attack':<14}{'accuracy':>10}{'correct':>10}{'images':>8}"]
-    for name, row in results["evaluation"].items():
-        lines.append(
-            f"{name:<14}{row['accuracy']:>10.2%}{row['correct']:>10}{row['examples']:>8}"
-        )
-    return "\n".join(lines)
-
-
-def _padded(array, size):
-    """`array` with zeros after it, up to `size` along the first axis."""
-    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
+if __name__ == "__main__":
+    try:
+        main(sys.argv)
+    except InputError as fault:
+        sys.exit(f"error: {fault}")
+    except OSError as fault:  # A full disk, say, or a folder in place of a file.
+        sys.exit(f"error: {fault.filename}: {fault.strerror}")

@@ -34,18 +34,20 @@ def main(argv):
     # Imported here, so that a mistyped flag is answered at once.
     from freeadv_jax.data.arrays import load_arrays
     from freeadv_jax.data.sampling import steps_per_pass
-    from freeadv_jax.evaluate import configured_attacks, evaluate_run, table
+    from freeadv_jax.evaluation import configured_attacks, evaluate_run, table
     from freeadv_jax.parallel import check_batch_size
     from freeadv_jax.run import open_run
     from freeadv_jax.train import train
 
-    configured_attacks(config, config.evaluation.attacks)  # Misnamed? Say so now.
     dataset = load_arrays(
         config.data.name,
         config.data.dir,
         validation_examples=config.data.validation_examples,
     )
     # Before anything is written.
+    configured_attacks(
+        config, config.evaluation.attacks, num_classes=dataset.num_classes
+    )
     check_batch_size(config.batch_size)
     steps_per_pass(len(dataset.train.labels), config.batch_size)
     run = open_run(

@@ -8,7 +8,6 @@ results.json     the outcome
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable
 
@@ -25,6 +24,8 @@ from freeadv_jax.record import partial_path, read_json, write_json
 from freeadv_jax.state import TrainState, create_state
 
 RECORD = "run.json"
+# What a folder of `freeadv_jax.export` holds instead.
+EXPORTED = "model.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,19 @@ class Run:
             return 0
         with contextlib.closing(self.checkpoints()) as checkpoints:
             return max(checkpoints.steps, default=0) * replays(self.config)
+
+    def trained_state(self, checkpoint: str) -> TrainState:
+        """The state of the 'last' or 'best' checkpoint, as NumPy arrays."""
+        if checkpoint not in ("last", "best"):
+            raise InputError(
+                f"checkpoint {checkpoint!r} is unknown; allowed: last, best"
+            )
+        if not self.saved_updates():
+            raise InputError(f"{self.workdir} holds no checkpoint yet")
+        like = jax.eval_shape(self.initial_state)
+        with contextlib.closing(self.checkpoints()) as checkpoints:
+            state, _ = checkpoints.restore(like, checkpoint)
+        return state
 
     @property
     def steps(self) -> int:
@@ -194,24 +208,37 @@ class Classifier:
         return self.logits_fn(images)
 
 
-def load(workdir, *, checkpoint: str = "last") -> Classifier:
-    """The trained model of a run folder, from its 'last' or 'best' checkpoint."""
-    if checkpoint not in ("last", "best"):
-        raise InputError(f"checkpoint {checkpoint!r} is unknown; allowed: last, best")
-    run = read_run(workdir)
-    if not run.saved_updates():
-        raise InputError(f"{run.workdir} holds no checkpoint yet")
-    with contextlib.closing(run.checkpoints()) as checkpoints:
-        like = jax.eval_shape(run.initial_state)
-        state, _ = checkpoints.restore(like, checkpoint)
-    model = run.model()
+def as_classifier(model, variables, *, num_classes, image_shape) -> Classifier:
+    """The model with its weights, which jitted functions take as an argument."""
 
     @jax.jit
     def logits_fn(variables, images):
         return model.apply(variables, images, train=False)
 
     return Classifier(
-        logits_fn=functools.partial(logits_fn, jax.device_put(state.variables)),
+        logits_fn=jax.tree_util.Partial(logits_fn, jax.device_put(variables)),
+        num_classes=num_classes,
+        image_shape=image_shape,
+    )
+
+
+def load(workdir, *, checkpoint: str = "last") -> Classifier:
+    """The trained model of a run folder, from its 'last' or 'best' checkpoint.
+
+    A folder of `freeadv_jax.export` holds but one model, which counts as its last.
+    """
+    folder = pathlib.Path(workdir).expanduser()
+    if (folder / EXPORTED).exists():
+        # Imported here because it needs this module.
+        from freeadv_jax.export import load_exported
+
+        if checkpoint != "last":
+            raise InputError(f"{folder} is an exported model; allowed: last")
+        return load_exported(folder)
+    run = read_run(folder)
+    return as_classifier(
+        run.model(),
+        run.trained_state(checkpoint).variables,
         num_classes=run.num_classes,
         image_shape=run.image_shape,
     )

@@ -8,16 +8,16 @@ import sys
 import threading
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from freeadv_jax import config as fields
 from freeadv_jax import parallel
+from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.data.arrays import ArrayDataset
 from freeadv_jax.data.sampling import array_batches, steps_per_pass
 from freeadv_jax.errors import TrainingStoppedError
-from freeadv_jax.evaluate import configured_attacks, configured_evaluator
+from freeadv_jax.evaluation import configured_attacks, logits_functions
 from freeadv_jax.metrics import MetricsLog
 from freeadv_jax.parallel import REPLICATED, SPLIT
 from freeadv_jax.run import Run
@@ -177,14 +177,19 @@ def _make_validation(run, split):
     """state -> natural and PGD-10 accuracy on `split`; None where it is empty."""
     if not len(split.labels):
         return None
-    outcomes = configured_evaluator(run)
-    attacks = configured_attacks(run.config, ("natural", "pgd-10"))
+    logits_fn_of = logits_functions(run.model())
+    campaign = Campaign(batch_size=run.config.evaluation.batch_size)
+    (attack,) = configured_attacks(run.config, ("pgd-10",), num_classes=run.num_classes)
 
     def validate(state):
-        return {
-            attack.name: float(np.mean(outcomes(state.variables, split, attack)))
-            for attack in attacks
-        }
+        logits_fn = logits_fn_of(state.variables)
+        logits = campaign.logits(logits_fn, split.images)
+        standing = right = logits.argmax(axis=-1) == split.labels
+        for stage in attack.stages.values():
+            standing = campaign.attack(
+                stage, logits_fn, split.images, split.labels, standing
+            )
+        return {"natural": float(right.mean()), attack.name: float(standing.mean())}
 
     return validate
 

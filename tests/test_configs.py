@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from freeadv_jax.config import validate
-from freeadv_jax.evaluate import configured_attacks
+from freeadv_jax.evaluation import configured_attacks
 from freeadv_jax.run import Run
 
 FILES = {path.stem: path for path in sorted(pathlib.Path("configs").glob("*.py"))}

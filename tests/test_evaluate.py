@@ -1,171 +1,275 @@
-import json
+"""The command that attacks a trained run: its figures, its files, and bad input."""
 
-import flax.linen as nn
-import jax.numpy as jnp
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
+from tiny_run import ROOT, environment, tiny_config
 
-from freeadv_jax.attacks.threat import Threat
-from freeadv_jax.data.split import Split
+from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.errors import InputError
-from freeadv_jax.evaluate import (
-    attack_by_name,
-    configured_attacks,
-    evaluate_run,
-    make_evaluator,
-    table,
-)
-from freeadv_jax.recipes import digits
-from freeadv_jax.run import Run
+from freeadv_jax.evaluate import main
+from freeadv_jax.evaluation import evaluate_run
+from freeadv_jax.export import export_run
+from freeadv_jax.run import open_run
+from freeadv_jax.train import train
+
+DIGITS = load_arrays("digits", "", validation_examples=200)
 
 
-class Brightness(nn.Module):
-    """Class 1 for images whose mean pixel exceeds a half: a margin known exactly."""
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        steepness = self.param("steepness", nn.initializers.constant(20.0), ())
-        excess = steepness * (images.mean((1, 2, 3)) - 0.5)
-        return jnp.stack([-excess, excess], axis=-1)
-
-
-RNG = np.random.default_rng(0)
-LEVELS = RNG.integers(20, 236, 77)
-SPLIT = Split(
-    np.tile(LEVELS[:, None, None, None], (1, 4, 4, 1)).astype(np.uint8),
-    (LEVELS > 127).astype(np.int32),
-)
-VARIABLES = {"params": {"steepness": jnp.float32(20.0)}}
-THREAT = Threat("linf", 0.1)
-
-
-def outcomes(name, *, batch_size=32, split=SPLIT, threat=THREAT, seed=0):
-    evaluate = make_evaluator(Brightness(), threat=threat, batch_size=batch_size)
-    attack = attack_by_name(name, threat=threat, step_size=0.05)
-    return evaluate(VARIABLES, split, attack, seed=seed)
-
-
-@pytest.mark.parametrize("name", ["fgsm", "pgd-20", "cw-20", "pgd-10-x3"])
-def test_exactly_the_images_within_epsilon_of_the_boundary_fall(name):
-    standing = outcomes(name)
-    expected = np.abs(LEVELS / 255 - 0.5) > 0.1
-    assert standing.shape == (77,)
-    np.testing.assert_array_equal(standing, expected)
-    assert 0 < expected.sum() < 77
-
-
-def test_natural_is_plain_accuracy():
-    wrong = Split(
-        SPLIT.images, np.where(np.arange(77) < 5, 1 - SPLIT.labels, SPLIT.labels)
-    )
-    np.testing.assert_array_equal(outcomes("natural", split=wrong), np.arange(77) >= 5)
-
-
-def test_image_misclassified_as_it_is_never_counts_as_robust():
-    """Even where the attack's last iterate happens to be classified right."""
-    wrong = Split(SPLIT.images, 1 - SPLIT.labels)
-    assert not outcomes("pgd-20", split=wrong).any()
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 77, 200])
-def test_outcome_is_the_same_for_any_batch_size(batch_size):
-    """Weak attacks, whose outcome depends on each image's random start."""
-    reference = outcomes("pgd-1", batch_size=32)
-    np.testing.assert_array_equal(outcomes("pgd-1", batch_size=batch_size), reference)
-    without_start = np.abs(LEVELS / 255 - 0.5) > 0.05
-    assert (reference != without_start).any()
-
-
-def test_random_starts_differ_by_seed_and_restarts_only_break_more():
-    seeds = [outcomes("pgd-1", seed=seed) for seed in range(5)]
-    one = seeds[0]
-    assert any((one != other).any() for other in seeds[1:])
-    many = outcomes("pgd-1-x20", seed=0)
-    assert not (many & ~one).any()
-    assert many.sum() < one.sum()
-
-
-def test_equal_images_have_random_starts_of_their_own():
-    """Seventy-seven copies of one image near the boundary do not share their fate."""
-    split = Split(np.full((77, 4, 4, 1), 140, np.uint8), np.ones(77, np.int32))
-    standing = outcomes("pgd-1", split=split)
-    assert 0 < standing.sum() < 77
-    # Nor does any batch repeat the one before.
-    assert (standing[:32] != standing[32:64]).any()
-
-
-def test_pgd_at_epsilon_zero_is_clean_accuracy():
-    wrong = Split(
-        SPLIT.images, np.where(np.arange(77) < 5, 1 - SPLIT.labels, SPLIT.labels)
-    )
-    threat = Threat("linf", 0.0)
-    np.testing.assert_array_equal(
-        outcomes("pgd-20", split=wrong, threat=threat), outcomes("natural", split=wrong)
-    )
-
-
-def test_names_say_steps_restarts_and_loss():
-    attack = attack_by_name("cw-100-x7", threat=THREAT, step_size=0.02)
-    assert attack.record(seed=3) == {
-        "norm": "linf",
-        "epsilon": 0.1,
-        "steps": 100,
-        "step_size": 0.02,
-        "restarts": 7,
-        "loss": "margin",
-        "seed": 3,
-    }
-    fgsm = attack_by_name("fgsm", threat=THREAT, step_size=0.02)
-    assert (fgsm.steps, fgsm.step_size, fgsm.random_start) == (1, 0.1, False)
-
-
-@pytest.mark.parametrize("name", ["pdg-20", "pgd", "pgd-0", "pgd-20-x0", "fgsm-2", ""])
-def test_unknown_names_are_refused_with_the_known_ones(name):
-    with pytest.raises(
-        InputError, match=r"unknown; allowed: natural, fgsm, pgd-<steps>"
-    ):
-        attack_by_name(name, threat=THREAT, step_size=0.02)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    config = tiny_config(updates=128, evaluation__examples=48)
+    run = open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1))
+    state, training = train(run, DIGITS)
+    evaluate_run(run, state.variables, DIGITS.test, training=training)
+    return workdir
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    config = digits()
-    config.attack.epsilon = 0.1
-    config.evaluation.attacks = ("natural", "pgd-20")
-    config.evaluation.examples = 50
-    monkeypatch.setattr(Run, "model", lambda self: Brightness())
-    return Run(tmp_path, config, num_classes=2, image_shape=(4, 4, 1))
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
 
 
-def test_results_name_the_images_and_the_attack(run):
-    results = evaluate_run(run, VARIABLES, SPLIT, training={"updates": 8})
-    written = json.loads((run.workdir / "results.json").read_text())
-    assert written["evaluation"] == results["evaluation"]
-    correct = int((np.abs(LEVELS[:50] / 255 - 0.5) > 0.1).sum())
-    row = results["evaluation"]["pgd-20"]
-    assert (row["correct"], row["examples"]) == (correct, 50)
-    assert row["accuracy"] == correct / 50
-    assert f"pgd-20{correct / 50:>18.2%}{correct:>10}{50:>8}" in table(results)
+def call(*arguments):
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        main(["evaluate", "--no-red_flags", *map(str, arguments)])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
-def test_finished_attacks_are_kept_unless_they_or_the_model_changed(run, monkeypatch):
-    evaluate_run(run, VARIABLES, SPLIT, training={"updates": 8})
-    made = []
-    attack_again = lambda *a, **k: made.append(a[2].name) or np.ones(50, bool)
-    monkeypatch.setattr(
-        "freeadv_jax.evaluate.make_evaluator", lambda *a, **k: attack_again
+def results(folder, name="results"):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def outcomes(folder, name="evaluation"):
+    with np.load(folder / f"{name}.npz") as file:
+        return dict(file)
+
+
+def content(folder):
+    return {
+        path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def test_rows_are_added_to_those_of_the_training(run, capsys):
+    before = results(run)
+    call(f"--workdir={run}", "--attacks=natural,cw-5", "--examples=48")
+    after = results(run)
+    assert after["training"] == before["training"]
+    assert after["config"] == before["config"]
+    assert after["evaluation"]["pgd-20"] == before["evaluation"]["pgd-20"]
+    assert list(after["evaluation"]) == ["natural", "pgd-20", "cw-5", "worst-case"]
+    row = after["evaluation"]["cw-5"]
+    assert row["examples"] == 48
+    assert outcomes(run)["cw-5"].sum() == row["correct"]
+    shown = capsys.readouterr().out
+    assert "95 % interval" in shown
+    assert "programs compiled" in shown
+    assert f"{row['accuracy']:.2%}" in shown
+
+
+def test_other_ball_gets_rows_of_its_own_name(run):
+    arguments = ("--attacks=natural,pgd-5", "--examples=32", "--norm=l2")
+    call(f"--workdir={run}", *arguments, "--epsilon=1/2")
+    row = results(run)["evaluation"]["pgd-5@l2-0.5"]
+    attack = row["attack"]
+    assert (attack["norm"], attack["epsilon"]) == ("l2", 0.5)
+    assert attack["step_size"] == 0.125
+    assert "pgd-20" in results(run)["evaluation"]
+
+
+def test_best_checkpoint_has_files_of_its_own(run):
+    before = results(run)
+    call(f"--workdir={run}", "--attacks=natural", "--checkpoint=best")
+    best = results(run, "results-best")
+    assert best["evaluation"]["natural"]["examples"] == 450
+    assert best["training"]["updates"] <= 128
+    assert results(run) == before
+
+
+def test_own_images_are_attacked_and_kept_when_asked(run, tmp_path):
+    images = DIGITS.test.images[:20] / np.float64(255)
+    np.savez(tmp_path / "mine.npz", images=images, labels=DIGITS.test.labels[:20])
+    call(
+        f"--workdir={run}",
+        f"--images={tmp_path / 'mine.npz'}",
+        "--attacks=natural,pgd-20",
+        "--save_images",
+        "--batch_size=8",
     )
-    evaluate_run(run, VARIABLES, SPLIT, training={"updates": 8})
-    assert made == []
-    run.config.evaluation.step_size = 0.01
-    evaluate_run(run, VARIABLES, SPLIT, training={"updates": 8})
-    assert made == ["pgd-20"]
-    evaluate_run(run, VARIABLES, SPLIT, training={"updates": 16})
-    assert made == ["pgd-20", "natural", "pgd-20"]
+    arrays = outcomes(run / "mine")
+    np.testing.assert_array_equal(arrays["pgd-20"], outcomes(run)["pgd-20"][:20])
+    delta = arrays["pgd-20/images"] - images
+    assert 0.1 < np.abs(delta).max() <= 0.2 + 1.2e-7
 
 
-def test_configured_attacks_take_threat_and_step_from_the_configuration():
-    config = digits()
-    config.attack.norm = "l2"
-    (attack,) = configured_attacks(config, ("pgd-20",))
-    assert (attack.norm, attack.epsilon, attack.step_size) == ("l2", 0.2, 0.05)
+def test_exported_model_is_evaluated_without_a_run(run, tmp_path):
+    pytest.importorskip("safetensors")
+    export_run(run, tmp_path / "exported")
+    np.savez(
+        tmp_path / "mine.npz",
+        images=DIGITS.test.images[:48],
+        labels=DIGITS.test.labels[:48].astype(np.int64),
+    )
+    call(
+        f"--workdir={tmp_path / 'exported'}",
+        f"--images={tmp_path / 'mine.npz'}",
+        f"--out={tmp_path / 'out'}",
+        "--attacks=natural,pgd-20",
+        "--step_size=0.05",
+    )
+    row = results(tmp_path / "out")["evaluation"]["pgd-20"]
+    assert row["correct"] == results(run)["evaluation"]["pgd-20"]["correct"]
+    assert results(tmp_path / "out")["model"]["threat"]["epsilon"] == 0.2
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_figures_are_the_same_for_any_number_of_devices_and_batch_size(run, devices):
+    """This process has eight devices, and another batch size."""
+    call(f"--workdir={run}", "--attacks=pgd-2-x3,square", "--examples=48")
+    here = outcomes(run)
+    (run / "evaluation.npz").unlink()
+    arguments = ("--attacks=pgd-2-x3,square", "--examples=48", "--batch_size=12")
+    subprocess.run(
+        [sys.executable, "-m", "freeadv_jax.evaluate", f"--workdir={run}"]
+        + [*arguments, "--no-red_flags"],
+        cwd=ROOT,
+        env=environment(devices=devices),
+        check=True,
+        capture_output=True,
+    )
+    for name in ("pgd-2-x3", "square"):
+        np.testing.assert_array_equal(outcomes(run)[name], here[name])
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_figures(
+    finished, tmp_path
+):
+    attacks = "--attacks=natural,pgd-20-x3,apgd-ce,square,fab-t"
+    whole = shutil.copytree(finished, tmp_path / "whole")
+    call(f"--workdir={whole}", attacks)
+    killed = shutil.copytree(finished, tmp_path / "killed")
+    program = (
+        "import freeadv_jax.outcomes as outcomes, freeadv_jax.evaluate, sys;"
+        "outcomes._SECONDS = 0.2;"
+        f"freeadv_jax.evaluate.main(['evaluate', '--workdir={killed}', {attacks!r},"
+        " '--no-red_flags'])"
+    )
+    rng = np.random.default_rng(0)
+    kills = 0
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment(devices=1)
+        )
+        deadline = time.monotonic() + rng.uniform(4, 12)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+        assert kills < 60
+    assert kills >= 3
+    expected = outcomes(whole)
+    for name, array in outcomes(killed).items():
+        np.testing.assert_array_equal(array, expected[name])
+    assert results(killed)["evaluation"] == results(whole)["evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attacks=pdg-20"], "did you mean 'pgd-20'"),
+        (["--attacks="], "allowed: natural"),
+        (["--examples=0"], "a whole number above 0"),
+        (["--examples=ten"], "a whole number above 0"),
+        (["--epsilon=8"], "8 / 255"),
+        (["--epsilon=0"], "above 0"),
+        (["--epsilon=8/0"], "such as 8/255"),
+        (["--norm=l2"], "--epsilon is missing"),
+        (["--norm=l1"], "invalid choice: 'l1'"),
+        (["--checkpoint=newest"], "invalid choice: 'newest'"),
+        (["--example=5"], "unrecognized arguments: --example=5"),
+        (["--out=here"], "--out goes with --images"),
+        (["--images=nowhere.npz"], "nowhere.npz does not exist"),
+        (["--step_size=-1"], "above 0"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line_and_harm_nothing(
+    run, arguments, message
+):
+    before = content(run)
+    with pytest.raises(InputError) as refused:
+        call(f"--workdir={run}", *arguments)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert content(run) == before
+
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": RNG.random((3, 8, 8, 1))}, "with images and labels"),
+        ({"images": RNG.random((3, 9, 8, 1)), "labels": np.arange(3)}, "[n, 8, 8, 1]"),
+        ({"images": RNG.random((3, 8, 8, 1)) * 9, "labels": np.arange(3)}, "[0, 1]"),
+        ({"images": RNG.random((3, 8, 8, 1)), "labels": np.arange(3) + 9}, "10 class"),
+        ({"images": RNG.random((3, 8, 8, 1)), "labels": np.ones(3)}, "whole numbers"),
+        ({"images": RNG.random((3, 8, 8, 1)), "labels": np.arange(2)}, "one label"),
+        ({"images": RNG.random((0, 8, 8, 1)), "labels": np.arange(0)}, "at least one"),
+    ],
+)
+def test_unusable_images_are_refused_in_one_line(run, tmp_path, arrays, message):
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(InputError) as refused:
+        call(f"--workdir={run}", f"--images={tmp_path / 'mine.npz'}")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])
+def test_file_that_is_no_archive_is_refused(run, tmp_path, content):
+    (tmp_path / "mine.npz").write_bytes(content)
+    with pytest.raises(InputError, match="must be an .npz file with images and labels"):
+        call(f"--workdir={run}", f"--images={tmp_path / 'mine.npz'}")
+
+
+def test_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        call(f"--workdir={tmp_path}")
+
+
+def test_corrupt_state_file_is_refused_and_kept(run):
+    (run / "evaluation.npz").write_bytes(b"PK\x03\x04 cut")
+    before = content(run)
+    with pytest.raises(InputError, match=r"evaluation.npz is damaged: .*begin anew"):
+        call(f"--workdir={run}", "--attacks=natural")
+    assert content(run) == before
+
+
+def test_bad_input_ends_the_process_with_one_line_and_status_1(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "freeadv_jax.evaluate", f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        env=environment(devices=1),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert len(ended.stderr.splitlines()) == 1

@@ -319,10 +319,10 @@ def test_the_workdir_is_named_after_the_config_file(finished):
 def test_the_same_command_again_keeps_the_attacks_made(
     finished, run_copy, monkeypatch, capsys
 ):
-    def no_evaluator(*_, **__):
-        return lambda *_, **__: pytest.fail("an attack was made again")
-
-    monkeypatch.setattr("freeadv_jax.evaluate.make_evaluator", no_evaluator)
+    monkeypatch.setattr(
+        "freeadv_jax.attacks.campaign.Campaign.attack",
+        lambda *_, **__: pytest.fail("an attack was made again"),
+    )
     before = json.loads((run_copy / "results.json").read_text())
     call(f"--config={finished[1]}", f"--workdir={run_copy}")
     after = json.loads((run_copy / "results.json").read_text())

@@ -9,7 +9,7 @@ from tiny_run import tiny_config
 import freeadv_jax
 from freeadv_jax import config as fields
 from freeadv_jax.data.arrays import load_arrays
-from freeadv_jax.evaluate import evaluate_run
+from freeadv_jax.evaluation import evaluate_run
 from freeadv_jax.record import read_json
 from freeadv_jax.run import open_run
 from freeadv_jax.train import train

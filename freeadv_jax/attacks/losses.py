@@ -1,9 +1,12 @@
-"""What an attack maximises: a loss for each image, from logits and true labels."""
+"""What an attack maximises: a loss for each image, from logits and labels."""
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+
+# Keeps the ratios of DLR finite where all logits are equal.
+_TINY = 1e-12
 
 
 def cross_entropy(
@@ -22,3 +25,52 @@ def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array
     true = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
     return other - true
+
+
+def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
+    """The margin over z_pi1 - z_pi3, pi the falling order: free of shift and scale.
+
+    The difference of logits ratio, Croce & Hein (ICML 2020), equation (6). It needs
+    three classes.
+    """
+    falling = jax.lax.top_k(logits, 3)[0]
+    return margin(logits, labels) / (falling[:, 0] - falling[:, 2] + _TINY)
+
+
+def targeted_cross_entropy(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """log softmax(logits)[target]: how sure the model is of the target."""
+    del labels
+    return -cross_entropy(logits, targets)
+
+
+def targeted_margin(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """z_t - z_y, whose zero is the decision boundary between label and target."""
+    return _at(logits, targets) - _at(logits, labels)
+
+
+def targeted_dlr(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """(z_t - z_y) / (z_pi1 - (z_pi3 + z_pi4) / 2).
+
+    Croce & Hein (ICML 2020), equation (7). It needs four classes.
+    """
+    falling = jax.lax.top_k(logits, 4)[0]
+    scale = falling[:, 0] - (falling[:, 2] + falling[:, 3]) / 2
+    return targeted_margin(logits, labels, targets) / (scale + _TINY)
+
+
+UNTARGETED = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
+TARGETED = {
+    "cross-entropy": targeted_cross_entropy,
+    "margin": targeted_margin,
+    "dlr": targeted_dlr,
+}
+
+
+def _at(logits, classes):
+    return jnp.take_along_axis(logits, classes[:, None], axis=-1)[:, 0]

@@ -13,6 +13,8 @@ NORMS = ("linf", "l2")
 
 # Below any norm a perturbation or gradient can have and still be worth scaling.
 _TINY = 1e-12
+# By how much, relatively, an L2 norm can exceed itself when summed up in float32.
+_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Threat:
     """
 
     norm: str
-    epsilon: float
+    epsilon: float | Float[Array, ""]
 
     def __post_init__(self):
         if self.norm not in NORMS:
@@ -34,9 +36,7 @@ class Threat:
         """The nearest point of the ball, for each image."""
         if self.norm == "linf":
             return jnp.clip(delta, -self.epsilon, self.epsilon)
-        return delta * jnp.minimum(
-            1.0, self.epsilon / jnp.maximum(_norms(delta), _TINY)
-        )
+        return delta * jnp.minimum(1.0, self.epsilon / jnp.maximum(norms(delta), _TINY))
 
     def ascend(
         self,
@@ -44,19 +44,38 @@ class Threat:
         gradient: Float[Array, "b ..."],
         step_size: float | Float[Array, ""],
     ) -> Float[Array, "b ..."]:
-        """One step of length `step_size` up the gradient, back into the ball.
-
-        Steepest ascent in the norm of the ball: the sign of the gradient for L-inf,
-        the gradient scaled to unit length for L2 (Madry et al., ICLR 2018, 2.1).
-        """
-        if self.epsilon == 0:
+        """One step of length `step_size` up the gradient, back into the ball."""
+        if isinstance(self.epsilon, float | int) and self.epsilon == 0:
             # Without a use the input gradient is never computed: natural training.
             return delta
+        return self.project(delta + step_size * self.direction(gradient))
+
+    def inside(
+        self, images: Float[Array, "b ..."], points: Float[Array, "b ..."]
+    ) -> Float[Array, "b ..."]:
+        """`points` brought into the ball around `images` and the pixel box [0, 1].
+
+        For L-inf the nearest such point; for L2 the nearest of the ball, then clipped.
+        Exact to one ulp of float32.
+        """
         if self.norm == "linf":
-            direction = jnp.sign(gradient)
-        else:
-            direction = gradient / jnp.maximum(_norms(gradient), _TINY)
-        return self.project(delta + step_size * direction)
+            lowest = jnp.maximum(images - self.epsilon, 0)
+            return jnp.clip(points, lowest, jnp.minimum(images + self.epsilon, 1))
+        delta = points - images
+        # A little less than the ball: the sum below is rounded, pixel by pixel.
+        radius = self.epsilon * (1 - _ROUNDING)
+        delta = delta * jnp.minimum(1.0, radius / jnp.maximum(norms(delta), _TINY))
+        return jnp.clip(images + delta, 0, 1)
+
+    def direction(self, gradient: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+        """Steepest ascent for a step of length 1 in the norm of the ball.
+
+        The sign of the gradient for L-inf, the gradient scaled to unit length for L2
+        (Madry et al., ICLR 2018, 2.1).
+        """
+        if self.norm == "linf":
+            return jnp.sign(gradient)
+        return gradient / jnp.maximum(norms(gradient), _TINY)
 
     def random_start(
         self, keys: Key[Array, " b"], image_shape: tuple[int, ...]
@@ -74,7 +93,7 @@ class Threat:
         return jax.vmap(draw)(keys)
 
 
-def _norms(delta: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+def norms(delta: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """The L2 norm of each image, with axes of length 1 left to broadcast."""
     axes = tuple(range(1, delta.ndim))
     return jnp.sqrt(jnp.sum(jnp.square(delta), axis=axes, keepdims=True))

@@ -1,7 +1,7 @@
 """K-PGD adversarial training: Madry et al. (ICLR 2018); FGSM-RS is its K = 1."""
 
 from freeadv_jax.attacks.losses import cross_entropy
-from freeadv_jax.attacks.pgd import pgd
+from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.state import TrainState
 from freeadv_jax.training.update import train_logits, unit_range, weight_update
@@ -34,7 +34,7 @@ def pgd_train_step(
     start = threat.random_start(
         state.attack_keys(axis_name=axis_name), images.shape[1:]
     )
-    adversarial = pgd(
+    adversarial = projected_ascent(
         attack_loss, images, start, threat=threat, steps=steps, step_size=step_size
     )
 

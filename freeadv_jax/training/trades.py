@@ -6,7 +6,7 @@ import optax
 from jaxtyping import Array, Float
 
 from freeadv_jax.attacks.losses import cross_entropy
-from freeadv_jax.attacks.pgd import pgd
+from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.state import TrainState
 from freeadv_jax.training.update import train_logits, unit_range, weight_update
@@ -45,7 +45,7 @@ def trades_train_step(
         )
 
     noise = jax.vmap(lambda key: _START * jax.random.normal(key, images.shape[1:]))
-    adversarial = pgd(
+    adversarial = projected_ascent(
         attack_loss,
         images,
         threat.project(noise(state.attack_keys(axis_name=axis_name))),

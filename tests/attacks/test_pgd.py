@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from freeadv_jax.attacks.pgd import pgd
+from freeadv_jax.attacks.attack import run_attack
+from freeadv_jax.attacks.pgd import PGD, fgsm, pgd, projected_ascent
 from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.errors import InputError
 
 IMAGES = jax.random.uniform(jax.random.key(0), (4, 5, 3, 2))
 WEIGHTS = jax.random.normal(jax.random.key(1), (5, 3, 2))
@@ -17,7 +19,7 @@ def objective(images):
 @pytest.mark.parametrize("start", [0.0, 0.05])
 def test_linear_objective_is_driven_to_its_maximum_in_ball_and_box(start):
     """For L-inf that is the corner x + epsilon * sign(w), clipped to the pixels."""
-    adversarial = pgd(
+    adversarial = projected_ascent(
         objective,
         IMAGES,
         jnp.full_like(IMAGES, start),
@@ -36,7 +38,9 @@ def test_result_is_within_ball_and_box_to_one_ulp(norm, epsilon):
 
     threat = Threat(norm, epsilon)
     start = threat.random_start(jax.random.split(jax.random.key(2), 4), (5, 3, 2))
-    adversarial = pgd(wild, IMAGES, start, threat=threat, steps=9, step_size=epsilon)
+    adversarial = projected_ascent(
+        wild, IMAGES, start, threat=threat, steps=9, step_size=epsilon
+    )
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
     delta = (np.array(adversarial, np.float64) - np.array(IMAGES)).reshape(4, -1)
@@ -46,7 +50,7 @@ def test_result_is_within_ball_and_box_to_one_ulp(norm, epsilon):
 
 
 def test_no_step_gives_the_start_clipped_to_the_box():
-    adversarial = pgd(
+    adversarial = projected_ascent(
         objective,
         IMAGES,
         jnp.full_like(IMAGES, 0.3),
@@ -57,18 +61,125 @@ def test_no_step_gives_the_start_clipped_to_the_box():
     np.testing.assert_allclose(adversarial, np.clip(IMAGES + 0.3, 0, 1), atol=1e-7)
 
 
-def test_number_of_steps_may_be_traced():
-    @jax.jit
-    def attack(steps):
-        return pgd(
-            objective,
-            IMAGES,
-            jnp.zeros_like(IMAGES),
-            threat=Threat("linf", 0.1),
-            steps=steps,
-            step_size=0.02,
-        )
+# A linear classifier of four classes: how far each image is from each other class is
+# known exactly.
+MATRIX = np.random.default_rng(3).normal(size=(30, 4)).astype(np.float32)
+MIDDLE = np.random.default_rng(4).uniform(0.3, 0.7, (40, 5, 3, 2)).astype(np.float32)
 
-    moved = [float(jnp.abs(attack(steps) - IMAGES).max()) for steps in (1, 3, 20)]
-    np.testing.assert_allclose(moved, [0.02, 0.06, 0.1], rtol=1e-5)
-    assert attack._cache_size() == 1
+
+def linear(images):
+    return (images - 0.5).reshape(len(images), -1) @ MATRIX
+
+
+LABELS = np.argmax(linear(MIDDLE), axis=-1).astype(np.int32)
+
+
+def distances(norm):
+    """L-inf or L2 distance [n, classes] to the boundary with each other class."""
+    z = linear(MIDDLE.astype(np.float64))
+    own = z[np.arange(40), LABELS]
+    across = MATRIX[:, LABELS].T[:, :, None] - MATRIX[None].astype(np.float64)
+    order = {"linf": 1, "l2": 2}[norm]
+    sizes = np.linalg.norm(across, order, axis=1)
+    sizes[np.arange(40), LABELS] = 1
+    found = (own[:, None] - z) / sizes
+    found[np.arange(40), LABELS] = np.inf
+    return found
+
+
+def attacked(norm="linf", epsilon=0.01, **fields):
+    options = {"steps": 30, "step_size": epsilon / 4} | fields
+    return pgd(
+        linear, jnp.asarray(MIDDLE), LABELS, norm=norm, epsilon=epsilon, **options
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "margin", "dlr"])
+def test_every_loss_breaks_exactly_the_images_nearer_than_epsilon(norm, loss):
+    """To the nearest class by its many targets, where one loss may miss it."""
+    # Between two images, and half of them nearer.
+    epsilon = float(np.median(distances(norm).min(axis=1)))
+    found = attacked(norm, epsilon, loss=loss, goal="multi-target", targets=3)
+    distance = distances(norm).min(axis=1)
+    near, clear = distance < epsilon, np.abs(distance / epsilon - 1) > 0.1
+    np.testing.assert_array_equal(found.success[clear], near[clear])
+    assert not found.success[~near].any()
+    assert 10 < (near & clear).sum() < 25
+    delta = (np.array(found.images, np.float64) - MIDDLE).reshape(40, -1)
+    size = np.linalg.norm(delta, {"linf": np.inf, "l2": 2}[norm], axis=1)
+    assert size.max() <= epsilon + np.spacing(np.float32(1))
+    wrong = np.argmax(linear(found.images), axis=-1) != LABELS
+    np.testing.assert_array_equal(wrong, found.success)
+
+
+def test_given_target_succeeds_exactly_where_that_class_is_in_reach():
+    targets = ((LABELS + 1) % 4).astype(np.int32)
+    epsilon = float(np.median(distances("linf")[np.arange(40), targets]))
+    found = pgd(
+        linear,
+        jnp.asarray(MIDDLE),
+        targets,
+        epsilon=epsilon,
+        steps=60,
+        step_size=epsilon / 8,
+        goal="given-target",
+        loss="margin",
+    )
+    reached = np.argmax(linear(found.images), axis=-1) == targets
+    np.testing.assert_array_equal(found.success, reached)
+    out_of_reach = distances("linf")[np.arange(40), targets] > epsilon
+    assert not (found.success & out_of_reach).any()
+    assert 5 < reached.sum() < 40
+
+
+@pytest.mark.parametrize("goal", ["least-likely", "random-target"])
+def test_targets_of_our_choosing_are_other_classes(goal):
+    attack = PGD("linf", 0.3, steps=60, step_size=0.03, goal=goal)
+    found = run_attack(attack, linear, jnp.asarray(MIDDLE), jnp.asarray(LABELS))
+    assert found.success.all()
+    chosen = np.asarray(linear(found.images)).argmax(axis=-1)
+    if goal == "random-target":
+        assert len(np.unique((chosen - LABELS) % 4)) == 3
+    assert (chosen != LABELS).all()
+
+
+def test_only_the_last_iterate_counts_where_that_is_asked():
+    """Brightness 0.58 is inside the other class, the next step is past it at 0.66."""
+
+    def island(images):
+        level = images.mean((1, 2, 3))
+        return jnp.stack([jnp.zeros_like(level), 1 - (level - 0.6) ** 2 / 1e-3], -1)
+
+    images, labels = jnp.full((1, 2, 2, 1), 0.5), jnp.zeros(1, int)
+    options = {"epsilon": 0.2, "step_size": 0.08, "random_start": False}
+    any_of_two = pgd(island, images, labels, steps=2, **options)
+    assert any_of_two.success.all()
+    np.testing.assert_allclose(any_of_two.images, 0.58, atol=1e-6)
+    last_of_one = pgd(island, images, labels, steps=1, last_iterate=True, **options)
+    assert last_of_one.success.all()
+    last_of_two = pgd(island, images, labels, steps=2, last_iterate=True, **options)
+    assert not last_of_two.success.any()
+    np.testing.assert_allclose(last_of_two.images, 0.66, atol=1e-6)
+
+
+def test_fgsm_is_one_step_of_epsilon_from_the_image():
+    found = fgsm(linear, jnp.asarray(MIDDLE), LABELS, epsilon=0.05)
+    delta = np.abs(np.asarray(found.images) - MIDDLE)
+    moved = ~np.isclose(delta, 0.05, atol=1e-6)
+    assert not moved.any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epsilon": 8.0}, "eight of 255 levels are 8 / 255"),
+        ({"epsilon": 0.0}, "above 0"),
+        ({"norm": "l1"}, "allowed"),
+        ({"loss": "crossentropy"}, "did you mean 'cross-entropy'"),
+        ({"goal": "targeted"}, "allowed: untargeted"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(fields, message):
+    with pytest.raises(InputError, match=message):
+        attacked(**fields)

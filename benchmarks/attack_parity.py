@@ -1,0 +1,182 @@
+"""Our attacks against independent implementations, on the same weights and images.
+
+    python -m benchmarks.attack_parity --data=DIR [--runs=DIR] [--examples=500]
+
+PGD is compared with Foolbox on JAX, the rest with pyautoattack, the code of AutoAttack's
+authors, on PyTorch (`pip install '.[references]'`, see benchmarks/peers/references.py).
+The models are those of benchmarks.cifar10_cpu, whose runs must lie in --runs. Finished
+rows are kept beside them, so that the same command goes on.
+"""
+
+import argparse
+import pathlib
+import time
+
+import numpy as np
+import torch
+
+from benchmarks.peers.references import judged, reference
+from benchmarks.peers.torch_networks import torch_classifier
+from benchmarks.record import write_record
+from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.named import attack_by_name
+from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.evaluation import logits_functions
+from freeadv_jax.record import read_json, write_json
+from freeadv_jax.run import read_run
+
+# The natural model has nothing left at 8/255; at 1/255 there is something to compare.
+SETTINGS = (
+    ("cifar10_free8", "linf", 8 / 255),
+    ("cifar10_natural", "linf", 8 / 255),
+    ("cifar10_natural", "linf", 1 / 255),
+)
+PGD_STEPS = 20
+ATTACKS = (
+    f"pgd-{PGD_STEPS}",
+    "apgd-ce",
+    "apgd-dlr",
+    "apgd-t",
+    "fab-t",
+    "square",
+    "autoattack",
+)
+SEED = 0
+
+
+class Pair:
+    """One model in JAX and in PyTorch, and the images both are attacked on."""
+
+    def __init__(self, workdir, dataset, *, examples, batch_size):
+        run = read_run(workdir)
+        variables = run.trained_state("last").variables
+        self.logits_fn = logits_functions(run.model())(variables)
+        self.torch_model = torch_classifier(run, variables)
+        self.images = dataset.images[:examples].astype(np.float32) / np.float32(255)
+        self.labels = dataset.labels[:examples]
+        self.batch_size = batch_size
+        self.campaign = Campaign(batch_size=batch_size, seed=SEED)
+        logits = self.campaign.logits(self.logits_fn, self.images)
+        self.right = logits.argmax(axis=-1) == self.labels
+        with torch.no_grad():
+            nchw = torch.from_numpy(self.images.transpose(0, 3, 1, 2).copy())
+            others = self.torch_model(nchw).numpy()
+        self.largest_difference = float(np.abs(logits - others).max())
+
+    def ours(self, name, norm, epsilon):
+        """Standing images, and the seconds it took, compilation included."""
+        begun = time.perf_counter()
+        standing = self.right
+        named = attack_by_name(
+            name, norm=norm, epsilon=epsilon, step_size=epsilon / 4, num_classes=10
+        )
+        for stage in named.stages.values():
+            standing = self.campaign.attack(
+                stage, self.logits_fn, self.images, self.labels, standing
+            )
+        return standing, time.perf_counter() - begun
+
+    def theirs(self, name, norm, epsilon):
+        """The same of the reference, and how many images it left ball or box with.
+
+        It is given what is classified right, which is all that it can break.
+        """
+        begun = time.perf_counter()
+        pgd = name.startswith("pgd")
+        options = {"steps": PGD_STEPS, "step_size": epsilon / 4} if pgd else {}
+        right = self.right
+        fields = {"norm": norm, "epsilon": epsilon, "batch_size": self.batch_size}
+        adversarial = reference("pgd" if pgd else name)(
+            self.logits_fn if pgd else self.torch_model,
+            self.images[right],
+            self.labels[right],
+            seed=SEED,
+            **fields,
+            **options,
+        )
+        seconds = time.perf_counter() - begun
+        standing, outside = judged(
+            self.torch_model,
+            self.images[right],
+            self.labels[right],
+            adversarial,
+            **fields,
+        )
+        whole = right.copy()
+        whole[right] = standing
+        return whole, seconds, outside
+
+    def compare(self, name, norm, epsilon):
+        """One row: robust accuracy in percent, ours and theirs."""
+        ours, our_seconds = self.ours(name, norm, epsilon)
+        theirs, their_seconds, outside = self.theirs(name, norm, epsilon)
+        return {
+            "ours": 100 * float(ours.mean()),
+            "reference": 100 * float(theirs.mean()),
+            "points_above": 100 * float(ours.mean() - theirs.mean()),
+            "broken_by_ours_alone": int((theirs & ~ours).sum()),
+            "broken_by_reference_alone": int((ours & ~theirs).sum()),
+            "reference_outside": outside,
+            "seconds": {"ours": our_seconds, "reference": their_seconds},
+        }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
+    parser.add_argument(
+        "--runs", type=pathlib.Path, default="runs/benchmark-cifar10-cpu"
+    )
+    parser.add_argument("--examples", type=int, default=500)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        type=int,
+        default=range(len(SETTINGS)),
+        help="numbers of SETTINGS, to share the work; the others must lie there",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="of PyTorch"
+    )
+    parser.add_argument("--out", default="benchmarks/results/attack_parity.json")
+    options = parser.parse_args()
+    dataset = load_arrays("cifar10", options.data, validation_examples=0).test
+    torch.set_num_threads(options.threads)
+    rows = {}
+    for number in options.settings:
+        name, norm, epsilon = SETTINGS[number]
+        kept = options.runs / f"attack_parity-{options.examples}-{number}.json"
+        pair = Pair(
+            options.runs / name,
+            dataset,
+            examples=options.examples,
+            batch_size=options.batch_size,
+        )
+        setting = read_json(kept) if kept.exists() else {"attacks": {}}
+        rows[f"{name} {norm} {epsilon:.4f}"] = setting
+        setting |= {
+            "norm": norm,
+            "epsilon": epsilon,
+            "examples": options.examples,
+            "natural": 100 * float(pair.right.mean()),
+            "largest_logit_difference": pair.largest_difference,
+        }
+        print(f"\n{name}, {norm} {epsilon:.4f}: natural {setting['natural']:.1f} %")
+        for attack in ATTACKS:
+            if attack not in setting["attacks"]:
+                setting["attacks"][attack] = pair.compare(attack, norm, epsilon)
+                write_json(kept, setting)
+            row = setting["attacks"][attack]
+            print(
+                f"  {attack:12} ours {row['ours']:5.1f}  reference "
+                f"{row['reference']:5.1f}  {row['points_above']:+.1f} points  "
+                f"({row['seconds']['ours']:.0f} s, {row['seconds']['reference']:.0f} s)",
+                flush=True,
+            )
+    packages = ("torch", "pyautoattack", "foolbox")
+    write_record(options.out, rows, packages=packages)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Other people's implementations, brought to the same weights, images and judge."""

@@ -1,0 +1,224 @@
+"""Attacks on whole sets: what is broken leaves the batch, and others take its place."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from freeadv_jax import parallel
+from freeadv_jax.attacks.attack import (
+    Attack,
+    Batch,
+    as_pytree,
+    attack_keys,
+    split_numbers,
+    step_unfinished,
+    where,
+)
+from freeadv_jax.parallel import REPLICATED, SPLIT
+
+# Steps between two looks at what is broken. On CPU a loop would slow down the
+# convolutions of other libraries (jax-ml/jax#12868), and a call costs little.
+_STEPS_A_CALL = 10
+# A start costs a pass of the whole batch: so large a part must have become free.
+_REFILLED_PART = 8
+
+
+class Campaign:
+    """Attacks over all devices, in batches that stay full of images still standing.
+
+    A `logits_fn` maps images f32[b, h, w, c] in [0, 1] to logits; a callable pytree
+    hands over its arrays (see `as_pytree`), so that another one of the same structure
+    compiles nothing anew. `batch_size` is rounded up to a multiple of the devices.
+    Every image has keys of its own, from `seed`, its index and the attempt, and images
+    do not influence one another: the outcome is the same for any batch size and
+    number of devices.
+    """
+
+    def __init__(self, *, batch_size: int, seed: int = 0):
+        devices = jax.device_count()
+        self._batch_size = -(-batch_size // devices) * devices
+        self._seed = np.uint32(seed)
+        self._programs: dict = {}
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far: one for the logits, and two for each attack."""
+        return len(self._programs)
+
+    def logits(self, logits_fn: Callable, images: np.ndarray) -> np.ndarray:
+        """f32[n, k] of images [n, h, w, c], floats in [0, 1] or uint8."""
+        logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
+        program = self._program(_logits, None, (REPLICATED, SPLIT))
+        found = []
+        for first in range(0, len(images), self._batch_size):
+            part = images[first : first + self._batch_size]
+            padded = np.zeros((self._batch_size, *part.shape[1:]), part.dtype)
+            padded[: len(part)] = part
+            logits = program(logits_fn, parallel.place(padded, SPLIT))
+            found.append(parallel.fetch(logits)[: len(part)])
+        return np.concatenate(found)
+
+    def attack(
+        self,
+        attack: Attack,
+        logits_fn: Callable,
+        images: np.ndarray,
+        labels: np.ndarray,
+        standing: np.ndarray,
+        *,
+        finished: np.ndarray | None = None,
+        adversarial: np.ndarray | None = None,
+        watch: Callable | None = None,
+    ) -> np.ndarray:
+        """Which images stand, bool[n], of those that did: worst case over all attempts.
+
+        `images` are [n, h, w, c], floats in [0, 1] or uint8. `finished` bool[attempts,
+        n] says which attempts were made before, and is brought up to date; so are the
+        attacked images in `adversarial` f32[n, h, w, c]. `watch(done, standing)` is
+        called after each look, with the attempts decided.
+        """
+        logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
+        kind, numbers = split_numbers(attack)
+        settings = {"attack": numbers, "seed": self._seed}
+        begin = self._program(_begin, kind, (REPLICATED, REPLICATED, SPLIT, SPLIT))
+        advance = self._program(_advance, kind, (REPLICATED, REPLICATED, SPLIT, SPLIT))
+        slots = _Slots(images, labels, self._batch_size)
+        state = _no_state(kind, logits_fn, settings, slots.batch)
+
+        attempts = attack.attempts
+        if finished is None:
+            finished = np.zeros((attempts, len(labels)), bool)
+        begun, standing = standing, standing.copy()
+        pending = (
+            (attempt, index)
+            for attempt in range(attempts)
+            for index in np.flatnonzero(begun)
+            if standing[index] and not finished[attempt, index]
+        )
+        while True:
+            if slots.fill(pending):
+                batch = parallel.place(slots.batch, SPLIT)
+                state = begin(logits_fn, settings, batch, state)
+            if not slots.occupied.any():
+                return standing
+            batch["iteration"] = parallel.place(slots.batch["iteration"], SPLIT)
+            state = advance(logits_fn, settings, batch, state)
+            slots.batch["iteration"] += _steps_a_call()
+
+            broken = slots.occupied & parallel.fetch(state.broken)
+            standing[slots.index[broken]] = False
+            done = slots.occupied & (broken | (slots.iteration >= attack.steps))
+            finished[slots.attempt[done], slots.index[done]] = True
+            if adversarial is not None and done.any():
+                found = parallel.fetch(state.adversarial)
+                for rows in (done & ~broken, broken):  # The broken have the last word.
+                    adversarial[slots.index[rows]] = found[rows]
+            slots.release(done | ~standing[slots.index])
+            if watch:
+                decided = finished[:, begun] | ~standing[begun]
+                watch(int(decided.sum()), standing)
+
+    def _program(self, function, kind, inputs):
+        """`function` over all devices, compiled once for each kind of attack."""
+        name = function.__name__, kind
+        if name not in self._programs:
+            bound = functools.partial(function, kind=kind)
+            self._programs[name] = parallel.spmd(bound, inputs=inputs, outputs=SPLIT)
+        return self._programs[name]
+
+
+class _Slots:
+    """The places of a batch, on the host: which image is where, at which attempt."""
+
+    def __init__(self, images, labels, size):
+        self._images, self._labels = images, labels
+        self.occupied = np.zeros(size, bool)
+        self.batch = {
+            "image": np.zeros((size, *images.shape[1:]), images.dtype),
+            "label": np.zeros(size, np.int32),
+            "index": np.zeros(size, np.int32),
+            "attempt": np.zeros(size, np.int32),
+            "iteration": np.zeros(size, np.int32),
+            "fresh": np.zeros(size, bool),
+        }
+        self.index = self.batch["index"]
+        self.attempt = self.batch["attempt"]
+        self.iteration = self.batch["iteration"]
+
+    def fill(self, pending) -> bool:
+        """Puts what is pending into the free places, if it is worth a start."""
+        free = np.flatnonzero(~self.occupied)
+        self.batch["fresh"][:] = False
+        if len(free) * _REFILLED_PART < len(self.occupied):
+            return False
+        for place, (attempt, index) in zip(free, pending):
+            self.occupied[place] = self.batch["fresh"][place] = True
+            self.index[place], self.attempt[place] = index, attempt
+            self.iteration[place] = 0
+            self.batch["image"][place] = self._images[index]
+            self.batch["label"][place] = self._labels[index]
+        return bool(self.batch["fresh"].any())
+
+    def release(self, places) -> None:
+        """Frees places; the devices go on with what lies there, and nobody looks."""
+        self.occupied &= ~places
+
+
+def _steps_a_call():
+    return 1 if jax.default_backend() == "cpu" else _STEPS_A_CALL
+
+
+def _unit_range(images):
+    """Pixels in [0, 1], from those or from uint8."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    return images
+
+
+def _logits(logits_fn, images, *, kind):
+    del kind
+    return logits_fn(_unit_range(images))
+
+
+def _attack_and_batch(kind, settings, slots):
+    keys = attack_keys(settings["seed"], slots["index"], slots["attempt"])
+    images = _unit_range(slots["image"])
+    attack = dataclasses.replace(kind, **settings["attack"])
+    batch = Batch(images, slots["label"], keys, slots["attempt"], slots["iteration"])
+    return attack, batch
+
+
+def _start(logits_fn, settings, slots, *, kind):
+    attack, batch = _attack_and_batch(kind, settings, slots)
+    return attack.start(logits_fn, batch)
+
+
+def _no_state(kind, logits_fn, settings, slots):
+    """What the first start fills: a state of the right shapes."""
+    start = functools.partial(_start, kind=kind)
+    shapes = jax.eval_shape(start, logits_fn, settings, slots)
+    zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), shapes)
+    return parallel.place(zeros, SPLIT)
+
+
+def _begin(logits_fn, settings, slots, state, *, kind):
+    """The state in which the fresh places have just started."""
+    return where(slots["fresh"], _start(logits_fn, settings, slots, kind=kind), state)
+
+
+def _advance(logits_fn, settings, slots, state, *, kind):
+    """The state some steps further; the broken and the finished stay as they are."""
+    attack, batch = _attack_and_batch(kind, settings, slots)
+
+    def step(number, state):
+        at = batch._replace(iteration=batch.iteration + number)
+        return step_unfinished(attack, logits_fn, at, state)
+
+    steps = _steps_a_call()
+    if steps == 1:
+        return step(0, state)
+    return jax.lax.fori_loop(0, steps, step, state)

@@ -1,0 +1,118 @@
+"""What can be wrong with a model, images and labels given to an attack, in one line."""
+
+import difflib
+
+import jax
+import numpy as np
+
+from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.errors import InputError
+
+
+def check_threat(norm: str, epsilon: float) -> None:
+    """InputError unless there is such a ball and it holds more than one point."""
+    Threat(norm, epsilon)
+    if isinstance(epsilon, jax.core.Tracer):
+        return
+    most = 1 if norm == "linf" else np.inf
+    if not 0 < epsilon <= most:
+        limit = "0 to 1" if norm == "linf" else "above 0"
+        raise InputError(
+            f"epsilon = {epsilon}: must be above 0, in [0, 1] pixels ({limit} for "
+            f"{norm}): eight of 255 levels are 8 / 255"
+        )
+
+
+def check_images(images, labels, *, raw: bool = False) -> None:
+    """InputError unless these are float images in [0, 1], at least one, each labelled.
+
+    With `raw` uint8 pixels will do as well.
+    """
+    shape = np.shape(images)
+    if len(shape) != 4:
+        raise InputError(
+            f"images of shape {shape}: must be [n, height, width, channels]"
+        )
+    if not shape[0]:
+        raise InputError("there are no images to attack: give at least one")
+    if np.shape(labels) != shape[:1]:
+        raise InputError(
+            f"{shape[0]} images and labels of shape {np.shape(labels)}: must be one "
+            "label an image"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"labels of type {labels.dtype}: must be whole numbers")
+    if raw and images.dtype == np.uint8:
+        return
+    if not np.issubdtype(images.dtype, np.floating):
+        raise InputError(
+            f"images of type {images.dtype}: must be floats in [0, 1]; divide by 255"
+        )
+    if isinstance(images, jax.core.Tracer):
+        return
+    lowest, highest = float(np.min(images)), float(np.max(images))
+    if not (lowest >= 0 and highest <= 1):
+        raise InputError(
+            f"images range from {lowest:.4g} to {highest:.4g}: must be in [0, 1], "
+            "normalisation belongs into the model"
+        )
+
+
+def check_labels(labels, num_classes: int) -> None:
+    """InputError unless every label is a class of the model."""
+    if isinstance(labels, jax.core.Tracer):
+        return
+    lowest, highest = int(np.min(labels)), int(np.max(labels))
+    if lowest < 0 or highest >= num_classes:
+        raise InputError(
+            f"labels range from {lowest} to {highest}: the model has {num_classes} "
+            f"classes, 0 to {num_classes - 1}"
+        )
+
+
+def check_logits(logits: np.ndarray) -> None:
+    """InputError where a model gives NaN or Inf, or probabilities for logits."""
+    if not np.isfinite(logits).all():
+        row = int(np.argmin(np.isfinite(logits).all(axis=-1)))
+        raise InputError(f"the model's logits for image {row} are not finite")
+    if is_probabilities(logits):
+        raise InputError(
+            "the model returns probabilities (no entry is negative and each row sums "
+            "to 1): attacks need logits, leave the softmax out"
+        )
+
+
+def is_probabilities(logits: np.ndarray) -> bool:
+    """Whether every row is a distribution over the classes."""
+    sums = np.sum(logits, axis=-1)
+    return bool(np.all(logits >= 0) and np.allclose(sums, 1, atol=1e-4))
+
+
+def num_classes_of(logits_fn, images) -> int:
+    """Classes of the model, from its shape; InputError unless it gives [b, k >= 2]."""
+    shape = jax.eval_shape(logits_fn, images).shape
+    if len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
+        raise InputError(
+            f"the model gives {shape} for {len(images)} images: must be "
+            f"({len(images)}, classes), with two classes or more"
+        )
+    return shape[1]
+
+
+def check_call(attack, logits_fn, images, labels) -> None:
+    """All that can be told before an attack is run on one batch."""
+    if not isinstance(images, jax.Array):
+        images, labels = np.asarray(images), np.asarray(labels)
+    check_threat(attack.norm, attack.epsilon)
+    check_images(images, labels)
+    check_labels(labels, num_classes_of(logits_fn, images))
+
+
+def check_choice(what: str, given: str, allowed) -> None:
+    """InputError with the nearest of the `allowed` names unless `given` is one."""
+    if given not in allowed:
+        near = difflib.get_close_matches(given, allowed, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(
+            f"{what} {given!r} is unknown; {hint}allowed: {', '.join(allowed)}"
+        )

@@ -1,0 +1,242 @@
+"""Accuracy, natural and under attack: exact, for any batch size and device count."""
+
+import dataclasses
+import functools
+import pathlib
+import zlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.checks import check_labels, check_logits
+from freeadv_jax.attacks.named import NamedAttack, attack_by_name
+from freeadv_jax.data.split import Split
+from freeadv_jax.metrics import Progress
+from freeadv_jax.outcomes import Outcomes
+from freeadv_jax.record import environment, read_json, write_json
+from freeadv_jax.run import Run
+from freeadv_jax.statistics import wilson
+
+WORST_CASE = "worst-case"
+
+
+def configured_attacks(
+    config: ConfigDict, names: tuple[str, ...], *, num_classes: int
+) -> list[NamedAttack]:
+    """The attacks `names` with the threat and step size of a run's configuration."""
+    return [
+        attack_by_name(
+            name,
+            norm=config.attack.norm,
+            epsilon=config.attack.epsilon,
+            step_size=config.evaluation.step_size,
+            num_classes=num_classes,
+        )
+        for name in names
+    ]
+
+
+def logits_functions(model) -> Callable:
+    """variables -> logits_fn; two of them differ in their arrays alone."""
+
+    def logits_fn(variables, images):
+        return model.apply(variables, images, train=False)
+
+    return functools.partial(jax.tree_util.Partial, logits_fn)
+
+
+def evaluate_run(run: Run, variables, split: Split, *, training: dict) -> dict:
+    """The results.json of a run after its training, with the configured attacks."""
+    evaluation = run.config.evaluation
+    examples = evaluation.examples or len(split.labels)
+    return evaluate(
+        logits_functions(run.model())(variables),
+        split.images[:examples],
+        split.labels[:examples],
+        configured_attacks(run.config, evaluation.attacks, num_classes=run.num_classes),
+        folder=run.workdir,
+        header={"config": run.config.to_dict(), "training": training},
+        batch_size=evaluation.batch_size,
+        seed=run.config.seed,
+    )
+
+
+def evaluate(
+    logits_fn: Callable,
+    images: np.ndarray,
+    labels: np.ndarray,
+    attacks: list[NamedAttack],
+    *,
+    folder: pathlib.Path,
+    header: dict,
+    batch_size: int,
+    seed: int,
+    suffix: str = "",
+    keep_images: bool = False,
+    checked: bool = False,
+) -> dict:
+    """Adds a row for each attack to `folder`/results<suffix>.json; returns it all.
+
+    `images` are [n, h, w, c], uint8 or floats in [0, 1], `labels` int32[n]. What became of each image goes to evaluation<suffix>.npz: by the name of the attack
+    bool[n], true where the image stands, and with `keep_images` the attacked images
+    as <name>/images. An attack that is found there, on these images of this very
+    model with these settings, is not made again; one cut off goes on where it was.
+    """
+    about = {"model": _crc(logits_fn), "images": _crc((images, labels))}
+    outcomes = Outcomes(folder / f"evaluation{suffix}.npz", about)
+    path = folder / f"results{suffix}.json"
+    before = read_json(path) if path.exists() and outcomes.arrays else {}
+    rows = before.get("evaluation", {})
+    results = before | header | {"environment": environment(), "evaluation": rows}
+
+    campaign = Campaign(batch_size=batch_size, seed=seed)
+    logits = campaign.logits(logits_fn, images)
+    check_logits(logits)
+    check_labels(labels, logits.shape[1])
+    outcomes.arrays["label"] = labels
+    outcomes.arrays["prediction"] = logits.argmax(axis=-1)
+    under_attack = _UnderAttack(
+        campaign, logits_fn, images, labels, outcomes, keep_images
+    )
+    for attack in attacks:
+        made = {"examples": len(labels), "attack": attack.record(seed)}
+        row = rows.get(attack.name, {})
+        if not (made.items() <= row.items() and under_attack.known(attack)):
+            stages = under_attack.make(attack, made)
+            rows[attack.name] = _row(outcomes.arrays[attack.name]) | made | stages
+            outcomes.save()
+            write_json(path, results)
+    rows |= _worst_cases(rows, outcomes.arrays, examples=len(labels))
+    write_json(path, results)
+    print(f"{campaign.compilations} programs compiled", flush=True)
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _UnderAttack:
+    """A model and a set, and where is kept what becomes of the images."""
+
+    campaign: Campaign
+    logits_fn: Callable
+    images: np.ndarray
+    labels: np.ndarray
+    outcomes: Outcomes
+    keep_images: bool
+
+    def known(self, attack):
+        """Whether all that is asked of an attack is there already."""
+        names = [attack.name] + [_images(attack.name)] * self.keep_images
+        return all(name in self.outcomes.arrays for name in names)
+
+    def make(self, attack, made):
+        """Makes an attack, or the rest of it, and keeps what became of the images."""
+        arrays = self.outcomes.arrays
+        attempts = max((stage.attempts for stage in attack.stages.values()), default=0)
+        kept = self.images if self.keep_images else self.images[:0]
+        state = self.outcomes.under_way(
+            {"name": attack.name, **made},
+            standing=arrays["prediction"] == self.labels,
+            finished=np.zeros((attempts, len(self.labels)), bool),
+            counts=np.full(len(attack.stages), -1),
+            images=_unit_pixels(kept),
+        )
+        for number, (name, stage) in enumerate(attack.stages.items()):
+            if state["counts"][number] < 0:  # Else finished before a cut.
+                title = name if name == attack.name else f"{attack.name}: {name}"
+                self._stage(stage, title, state)
+                state["counts"][number] = state["standing"].sum()
+                state["finished"][:] = False
+        self.outcomes.forget_under_way()
+        arrays[attack.name] = state["standing"]
+        if self.keep_images:
+            arrays[_images(attack.name)] = state["images"]
+        counts = dict(zip(attack.stages, state["counts"].tolist()))
+        return {"stages": counts} if len(counts) > 1 else {}
+
+    def _stage(self, stage, title, state):
+        """One attack of a cascade on what stands."""
+        examples = len(state["standing"])
+        total = stage.attempts * int(state["standing"].sum())
+        progress = Progress(title, total=total, unit="attempts")
+
+        def watch(done, standing):
+            state["standing"][:] = standing
+            self.outcomes.save_sometimes()
+            progress.show(done, accuracy=standing.sum() / examples)
+
+        state["standing"][:] = self.campaign.attack(
+            stage,
+            self.logits_fn,
+            self.images,
+            self.labels,
+            state["standing"],
+            finished=state["finished"][: stage.attempts],
+            adversarial=state["images"] if self.keep_images else None,
+            watch=watch,
+        )
+
+
+def _row(standing):
+    """The figure of one attack: accuracy with its 95 % interval (Wilson)."""
+    correct, examples = int(standing.sum()), len(standing)
+    return {
+        "accuracy": correct / examples,
+        "interval": list(wilson(correct, examples)),
+        "correct": correct,
+        "examples": examples,
+    }
+
+
+def _worst_cases(rows, arrays, *, examples):
+    """For each threat the row of what stands under every attack on these images."""
+    threats = {}
+    for name, row in rows.items():
+        given = row["attack"]
+        if name in arrays and row["examples"] == examples and given["epsilon"]:
+            threat = name.partition("@")[2], given["norm"], given["epsilon"]
+            threats.setdefault(threat, []).append(name)
+    worst = {}
+    for (suffix, norm, epsilon), names in threats.items():
+        attack = {"norm": norm, "epsilon": epsilon, "attacks": names}
+        standing = np.logical_and.reduce([arrays[name] for name in names])
+        if len(names) > 1:
+            name = f"{WORST_CASE}@{suffix}" if suffix else WORST_CASE
+            worst[name] = _row(standing) | {"attack": attack}
+    return worst
+
+
+def table(results: dict) -> str:
+    """The accuracies of results.json, for reading."""
+    width = max(len(name) for name in [*results["evaluation"], "attack"]) + 2
+    head = f"{'attack':<{width}}{'accuracy':>9}{'95 % interval':>18}"
+    lines = [f"{head}{'correct':>9}{'images':>8}"]
+    for name, row in results["evaluation"].items():
+        low, high = row["interval"]
+        interval = f"{low:.2%} - {high:.2%}"
+        lines.append(
+            f"{name:<{width}}{row['accuracy']:>9.2%}{interval:>18}"
+            f"{row['correct']:>9}{row['examples']:>8}"
+        )
+    return "\n".join(lines)
+
+
+def _unit_pixels(images):
+    """A copy in [0, 1], float32."""
+    scale = 255 if images.dtype == np.uint8 else 1
+    return images.astype(np.float32) / np.float32(scale)
+
+
+def _images(name):
+    """Where the images made by an attack are kept."""
+    return f"{name}/images"
+
+
+def _crc(tree):
+    """A checksum of all arrays of a pytree."""
+    crc = 0
+    for array in jax.tree.leaves(tree):
+        crc = zlib.crc32(np.ascontiguousarray(array), crc)
+    return crc

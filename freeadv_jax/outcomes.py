@@ -1,0 +1,78 @@
+"""What became of every image, on disk: read on, and written while an attack runs."""
+
+import json
+import os
+import pathlib
+import time
+import zipfile
+
+import numpy as np
+
+from freeadv_jax.errors import InputError
+from freeadv_jax.record import partial_path
+
+_ABOUT = "about"
+# An attack under way keeps its state under these names, the others are results.
+_UNDER_WAY = "under way/"
+# Writing takes at most this part of the time.
+_PART = 0.05
+_SECONDS = 10
+
+
+class Outcomes:
+    """The arrays of an .npz file by name; what belongs to another model is dropped.
+
+    `about` says which model and images they are of. InputError for a damaged file.
+    """
+
+    def __init__(self, path: pathlib.Path, about: dict):
+        self._path, self._about = path, about
+        self.arrays: dict[str, np.ndarray] = {}
+        self._next_save = time.monotonic() + _SECONDS
+        if path.exists():
+            found = _read(path)
+            if json.loads(str(found.pop(_ABOUT, "null"))) == about:
+                self.arrays = found
+
+    def save(self) -> None:
+        """All of it or nothing."""
+        begun = time.monotonic()
+        about = np.array(json.dumps(self._about))
+        with partial_path(self._path).open("wb") as file:
+            np.savez(file, **{_ABOUT: about}, **self.arrays)
+        os.replace(partial_path(self._path), self._path)
+        now = time.monotonic()
+        self._next_save = now + max(_SECONDS, (now - begun) / _PART)
+
+    def save_sometimes(self) -> None:
+        """Saves if the last time is long enough ago."""
+        if time.monotonic() > self._next_save:
+            self.save()
+
+    def under_way(self, what: dict, **fresh: np.ndarray) -> dict[str, np.ndarray]:
+        """The state of an attack, as it was cut off or `fresh`, to be changed in place.
+
+        `what` tells this attack from any other; another's state is dropped.
+        """
+        name = _UNDER_WAY + _ABOUT
+        said = np.array(json.dumps(what))
+        if str(self.arrays.get(name)) != str(said):
+            self.forget_under_way()
+            self.arrays |= {_UNDER_WAY + key: array for key, array in fresh.items()}
+            self.arrays[name] = said
+        return {key: self.arrays[_UNDER_WAY + key] for key in fresh}
+
+    def forget_under_way(self) -> None:
+        """An attack has come to its end: only its result stays."""
+        for name in [name for name in self.arrays if name.startswith(_UNDER_WAY)]:
+            del self.arrays[name]
+
+
+def _read(path):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as fault:
+        raise InputError(
+            f"{path} is damaged: {' '.join(str(fault).split())}; remove it to begin anew"
+        ) from fault

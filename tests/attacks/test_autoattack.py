@@ -1,0 +1,127 @@
+import functools
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from freeadv_jax.attacks.autoattack import autoattack, cascade
+from freeadv_jax.attacks.square import Square
+
+RNG = np.random.default_rng(0)
+
+
+def linear_problem(classes, shape=(5, 3, 2), images=48):
+    """Images, labels and a model whose distance to the boundary is known exactly."""
+    matrix = RNG.normal(size=(np.prod(shape), classes)).astype(np.float32)
+    images = RNG.uniform(0.3, 0.7, (images, *shape)).astype(np.float32)
+
+    def logits_fn(images):
+        return (images - 0.5).reshape(len(images), -1) @ matrix
+
+    z = logits_fn(images.astype(np.float64))
+    labels = z.argmax(-1).astype(np.int32)
+    rows = np.arange(len(images))
+    across = np.abs(matrix[:, labels].T[:, :, None] - matrix[None]).sum(1)
+    across[rows, labels] = 1
+    distance = (z[rows, labels, None] - z) / across
+    distance[rows, labels] = np.inf
+    return logits_fn, images, labels, distance.min(axis=1)
+
+
+@pytest.fixture(autouse=True)
+def fewer_queries(monkeypatch):
+    """60 queries of Square instead of 5,000."""
+    shorter = functools.partial(Square, steps=60)
+    monkeypatch.setattr("freeadv_jax.attacks.autoattack.Square", shorter)
+
+
+@pytest.mark.parametrize(
+    ("version", "classes"),
+    [("standard", 2), ("standard", 3), ("standard", 10), ("plus", 3)],
+)
+def test_exactly_the_images_nearer_than_epsilon_fall(classes, version, caplog):
+    logits_fn, images, labels, distance = linear_problem(classes)
+    epsilon = float(np.median(distance))
+    with caplog.at_level(logging.WARNING):
+        found = autoattack(
+            logits_fn, images, labels, epsilon=epsilon, version=version, batch_size=16
+        )
+    clear = np.abs(distance - epsilon) > 1e-4
+    np.testing.assert_array_equal(found.success[clear], (distance < epsilon)[clear])
+    assert 10 < found.success.sum() < 38
+    assert np.abs(found.images - images).max() <= epsilon + 1.2e-7
+    wrong = logits_fn(found.images).argmax(-1) != labels
+    np.testing.assert_array_equal(wrong, found.success)
+    assert ("the margin is attacked instead" in caplog.text) == (classes < 4)
+
+
+def test_cascade_attacks_what_the_attacks_before_left_standing():
+    logits_fn, images, labels, distance = linear_problem(4)
+    wrong = np.where(np.arange(48) < 7, (labels + 1) % 4, labels).astype(np.int32)
+    seen = {}
+    found = autoattack(
+        logits_fn,
+        images,
+        wrong,
+        epsilon=float(np.median(distance)),
+        batch_size=16,
+        watch=lambda attack, done, standing: seen.setdefault(attack, standing.sum()),
+    )
+    counts = list(found.standing.values())
+    assert list(found.standing) == ["natural", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert counts[0] == 41
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == (~found.success).sum()
+    assert found.success[:7].all()
+    np.testing.assert_array_equal(found.images[:7], images[:7])
+    assert list(seen) == list(found.standing)[1:]
+
+
+def test_programs_compiled_are_two_for_each_attack_and_one_for_the_logits():
+    logits_fn, images, labels, _ = linear_problem(4)
+    for batch_size in (8, 48):
+        found = autoattack(
+            logits_fn, images, labels, epsilon=0.01, batch_size=batch_size
+        )
+        assert found.compilations == 9
+
+
+def test_standard_has_the_parameters_of_the_reference():
+    attacks = cascade("standard", norm="linf", epsilon=8 / 255, num_classes=10)
+    ce, t, fab, square = attacks.values()
+    assert (ce.steps, ce.restarts, ce.loss, ce.rho) == (100, 1, "cross-entropy", 0.75)
+    assert (t.steps, t.attempts, t.loss, t.goal) == (100, 9, "dlr", "multi-target")
+    assert (fab.steps, fab.attempts) == (100, 9)
+    assert (fab.alpha_max, fab.overshoot, fab.backward) == (0.1, 1.05, 0.9)
+    assert (square.restarts, square.p_init, square.rescaled) == (1, 0.8, False)
+    assert Square("linf", 8 / 255).steps == 5000
+
+
+def test_plus_has_five_restarts_and_the_untargeted_attacks():
+    attacks = cascade("plus", norm="l2", epsilon=0.5, num_classes=10)
+    assert {name: attack.attempts for name, attack in attacks.items()} == {
+        "apgd-ce": 5,
+        "apgd-dlr": 5,
+        "fab": 5,
+        "square": 1,
+        "apgd-t": 9,
+        "fab-t": 9,
+    }
+
+
+def test_rand_averages_gradients_and_breaks_a_randomised_model():
+    """Noise on the logits: the model takes a key for each image as well."""
+    logits_fn, images, labels, distance = linear_problem(4)
+
+    def noisy(images, keys):
+        noise = jax.vmap(lambda key: 0.05 * jax.random.normal(key, (4,)))(keys)
+        return logits_fn(images) + noise
+
+    epsilon = float(np.median(distance))
+    found = autoattack(
+        noisy, images, labels, epsilon=epsilon, version="rand", batch_size=16
+    )
+    assert list(found.standing) == ["natural", "apgd-ce", "apgd-dlr"]
+    assert found.success[distance < 0.8 * epsilon].all()
+    assert not found.success[distance > 1.5 * epsilon].any()

@@ -1,0 +1,192 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freeadv_jax.attacks.attack import run_attack
+from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.pgd import PGD
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((77, 5, 4, 2), np.float32)
+LABELS = RNG.integers(0, 3, 77).astype(np.int32)
+WEIGHTS = {
+    "hidden": RNG.normal(size=(40, 16)).astype(np.float32),
+    "out": RNG.normal(size=(16, 3)).astype(np.float32),
+}
+CALLS = []
+
+
+def network(weights, images):
+    hidden = jnp.tanh(images.reshape(len(images), -1) @ weights["hidden"])
+    return hidden @ weights["out"]
+
+
+LOGITS_FN = jax.tree_util.Partial(network, WEIGHTS)
+LABELS = np.where(
+    np.arange(77) % 5 == 0, LABELS, np.argmax(LOGITS_FN(IMAGES), -1)
+).astype(np.int32)
+WEAK = PGD("linf", 0.03, steps=3, step_size=0.01)
+
+
+def standing(attack=WEAK, *, batch_size=24, seed=0, **fields):
+    campaign = Campaign(batch_size=batch_size, seed=seed)
+    right = campaign.logits(LOGITS_FN, IMAGES).argmax(axis=-1) == LABELS
+    return campaign.attack(attack, LOGITS_FN, IMAGES, LABELS, right, **fields)
+
+
+def test_outcome_is_that_of_the_whole_set_as_one_batch():
+    whole = run_attack(WEAK, LOGITS_FN, jnp.asarray(IMAGES), jnp.asarray(LABELS))
+    np.testing.assert_array_equal(standing(), ~np.asarray(whole.success))
+    assert 5 < standing().sum() < 60
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40, 77, 300])
+def test_outcome_is_the_same_for_any_batch_size(batch_size):
+    attack = PGD("linf", 0.03, 3, 0.01, restarts=2, goal="multi-target", targets=2)
+    np.testing.assert_array_equal(
+        standing(attack, batch_size=batch_size), standing(attack, batch_size=16)
+    )
+
+
+def test_random_starts_differ_by_seed_and_restarts_only_break_more():
+    one = standing(seed=0)
+    assert any((one != standing(seed=seed)).any() for seed in range(1, 6))
+    many = standing(PGD("linf", 0.03, 3, 0.01, restarts=20))
+    assert not (many & ~one).any()
+    assert many.sum() < one.sum()
+
+
+def test_equal_images_have_random_starts_of_their_own():
+    campaign = Campaign(batch_size=16)
+    right = campaign.logits(LOGITS_FN, IMAGES).argmax(axis=-1) == LABELS
+    differ = 0
+    for index in np.flatnonzero(right)[:20]:
+        images = np.repeat(IMAGES[index : index + 1], 40, axis=0)
+        labels = np.repeat(LABELS[index : index + 1], 40)
+        found = campaign.attack(WEAK, LOGITS_FN, images, labels, np.ones(40, bool))
+        differ += 0 < found.sum() < 40
+    assert differ > 0
+
+
+def counted(images):
+    jax.debug.callback(lambda: CALLS.append(1))
+    return network(WEIGHTS, images)
+
+
+def test_what_is_broken_leaves_the_batch_and_others_take_its_place():
+    """The passes are those of the survivors, far fewer than of all images."""
+    campaign = Campaign(batch_size=8)
+    attack = PGD("linf", 0.5, steps=40, step_size=0.1)
+    right = campaign.logits(counted, IMAGES).argmax(axis=-1) == LABELS
+    jax.effects_barrier()
+    CALLS.clear()
+    looks = []
+    found = campaign.attack(
+        attack,
+        counted,
+        IMAGES,
+        LABELS,
+        right,
+        watch=lambda done, standing: looks.append((done, standing.sum())),
+    )
+    jax.effects_barrier()
+    assert found.sum() == 0
+    # One batch after another without refilling would look 40 * 65 / 8 = 325 times.
+    assert len(looks) < 40
+    assert looks[-1] == (right.sum(), 0)
+    assert [done for done, _ in looks] == sorted(done for done, _ in looks)
+
+
+def test_other_targets_of_an_image_fill_the_batch_and_go_when_it_is_broken():
+    """One image, nine attempts, a batch of eight: all but one run at once."""
+    attack = PGD("linf", 1e-4, steps=5, step_size=1e-4, restarts=9)
+    campaign = Campaign(batch_size=8)
+    looks = []
+    campaign.attack(
+        attack,
+        LOGITS_FN,
+        IMAGES[1:2],
+        LABELS[1:2],
+        np.ones(1, bool),
+        watch=lambda done, standing: looks.append(done),
+    )
+    assert looks == [0, 0, 0, 0, 8, 8, 8, 8, 8, 9]
+
+
+def test_numbers_compile_nothing_anew_and_the_count_is_told():
+    campaign = Campaign(batch_size=16)
+    right = campaign.logits(LOGITS_FN, IMAGES).argmax(axis=-1) == LABELS
+    run = functools.partial(
+        campaign.attack,
+        logits_fn=LOGITS_FN,
+        images=IMAGES,
+        labels=LABELS,
+        standing=right,
+    )
+    run(PGD("linf", 0.03, 3, 0.01))
+    run(PGD("linf", 0.1, 10, 0.02, restarts=2, random_start=False))
+    assert campaign.compilations == 3
+    run(PGD("linf", 0.03, 3, 0.01, loss="margin"))
+    assert campaign.compilations == 5
+
+
+def test_uint8_images_are_attacked_as_their_pixels_over_255():
+    raw = (IMAGES * 255).astype(np.uint8)
+    campaign = Campaign(batch_size=16)
+    floats = raw.astype(np.float32) / 255
+    right = campaign.logits(LOGITS_FN, floats).argmax(axis=-1) == LABELS
+    np.testing.assert_allclose(
+        campaign.logits(LOGITS_FN, raw), campaign.logits(LOGITS_FN, floats), atol=1e-5
+    )
+    found = [
+        campaign.attack(WEAK, LOGITS_FN, images, LABELS, right)
+        for images in (raw, floats)
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_attacked_images_are_inside_the_ball_and_break_the_model():
+    adversarial = IMAGES.copy()
+    found = standing(adversarial=adversarial)
+    wrong = np.argmax(LOGITS_FN(adversarial), axis=-1) != LABELS
+    np.testing.assert_array_equal(wrong, ~found)
+    assert np.abs(adversarial - IMAGES).max() <= 0.03 + 1.2e-7
+
+
+def test_attempts_made_before_are_not_made_again():
+    attack = PGD("linf", 0.03, 3, 0.01, restarts=4)
+    finished = np.zeros((4, 77), bool)
+    whole = standing(attack, finished=finished)
+    assert finished[:, whole].all()
+    looks = []
+    again = standing(attack, finished=finished, watch=lambda *look: looks.append(look))
+    # The attempts that broke an image are finished too, and so is all the rest.
+    assert finished.sum() >= 4 * whole.sum()
+    assert len(looks) <= 12
+    assert (again | ~whole).all()
+
+
+def test_another_model_of_the_same_structure_compiles_nothing_anew():
+    """Arrays of a callable pytree are arguments; of a closure they are compiled in."""
+    traces = []
+
+    def traced(weights, images):
+        traces.append(1)
+        return network(weights, images)
+
+    campaign = Campaign(batch_size=24)
+    other = WEIGHTS | {"out": WEIGHTS["out"][:, [1, 2, 0]]}
+    found, counts = [], []
+    for weights in (WEIGHTS, other):
+        model = jax.tree_util.Partial(traced, weights)
+        right = campaign.logits(model, IMAGES).argmax(axis=-1) == LABELS
+        found.append(campaign.attack(WEAK, model, IMAGES, LABELS, right))
+        counts.append(len(traces))
+    # Shapes are asked for anew, and nothing else.
+    assert counts[1] - counts[0] < counts[0]
+    assert campaign.compilations == 3
+    assert (found[0] != found[1]).any()
+    np.testing.assert_array_equal(found[0], standing())

@@ -1,0 +1,87 @@
+import pytest
+
+from freeadv_jax.attacks.apgd import APGD
+from freeadv_jax.attacks.named import attack_by_name
+from freeadv_jax.errors import InputError
+
+
+def named(name, num_classes=10):
+    return attack_by_name(
+        name, norm="linf", epsilon=0.1, step_size=0.02, num_classes=num_classes
+    )
+
+
+def test_names_say_steps_restarts_and_loss():
+    record = named("cw-100-x7").record(seed=3)
+    asked = {
+        "norm": "linf",
+        "epsilon": 0.1,
+        "steps": 100,
+        "step_size": 0.02,
+        "restarts": 7,
+        "loss": "margin",
+        "seed": 3,
+    }
+    assert asked.items() <= record.items()
+    (fgsm,) = named("fgsm").stages.values()
+    assert (fgsm.steps, fgsm.step_size, fgsm.random_start) == (1, 0.1, False)
+    (dlr,) = named("dlr-50").stages.values()
+    assert (dlr.steps, dlr.loss) == (50, "dlr")
+
+
+def test_natural_attacks_nothing():
+    attack = named("natural")
+    assert attack.stages == {}
+    assert attack.record(seed=0) == {
+        "norm": "linf",
+        "epsilon": 0.0,
+        "steps": 0,
+        "step_size": 0.0,
+        "restarts": 1,
+        "loss": "cross-entropy",
+        "seed": 0,
+    }
+
+
+def test_every_record_has_the_fields_of_the_schema():
+    schema = {"norm", "epsilon", "steps", "step_size", "restarts", "loss", "seed"}
+    for name in ("natural", "fgsm", "pgd-20", "apgd-t", "fab-t", "square"):
+        assert schema <= named(name).record(seed=0).keys()
+    record = named("autoattack").record(seed=0)
+    assert schema <= record.keys()
+    assert list(record["stages"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert record["stages"]["square"]["steps"] == 5000
+
+
+def test_single_attacks_of_the_cascade_are_those_of_the_cascade():
+    stages = named("autoattack").stages
+    for name, stage in stages.items():
+        assert named(name).stages == {name: stage}
+    assert named("apgd-dlr").stages == {"apgd-dlr": APGD("linf", 0.1, loss="dlr")}
+
+
+@pytest.mark.parametrize(
+    ("classes", "loss"), [(2, "margin"), (3, "margin"), (4, "dlr")]
+)
+def test_targeted_dlr_gives_way_to_the_margin_where_it_does_not_exist(classes, loss):
+    (attack,) = named("apgd-t", num_classes=classes).stages.values()
+    assert attack.loss == loss
+    assert attack.targets == classes - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("pdg-20", "'pgd-20'"),
+        ("autoatack", "'autoattack'"),
+        ("apgdt", "'apgd-t'"),
+        ("pgd-0", "pgd-<steps>"),
+        ("pgd-20-x0", "pgd-<steps>"),
+        ("fgsm-2", "'fgsm'"),
+        ("", "allowed: natural, fgsm"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest_and_the_known_ones(name, near):
+    with pytest.raises(InputError, match="is unknown; .*allowed: natural") as refused:
+        named(name)
+    assert near in str(refused.value)

@@ -1,0 +1,252 @@
+import functools
+import itertools
+import json
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.named import attack_by_name
+from freeadv_jax.attacks.square import Square
+from freeadv_jax.data.split import Split
+from freeadv_jax.evaluation import (
+    configured_attacks,
+    evaluate,
+    evaluate_run,
+    logits_functions,
+    table,
+)
+from freeadv_jax.recipes import digits
+from freeadv_jax.run import Run
+
+
+class Brightness(nn.Module):
+    """Class 1 for images whose mean pixel exceeds a half: a margin known exactly."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        steepness = self.param("steepness", nn.initializers.constant(20.0), ())
+        excess = steepness * (images.mean((1, 2, 3)) - 0.5)
+        return jnp.stack([-excess, excess], axis=-1)
+
+
+RNG = np.random.default_rng(0)
+LEVELS = RNG.integers(20, 236, 77)
+SPLIT = Split(
+    np.tile(LEVELS[:, None, None, None], (1, 4, 4, 1)).astype(np.uint8),
+    (LEVELS > 127).astype(np.int32),
+)
+WRONG = np.where(np.arange(77) < 5, 1 - SPLIT.labels, SPLIT.labels).astype(np.int32)
+VARIABLES = {"params": {"steepness": jnp.float32(20.0)}}
+LOGITS_FN = logits_functions(Brightness())(VARIABLES)
+ROBUST = np.abs(LEVELS / 255 - 0.5) > 0.1
+
+
+@pytest.fixture(autouse=True)
+def fewer_queries(monkeypatch):
+    """AutoAttack with 60 queries of Square instead of 5,000."""
+    shorter = functools.partial(Square, steps=60)
+    monkeypatch.setattr("freeadv_jax.attacks.autoattack.Square", shorter)
+
+
+def named(name, *, epsilon=0.1, step_size=0.05):
+    return attack_by_name(
+        name, norm="linf", epsilon=epsilon, step_size=step_size, num_classes=2
+    )
+
+
+def evaluated(folder, *names, labels=SPLIT.labels, seed=0, **fields):
+    attacks = [named(name) if isinstance(name, str) else name for name in names]
+    options = {"header": {"training": {"updates": 8}}, "batch_size": 32} | fields
+    return evaluate(
+        LOGITS_FN, SPLIT.images, labels, attacks, folder=folder, seed=seed, **options
+    )
+
+
+def outcomes(folder, suffix=""):
+    with np.load(folder / f"evaluation{suffix}.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd-20", "cw-20", "pgd-10-x3", "autoattack"])
+def test_exactly_the_images_within_epsilon_of_the_boundary_fall(name, tmp_path):
+    results = evaluated(tmp_path, name)
+    np.testing.assert_array_equal(outcomes(tmp_path)[name], ROBUST)
+    assert 0 < results["evaluation"][name]["correct"] == ROBUST.sum() < 77
+
+
+def test_natural_is_plain_accuracy(tmp_path):
+    results = evaluated(tmp_path, "natural", labels=WRONG)
+    np.testing.assert_array_equal(outcomes(tmp_path)["natural"], np.arange(77) >= 5)
+    assert results["evaluation"]["natural"]["accuracy"] == 72 / 77
+
+
+def test_image_misclassified_as_it_is_never_counts_as_robust(tmp_path):
+    evaluated(tmp_path, "pgd-20", labels=WRONG)
+    assert not outcomes(tmp_path)["pgd-20"][:5].any()
+
+
+def test_rows_state_the_wilson_interval_the_images_and_the_attack(tmp_path):
+    results = evaluated(tmp_path, "cw-100-x7", seed=3)
+    row = results["evaluation"]["cw-100-x7"]
+    correct = int(ROBUST.sum())
+    assert (row["correct"], row["examples"]) == (correct, 77)
+    low, high = row["interval"]
+    # The interval's ends solve |p - p0| = z sqrt(p0 (1 - p0) / n).
+    for end in (low, high):
+        distance = 1.959964 * np.sqrt(end * (1 - end) / 77)
+        np.testing.assert_allclose(abs(correct / 77 - end), distance, rtol=1e-5)
+    assert low < correct / 77 < high
+    asked = {
+        "norm": "linf",
+        "epsilon": 0.1,
+        "steps": 100,
+        "step_size": 0.05,
+        "restarts": 7,
+        "loss": "margin",
+        "seed": 3,
+    }
+    assert asked.items() <= row["attack"].items()
+    assert f"{correct / 77:.2%}" in table(results)
+    assert f"{low:.2%} - {high:.2%}" in table(results)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_worst_case_is_what_stands_under_every_attack_of_a_ball(tmp_path):
+    weak, strong = named("pgd-1"), named("pgd-20")
+    results = evaluated(tmp_path, "natural", weak, strong)
+    arrays = outcomes(tmp_path)
+    both = arrays["pgd-1"] & arrays["pgd-20"]
+    row = results["evaluation"]["worst-case"]
+    assert row["correct"] == both.sum() == ROBUST.sum() < arrays["pgd-1"].sum()
+    assert row["attack"]["attacks"] == ["pgd-1", "pgd-20"]
+    (tmp_path / "one").mkdir()
+    assert "worst-case" not in evaluated(tmp_path / "one", "pgd-1")["evaluation"]
+
+
+def test_cascade_says_what_each_of_its_attacks_left_standing(tmp_path, caplog):
+    stages = evaluated(tmp_path, "autoattack")["evaluation"]["autoattack"]["stages"]
+    assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert set(stages.values()) == {int(ROBUST.sum())}
+
+
+def test_finished_attacks_are_kept_unless_they_or_the_model_or_images_changed(
+    tmp_path, monkeypatch
+):
+    made = []
+    attack = Campaign.attack
+
+    def recorded(self, stage, *rest, **fields):
+        made.append((type(stage).__name__, stage.steps))
+        return attack(self, stage, *rest, **fields)
+
+    monkeypatch.setattr(Campaign, "attack", recorded)
+    evaluated(tmp_path, "pgd-20", "pgd-30")
+    assert made == [("PGD", 20), ("PGD", 30)]
+    made.clear()
+    evaluated(tmp_path, "pgd-20", "pgd-30")
+    assert made == []
+    evaluated(tmp_path, named("pgd-20", step_size=0.01), "pgd-30")
+    assert made == [("PGD", 20)]
+    evaluated(tmp_path, "pgd-20", "pgd-30", labels=WRONG)
+    assert made == [("PGD", 20), ("PGD", 20), ("PGD", 30)]
+    other = {"params": {"steepness": jnp.float32(19.0)}}
+    monkeypatch.setitem(VARIABLES, "params", other["params"])
+    rows = evaluate(
+        logits_functions(Brightness())(other),
+        SPLIT.images,
+        WRONG,
+        [named("pgd-30")],
+        folder=tmp_path,
+        header={},
+        batch_size=32,
+        seed=0,
+    )["evaluation"]
+    assert list(rows) == ["pgd-30"]
+
+
+def test_attacks_of_a_later_evaluation_are_added(tmp_path):
+    evaluated(tmp_path, "natural")
+    assert list(evaluated(tmp_path, "fgsm")["evaluation"]) == ["natural", "fgsm"]
+
+
+def test_images_asked_for_are_those_that_break_the_model(tmp_path):
+    evaluated(tmp_path, "pgd-1", "autoattack", keep_images=True)
+    arrays = outcomes(tmp_path)
+    for name in ("pgd-1", "autoattack"):
+        images = arrays[f"{name}/images"]
+        wrong = (images.mean((1, 2, 3)) > 0.5) != SPLIT.labels
+        np.testing.assert_array_equal(wrong, ~arrays[name])
+        assert np.abs(images - SPLIT.images / 255).max() <= 0.1 + 1e-6
+        assert images.min() >= 0
+        assert images.max() <= 1
+
+
+class Cut(Exception):
+    pass
+
+
+def test_evaluation_cut_off_anywhere_ends_in_the_same_figures(tmp_path, monkeypatch):
+    """Cut within each attack again and again, after ever more looks at the batch."""
+    names = ("natural", "pgd-1-x5", "autoattack")
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = evaluated(tmp_path / "whole", *names)
+    expected = outcomes(tmp_path / "whole")
+    monkeypatch.setattr(
+        "freeadv_jax.outcomes.Outcomes.save_sometimes",
+        lambda self: self.save(),
+    )
+    attack = Campaign.attack
+    looks_left = iter(())
+
+    def cut_short(self, *arguments, watch, **fields):
+        def watch_then_stop(done, standing):
+            watch(done, standing)
+            if next(looks_left, None) is None:
+                raise Cut
+
+        return attack(self, *arguments, watch=watch_then_stop, **fields)
+
+    monkeypatch.setattr(Campaign, "attack", cut_short)
+    for cuts in itertools.count():
+        looks_left = iter(range(3 * 2**cuts))
+        try:
+            results = evaluated(tmp_path / "cut", *names)
+            break
+        except Cut:
+            assert cuts < 20
+    assert cuts > 5
+    assert results["evaluation"] == whole["evaluation"]
+    found = outcomes(tmp_path / "cut")
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    config = digits()
+    config.attack.epsilon = 0.1
+    config.evaluation.attacks = ("natural", "pgd-20")
+    config.evaluation.examples = 50
+    monkeypatch.setattr(Run, "model", lambda self: Brightness())
+    return Run(tmp_path, config, num_classes=2, image_shape=(4, 4, 1))
+
+
+def test_results_of_a_run_are_of_its_configured_attacks_and_images(run):
+    results = evaluate_run(run, VARIABLES, SPLIT, training={"updates": 8})
+    assert results["training"] == {"updates": 8}
+    assert results["config"]["method"] == "free"
+    row = results["evaluation"]["pgd-20"]
+    assert (row["correct"], row["examples"]) == (int(ROBUST[:50].sum()), 50)
+
+
+def test_configured_attacks_take_threat_and_step_from_the_configuration():
+    config = digits()
+    config.attack.norm = "l2"
+    (attack,) = configured_attacks(config, ("pgd-20",), num_classes=10)
+    (stage,) = attack.stages.values()
+    assert (stage.norm, stage.epsilon, stage.step_size) == ("l2", 0.2, 0.05)

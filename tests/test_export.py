@@ -1,0 +1,273 @@
+"""A run carried out and in again, and the command that does it."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from test_torch_weights import PREACT, preact_state
+from tiny_run import ROOT, environment, tiny_config
+
+import freeadv_jax
+from freeadv_jax.errors import InputError
+from freeadv_jax.export import export_run, load_exported, main
+from freeadv_jax.record import read_json
+from freeadv_jax.run import open_run
+from freeadv_jax.tensors import read_tensors, write_tensors
+
+IMAGES = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)
+TORCH_FLAGS = {
+    "model": "preact-resnet-18",
+    "num_classes": "10",
+    "image_shape": "32,32,3",
+    "mean": "0.5",
+    "std": "0.25,0.2,0.25",
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run with a best checkpoint, of step 3, and another last, of step 5."""
+    workdir = tmp_path_factory.mktemp("export") / "run"
+    run = open_run(workdir, tiny_config(), num_classes=10, image_shape=(8, 8, 1))
+    state, rng = run.initial_state(), np.random.default_rng(0)
+    with contextlib.closing(run.checkpoints(writable=True)) as checkpoints:
+        for step, robust in ((3, 0.5), (5, 0.25)):
+            params, batch_stats = jax.tree.map(
+                lambda x: rng.uniform(0.1, 0.9, x.shape).astype(x.dtype),
+                (state.params, state.batch_stats),
+            )
+            state = state.replace(
+                step=np.int32(step), params=params, batch_stats=batch_stats
+            )
+            checkpoints.save(state, progress={}, robust=robust)
+            checkpoints.wait()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(workdir):
+    export_run(workdir, workdir.parent / "exported")
+    return workdir.parent / "exported"
+
+
+@pytest.mark.parametrize(("checkpoint", "updates"), [("last", 10), ("best", 6)])
+def test_a_run_comes_back_with_the_same_bits(checkpoint, updates, workdir, tmp_path):
+    export_run(workdir, tmp_path / "a/b", checkpoint=checkpoint)
+    logits = freeadv_jax.load(workdir, checkpoint=checkpoint)(IMAGES)
+    for load in (load_exported, freeadv_jax.load):
+        classifier = load(tmp_path / "a/b")
+        assert (classifier.num_classes, classifier.image_shape) == (10, (8, 8, 1))
+        np.testing.assert_array_equal(classifier(IMAGES), logits)
+    assert np.ptp(logits) > 0
+    assert read_json(tmp_path / "a/b/model.json") == {
+        "model": "small-cnn-bn",
+        "num_classes": 10,
+        "image_shape": [8, 8, 1],
+        "normalization": "mean_std",
+        "mean": [0.0],
+        "std": [1.0],
+        "dtype": "float32",
+        "threat": {"norm": "linf", "epsilon": 0.2},
+        "updates": updates,
+        "freeadv_jax": freeadv_jax.__version__,
+        "source": "freeadv_jax",
+    }
+
+
+def test_tensors_lie_under_their_paths_as_float32(exported):
+    tensors = read_tensors(exported / "model.safetensors")
+    assert "params/network/Conv_0/kernel" in tensors
+    assert "batch_stats/network/BatchNorm_0/mean" in tensors
+    assert {array.dtype for array in tensors.values()} == {np.dtype("float32")}
+    names = {path.name for path in exported.iterdir()}
+    assert names == {"model.json", "model.safetensors"}
+
+
+def test_weights_are_arguments_of_a_function_that_takes_the_classifier(exported):
+    classifier = load_exported(exported)
+    weights = jax.tree.leaves(classifier.logits_fn)
+    assert len(weights) == len(read_tensors(exported / "model.safetensors"))
+    logits = jax.jit(lambda logits_fn, x: logits_fn(x))(classifier.logits_fn, IMAGES)
+    np.testing.assert_allclose(logits, classifier(IMAGES), rtol=1e-5)
+
+
+def test_an_exported_model_has_no_best(exported):
+    with pytest.raises(InputError, match="is an exported model; allowed: last"):
+        freeadv_jax.load(exported, checkpoint="best")
+
+
+def test_nothing_is_overwritten_but_an_empty_folder(workdir, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    for name in ("file", "full"):
+        with pytest.raises(InputError, match="is not an empty folder"):
+            export_run(workdir, tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    export_run(workdir, tmp_path / "empty")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "full", "empty"}
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+
+
+def test_a_failed_writing_leaves_nothing(workdir, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("freeadv_jax.export.write_json", full)
+    with pytest.raises(InputError, match="cannot be written: No space left"):
+        export_run(workdir, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"mean": 5},
+        {"std": [0.0]},
+        {"std": []},
+        {"mean": [float("nan")]},
+        {"num_classes": "ten"},
+        {"mean": [10**400]},
+        {"image_shape": [8, 8]},
+        {"image_shape": ["8", "8", "1"]},
+        {"model": "resnet-51"},
+        {"model": None},
+        {"dtype": ["float32"]},
+        {"normalization": "none"},
+    ],
+    ids=lambda damage: str(damage)[:40],
+)
+def test_a_damaged_description_is_refused_in_one_line(damage, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    description = read_json(folder / "model.json") | damage
+    (folder / "model.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match=r"model\.json is damaged: .+") as raised:
+        load_exported(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_half_a_description_or_none_is_refused(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    text = (folder / "model.json").read_text()
+    (folder / "model.json").write_text("{}")
+    with pytest.raises(InputError, match=r"model\.json is damaged: it lacks"):
+        load_exported(folder)
+    (folder / "model.json").write_text(text[:50])
+    with pytest.raises(InputError, match=r"model\.json is damaged"):
+        load_exported(folder)
+    (folder / "model.json").unlink()
+    with pytest.raises(InputError, match=r"holds no exported model: there is no"):
+        load_exported(folder)
+
+
+def test_tensors_that_are_damaged_or_do_not_fit_are_refused(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    path = folder / "model.safetensors"
+    tensors = read_tensors(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        load_exported(folder)
+    path.unlink()
+    with pytest.raises(InputError, match=r"there is no file .*model\.safetensors"):
+        load_exported(folder)
+    tensors["params/network/Conv_9/kernel"] = tensors.pop(
+        "params/network/Conv_0/kernel"
+    )
+    write_tensors(path, tensors)
+    with pytest.raises(InputError) as raised:
+        load_exported(folder)
+    assert "unknown: params/network/Conv_9/kernel" in str(raised.value)
+    assert "missing: params/network/Conv_0/kernel" in str(raised.value)
+
+
+def torch_arguments(path, out, **changes):
+    given = {"torch": path, "out": out} | TORCH_FLAGS | changes
+    return [f"--{name}={value}" for name, value in given.items() if value is not None]
+
+
+def test_the_command_carries_a_run_out(workdir, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["export", f"--workdir={workdir}", f"--out={out}", "--checkpoint=best"])
+    assert capsys.readouterr().out == f"written to {out}\n"
+    assert read_json(out / "model.json")["updates"] == 6
+
+
+def test_the_command_carries_pytorch_weights_in(tmp_path):
+    path, out = tmp_path / "x.safetensors", tmp_path / "out"
+    write_tensors(path, preact_state() | {"mu": np.ones(3), "sigma": np.ones(3)})
+    main(["export", *torch_arguments(path, out, ignore="mu,sigma")])
+    description = read_json(out / "model.json")
+    del description["freeadv_jax"]
+    assert description == {
+        "model": "preact-resnet-18",
+        "num_classes": 10,
+        "image_shape": [32, 32, 3],
+        "normalization": "mean_std",
+        "mean": [0.5],
+        "std": [0.25, 0.2, 0.25],
+        "dtype": "float32",
+        "threat": None,
+        "updates": None,
+        "source": "pytorch",
+    }
+    tensors = read_tensors(out / "model.safetensors")
+    assert tensors["params/network/Dense_0/kernel"].shape == (512, 10)
+    assert set(PREACT) <= set(description)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": "wrn-28-10"}, "model 'wrn-28-10' has no PyTorch form; allowed: "),
+        ({"model": None}, "--model is missing"),
+        ({"std": None}, "--std is missing"),
+        ({"torch": None}, "give either --workdir, a run, or --torch"),
+        ({"workdir": "x"}, "give either --workdir, a run, or --torch"),
+        ({"checkpoint": "best"}, "--checkpoint does not go with --torch"),
+        ({"num_classes": "ten"}, "--num_classes=ten: must be 1 whole number"),
+        ({"num_classes": "0"}, "num_classes = 0: must be"),
+        ({"image_shape": "32,32"}, "--image_shape=32,32: must be 3 whole numbers"),
+        ({"image_shape": "33,33,3"}, "needs sides divisible by 8"),
+        ({"mean": "a,b"}, "--mean=a,b: must be comma-separated numbers"),
+        ({"mean": "1,2"}, "has 2 numbers; allowed: 1 or one for each of the 3"),
+        ({"std": "0"}, "std above 0"),
+        ({"stdd": "1"}, "Unknown command line flag 'stdd'"),
+        ({"torch": "/nowhere.safetensors"}, "there is no file /nowhere.safetensors"),
+    ],
+    ids=str,
+)
+def test_a_bad_flag_is_answered_in_one_line(changes, reason, tmp_path):
+    path, out = tmp_path / "x.safetensors", tmp_path / "out"
+    with pytest.raises(InputError) as raised:
+        main(["export", *torch_arguments(path, out, **changes)])
+    assert reason in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--workdir=/nowhere", "--out=x"], "error: /nowhere holds no run"),
+        (["--workdir"], "error: Missing value for flag --workdir"),
+        (["stray"], "error: argument 'stray' is unknown"),
+    ],
+)
+def test_the_command_ends_with_status_one_and_one_line(arguments, reason):
+    ended = subprocess.run(
+        [sys.executable, "-m", "freeadv_jax.export", *arguments],
+        cwd=ROOT,
+        env=environment(devices=1),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(reason)
+    assert ended.stderr.count("\n") == 1
