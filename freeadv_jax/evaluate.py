@@ -42,8 +42,8 @@ class Subject:
     image_shape: tuple[int, int, int]
     threat: dict | None
     step_size: float | None
-    # () -> (images, labels).
-    test_set: Callable
+    # () -> (images, labels); an exported model has none.
+    test_set: Callable | None
     header: dict
     batch_size: int = 200
     seed: int = 0
@@ -55,7 +55,7 @@ def main(argv):
     workdir = pathlib.Path(given.workdir).expanduser()
     exported = (workdir / EXPORTED).exists()
     subject = (_exported if exported else _run)(workdir, given)
-    attacks = _attacks(subject, given)
+    attacks, threat = _attacks(subject, given)
     if given.images:
         path = pathlib.Path(given.images).expanduser()
         images, labels = _read_images(path, subject)
@@ -65,20 +65,20 @@ def main(argv):
             raise InputError("--out goes with --images; a run's results lie in the run")
         images, labels = subject.test_set()
         folder = workdir
-    count = given.examples or len(labels)
     folder.mkdir(parents=True, exist_ok=True)
     results = evaluate(
         subject.logits_fn,
-        images[:count],
-        labels[:count],
+        images,
+        labels,
         attacks,
         folder=folder,
         header=subject.header,
         batch_size=given.batch_size or subject.batch_size,
         seed=subject.seed,
+        examples=given.examples or 0,
         suffix="-best" if given.checkpoint == "best" else "",
         keep_images=given.save_images,
-        checked=given.red_flags,
+        checked=threat if given.red_flags else None,
     )
     print(table(results))
     print(f"written to {folder}")
@@ -182,7 +182,10 @@ def _exported(workdir, given):
 
 
 def _attacks(subject, given):
-    """Those of the command line; away from the training's threat their names say so."""
+    """Those of the command line, and their ball and step size.
+
+    Away from the threat of the training their names say so.
+    """
     trained = subject.threat or {"norm": None, "epsilon": None}
     norm = given.norm or trained["norm"] or "linf"
     epsilon = given.epsilon
@@ -197,21 +200,16 @@ def _attacks(subject, given):
     step_size = given.step_size
     if step_size is None:
         step_size = (own and subject.step_size) or epsilon / 4
+    threat = {"norm": norm, "epsilon": epsilon, "step_size": step_size}
     attacks = []
     for name in given.attacks.split(","):
-        attack = attack_by_name(
-            name.strip(),
-            norm=norm,
-            epsilon=epsilon,
-            step_size=step_size,
-            num_classes=subject.num_classes,
-        )
+        attack = attack_by_name(name.strip(), **threat, num_classes=subject.num_classes)
         if attack.stages and not own:
             attack = dataclasses.replace(
                 attack, name=f"{attack.name}@{norm}-{epsilon:.4g}"
             )
         attacks.append(attack)
-    return attacks
+    return attacks, threat
 
 
 def _read_images(path, subject):

@@ -17,10 +17,13 @@ from freeadv_jax.data.split import Split
 from freeadv_jax.metrics import Progress
 from freeadv_jax.outcomes import Outcomes
 from freeadv_jax.record import environment, read_json, write_json
+from freeadv_jax.red_flags import as_lines, as_record, red_flags
 from freeadv_jax.run import Run
 from freeadv_jax.statistics import wilson
 
 WORST_CASE = "worst-case"
+# Enough to look for red flags on.
+CHECKED_IMAGES = 200
 
 
 def configured_attacks(
@@ -51,16 +54,16 @@ def logits_functions(model) -> Callable:
 def evaluate_run(run: Run, variables, split: Split, *, training: dict) -> dict:
     """The results.json of a run after its training, with the configured attacks."""
     evaluation = run.config.evaluation
-    examples = evaluation.examples or len(split.labels)
     return evaluate(
         logits_functions(run.model())(variables),
-        split.images[:examples],
-        split.labels[:examples],
+        split.images,
+        split.labels,
         configured_attacks(run.config, evaluation.attacks, num_classes=run.num_classes),
         folder=run.workdir,
         header={"config": run.config.to_dict(), "training": training},
         batch_size=evaluation.batch_size,
         seed=run.config.seed,
+        examples=evaluation.examples,
     )
 
 
@@ -74,21 +77,26 @@ def evaluate(
     header: dict,
     batch_size: int,
     seed: int,
+    examples: int = 0,
     suffix: str = "",
     keep_images: bool = False,
-    checked: bool = False,
+    checked: dict | None = None,
 ) -> dict:
     """Adds a row for each attack to `folder`/results<suffix>.json; returns it all.
 
-    `images` are [n, h, w, c], uint8 or floats in [0, 1], `labels` int32[n]. What became of each image goes to evaluation<suffix>.npz: by the name of the attack
-    bool[n], true where the image stands, and with `keep_images` the attacked images
+    `images` are [n, h, w, c], uint8 or floats in [0, 1], `labels` int32[n]; of them the
+    first `examples` are attacked, or all. What became of each image goes to
+    evaluation<suffix>.npz: by the name of the attack bool[n], true where the image stands, and with `keep_images` the attacked images
     as <name>/images. An attack that is found there, on these images of this very
-    model with these settings, is not made again; one cut off goes on where it was.
+    model with these settings, is not made again; one cut off goes on where it was. With
+    `checked`, {norm, epsilon, step_size}, `red_flags` are looked for at the end.
     """
     about = {"model": _crc(logits_fn), "images": _crc((images, labels))}
     outcomes = Outcomes(folder / f"evaluation{suffix}.npz", about)
+    outcomes.arrays["label"] = labels
+    images, labels = images[: examples or None], labels[: examples or None]
     path = folder / f"results{suffix}.json"
-    before = read_json(path) if path.exists() and outcomes.arrays else {}
+    before = read_json(path) if path.exists() and outcomes.found else {}
     rows = before.get("evaluation", {})
     results = before | header | {"environment": environment(), "evaluation": rows}
 
@@ -96,7 +104,6 @@ def evaluate(
     logits = campaign.logits(logits_fn, images)
     check_logits(logits)
     check_labels(labels, logits.shape[1])
-    outcomes.arrays["label"] = labels
     outcomes.arrays["prediction"] = logits.argmax(axis=-1)
     under_attack = _UnderAttack(
         campaign, logits_fn, images, labels, outcomes, keep_images
@@ -110,6 +117,16 @@ def evaluate(
             outcomes.save()
             write_json(path, results)
     rows |= _worst_cases(rows, outcomes.arrays, examples=len(labels))
+    if checked:
+        few = slice(CHECKED_IMAGES)
+        results["red_flags"] = _red_flags(
+            campaign,
+            logits_fn,
+            images[few],
+            labels[few],
+            checked,
+            before=results.get("red_flags", {}),
+        )
     write_json(path, results)
     print(f"{campaign.compilations} programs compiled", flush=True)
     return results
@@ -179,6 +196,16 @@ class _UnderAttack:
         )
 
 
+def _red_flags(campaign, logits_fn, images, labels, checked, *, before):
+    """The answers of `red_flags` for results.json, made anew unless they stand there."""
+    made = checked | {"examples": len(labels)}
+    if made.items() <= before.items():
+        return before
+    print(f"red flags: looking at {len(labels)} images", flush=True)
+    flags = red_flags(campaign, logits_fn, images, labels, **checked)
+    return made | {"flags": as_record(flags)}
+
+
 def _row(standing):
     """The figure of one attack: accuracy with its 95 % interval (Wilson)."""
     correct, examples = int(standing.sum()), len(standing)
@@ -220,6 +247,8 @@ def table(results: dict) -> str:
             f"{name:<{width}}{row['accuracy']:>9.2%}{interval:>18}"
             f"{row['correct']:>9}{row['examples']:>8}"
         )
+    if "red_flags" in results:
+        lines += ["", "red flags:", as_lines(results["red_flags"]["flags"])]
     return "\n".join(lines)
 
 

@@ -22,7 +22,8 @@ _SECONDS = 10
 class Outcomes:
     """The arrays of an .npz file by name; what belongs to another model is dropped.
 
-    `about` says which model and images they are of. InputError for a damaged file.
+    `about` says which model and images they are of, `found` whether the file was of
+    those. InputError for a damaged one.
     """
 
     def __init__(self, path: pathlib.Path, about: dict):
@@ -33,6 +34,7 @@ class Outcomes:
             found = _read(path)
             if json.loads(str(found.pop(_ABOUT, "null"))) == about:
                 self.arrays = found
+        self.found = bool(self.arrays)
 
     def save(self) -> None:
         """All of it or nothing."""

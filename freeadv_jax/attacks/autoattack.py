@@ -113,8 +113,8 @@ def autoattack(
     `logits_fn` maps images [b, h, w, c] in [0, 1] to logits [b, k]; any callable, its
     arrays handed over if it is a pytree (see `attack.as_pytree`). For version 'rand'
     it takes a key for each image as well. All devices take part. `watch(attack, done,
-    standing)` is told how many attempts of each attack are decided. InputError in one line for images,
-    labels, epsilon, version or model that cannot be.
+    standing)` is told how many attempts of each attack are decided. InputError in one
+    line for images, labels, epsilon, version or model that cannot be.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     check_threat(norm, epsilon)

@@ -101,11 +101,11 @@ class Campaign:
         )
         while True:
             if slots.fill(pending):
-                batch = parallel.place(slots.batch, SPLIT)
+                batch = slots.on_devices()
                 state = begin(logits_fn, settings, batch, state)
             if not slots.occupied.any():
                 return standing
-            batch["iteration"] = parallel.place(slots.batch["iteration"], SPLIT)
+            batch |= slots.on_devices("iteration")
             state = advance(logits_fn, settings, batch, state)
             slots.batch["iteration"] += _steps_a_call()
 
@@ -162,6 +162,11 @@ class _Slots:
             self.batch["image"][place] = self._images[index]
             self.batch["label"][place] = self._labels[index]
         return bool(self.batch["fresh"].any())
+
+    def on_devices(self, *names) -> dict:
+        """Copies: a device may read a NumPy buffer where it lies, even later on."""
+        chosen = {name: self.batch[name].copy() for name in names or self.batch}
+        return parallel.place(chosen, SPLIT)
 
     def release(self, places) -> None:
         """Frees places; the devices go on with what lies there, and nobody looks."""

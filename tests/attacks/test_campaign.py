@@ -190,3 +190,15 @@ def test_another_model_of_the_same_structure_compiles_nothing_anew():
     assert campaign.compilations == 3
     assert (found[0] != found[1]).any()
     np.testing.assert_array_equal(found[0], standing())
+
+
+def test_steps_are_counted_right_while_the_host_goes_on():
+    """With buffers shared with the host, devices would read a later iteration."""
+    attack = PGD("linf", 0.1, 1, 0.1, random_start=False, last_iterate=True)
+    standing_at_first = np.ones(77, bool)
+    for _ in range(6):
+        moved = np.zeros_like(IMAGES)
+        Campaign(batch_size=80).attack(
+            attack, LOGITS_FN, IMAGES, LABELS, standing_at_first, adversarial=moved
+        )
+        assert (np.abs(moved - IMAGES).max((1, 2, 3)) > 0.05).all()
