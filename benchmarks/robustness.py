@@ -1,0 +1,74 @@
+"""Every attack, AutoAttack included, on the models of the other benchmarks.
+
+    python -m benchmarks.robustness --data=DIR [--runs=DIR] [--digits=DIR]
+
+The runs are those of benchmarks.cifar10_cpu in --runs and of benchmarks.digits in
+--digits; rows are added to their results.json, and the same command goes on.
+"""
+
+import argparse
+import pathlib
+
+from benchmarks.record import write_record
+from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.evaluation import (
+    configured_attacks,
+    evaluate,
+    logits_functions,
+    table,
+)
+from freeadv_jax.run import read_run
+
+ATTACKS = ("natural", "pgd-20", "pgd-100", "cw-100", "pgd-20-x10", "autoattack")
+DIGITS = ("digits_natural-0", "digits_free8-0")
+CIFAR10 = ("cifar10_natural", "cifar10_free8", "cifar10_pgd7")
+
+
+def robustness(workdir, data, examples):
+    """The rows and red flags of one run."""
+    run = read_run(workdir)
+    config = run.config
+    state = run.trained_state("last")
+    test = load_arrays(config.data.name, data, validation_examples=0).test
+    results = evaluate(
+        logits_functions(run.model())(state.variables),
+        test.images,
+        test.labels,
+        configured_attacks(config, ATTACKS, num_classes=run.num_classes),
+        folder=workdir,
+        header={"config": config.to_dict()},
+        batch_size=64,
+        seed=config.seed,
+        examples=examples,
+        checked={
+            "norm": config.attack.norm,
+            "epsilon": config.attack.epsilon,
+            "step_size": config.evaluation.step_size,
+        },
+    )
+    print(f"\n{workdir}\n{table(results)}\n", flush=True)
+    names = (*ATTACKS, "worst-case")
+    rows = {name: results["evaluation"][name] for name in names}
+    return {"evaluation": rows, "red_flags": results["red_flags"]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
+    parser.add_argument(
+        "--runs", type=pathlib.Path, default="runs/benchmark-cifar10-cpu"
+    )
+    parser.add_argument(
+        "--digits", type=pathlib.Path, default="runs/benchmark-digits/table"
+    )
+    parser.add_argument("--examples", type=int, default=500, help="of CIFAR-10")
+    parser.add_argument("--out", default="benchmarks/results/robustness.json")
+    options = parser.parse_args()
+    results = {name: robustness(options.digits / name, "", 0) for name in DIGITS}
+    for name in CIFAR10:
+        results[name] = robustness(options.runs / name, options.data, options.examples)
+    write_record(options.out, results)
+
+
+if __name__ == "__main__":
+    main()
