@@ -114,7 +114,8 @@ def base_config() -> ConfigDict:
     config.logging.every_updates = 80
 
     config.evaluation = ConfigDict()
-    # natural | fgsm | pgd-<steps>[-x<restarts>] | cw-<steps>[-x<restarts>]
+    # natural | fgsm | pgd-, cw- or dlr-<steps>[-x<restarts>] | apgd-ce | apgd-dlr |
+    # apgd-t | fab-t | square | autoattack | autoattack-plus
     config.evaluation.attacks = (
         "natural",
         "pgd-20",

@@ -47,7 +47,7 @@ def test_the_configuration_is_valid(name):
     config = config_of(name)
     assert config.is_locked
     validate(config)
-    attacks = configured_attacks(config, config.evaluation.attacks)
+    attacks = configured_attacks(config, config.evaluation.attacks, num_classes=10)
     assert attacks[0].name == "natural"
 
 

@@ -25,6 +25,9 @@ from freeadv_jax.parallel import REPLICATED, SPLIT
 _STEPS_A_CALL = 10
 # A start costs a pass of the whole batch: so large a part must have become free.
 _REFILLED_PART = 8
+# The last images go on in a batch so much smaller, if it is for so many steps that
+# another compilation pays, and not below so many on each device.
+_SMALLER, _MANY_STEPS, _FEWEST = 4, 50, 2
 
 
 class Campaign:
@@ -46,13 +49,16 @@ class Campaign:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far: one for the logits, and two for each attack."""
+        """Programs compiled so far: one for the logits, and two for each attack.
+
+        And another one for each smaller batch in which an attack came to its end.
+        """
         return len(self._programs)
 
     def logits(self, logits_fn: Callable, images: np.ndarray) -> np.ndarray:
         """f32[n, k] of images [n, h, w, c], floats in [0, 1] or uint8."""
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
-        program = self._program(_logits, None, (REPLICATED, SPLIT))
+        program = self._program(_logits, None, (REPLICATED, SPLIT), self._batch_size)
         found = []
         for first in range(0, len(images), self._batch_size):
             part = images[first : first + self._batch_size]
@@ -84,8 +90,9 @@ class Campaign:
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
         kind, numbers = split_numbers(attack)
         settings = {"attack": numbers, "seed": self._seed}
-        begin = self._program(_begin, kind, (REPLICATED, REPLICATED, SPLIT, SPLIT))
-        advance = self._program(_advance, kind, (REPLICATED, REPLICATED, SPLIT, SPLIT))
+        layout = (REPLICATED, REPLICATED, SPLIT, SPLIT)
+        begin = self._program(_begin, kind, layout, self._batch_size)
+        advance = self._program(_advance, kind, layout, self._batch_size)
         slots = _Slots(images, labels, self._batch_size)
         state = _no_state(kind, logits_fn, settings, slots.batch)
 
@@ -118,13 +125,17 @@ class Campaign:
                 for rows in (done & ~broken, broken):  # The broken have the last word.
                     adversarial[slots.index[rows]] = found[rows]
             slots.release(done | ~standing[slots.index])
+            if size := slots.smaller_size(attack.steps):
+                state = _taken(state, slots.shrink(size))
+                batch = slots.on_devices()
+                advance = self._program(_advance, kind, layout, size)
             if watch:
                 decided = finished[:, begun] | ~standing[begun]
                 watch(int(decided.sum()), standing)
 
-    def _program(self, function, kind, inputs):
-        """`function` over all devices, compiled once for each kind of attack."""
-        name = function.__name__, kind
+    def _program(self, function, kind, inputs, size):
+        """`function` over all devices, compiled once for each kind of attack and size."""
+        name = function.__name__, kind, size
         if name not in self._programs:
             bound = functools.partial(function, kind=kind)
             self._programs[name] = parallel.spmd(bound, inputs=inputs, outputs=SPLIT)
@@ -136,6 +147,7 @@ class _Slots:
 
     def __init__(self, images, labels, size):
         self._images, self._labels = images, labels
+        self._exhausted = False
         self.occupied = np.zeros(size, bool)
         self.batch = {
             "image": np.zeros((size, *images.shape[1:]), images.dtype),
@@ -145,9 +157,10 @@ class _Slots:
             "iteration": np.zeros(size, np.int32),
             "fresh": np.zeros(size, bool),
         }
-        self.index = self.batch["index"]
-        self.attempt = self.batch["attempt"]
-        self.iteration = self.batch["iteration"]
+
+    index = property(lambda self: self.batch["index"])
+    attempt = property(lambda self: self.batch["attempt"])
+    iteration = property(lambda self: self.batch["iteration"])
 
     def fill(self, pending) -> bool:
         """Puts what is pending into the free places, if it is worth a start."""
@@ -161,7 +174,25 @@ class _Slots:
             self.iteration[place] = 0
             self.batch["image"][place] = self._images[index]
             self.batch["label"][place] = self._labels[index]
+        self._exhausted = not self.occupied.all()
         return bool(self.batch["fresh"].any())
+
+    def smaller_size(self, steps) -> int:
+        """Of the batch that holds what is left, 0 where the present one will do."""
+        size = len(self.occupied) // _SMALLER
+        worth = self._exhausted and 0 < self.occupied.sum() <= size
+        devices = jax.device_count()
+        if not worth or size % devices or size < _FEWEST * devices:
+            return 0
+        left = steps - self.iteration[self.occupied].min()
+        return size if left >= _MANY_STEPS else 0
+
+    def shrink(self, size) -> np.ndarray:
+        """Keeps the occupied places and as many more as make up `size`; which ones."""
+        rows = np.argsort(~self.occupied, kind="stable")[:size]
+        self.occupied = self.occupied[rows]
+        self.batch = {name: array[rows] for name, array in self.batch.items()}
+        return rows
 
     def on_devices(self, *names) -> dict:
         """Copies: a device may read a NumPy buffer where it lies, even later on."""
@@ -208,6 +239,12 @@ def _no_state(kind, logits_fn, settings, slots):
     shapes = jax.eval_shape(start, logits_fn, settings, slots)
     zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), shapes)
     return parallel.place(zeros, SPLIT)
+
+
+def _taken(state, rows):
+    """The state of some of the images, as a batch of its own."""
+    state = parallel.fetch(state)
+    return parallel.place(jax.tree.map(lambda array: array[rows], state), SPLIT)
 
 
 def _begin(logits_fn, settings, slots, state, *, kind):

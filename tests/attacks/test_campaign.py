@@ -202,3 +202,26 @@ def test_steps_are_counted_right_while_the_host_goes_on():
             attack, LOGITS_FN, IMAGES, LABELS, standing_at_first, adversarial=moved
         )
         assert (np.abs(moved - IMAGES).max((1, 2, 3)) > 0.05).all()
+
+
+def test_last_images_go_on_in_a_smaller_batch_to_the_same_outcome():
+    """Of 64 places on eight devices the last 16 images, or fewer, need but 16."""
+    attack = PGD("linf", 0.03, 120, 0.001)
+    expected = standing(attack, batch_size=16)
+    sizes = []
+
+    def sized(weights, images):
+        sizes.append(images.shape)
+        return network(weights, images)
+
+    campaign = Campaign(batch_size=64)
+    model = jax.tree_util.Partial(sized, WEIGHTS)
+    right = campaign.logits(model, IMAGES).argmax(axis=-1) == LABELS
+    few = right & (np.cumsum(expected) <= 5)
+    adversarial = IMAGES.copy()
+    found = campaign.attack(attack, model, IMAGES, LABELS, few, adversarial=adversarial)
+    np.testing.assert_array_equal(found, expected & few)
+    assert campaign.compilations == 4
+    assert {shape[0] for shape in sizes} == {64, 8, 2}
+    wrong = np.argmax(LOGITS_FN(adversarial), axis=-1) != LABELS
+    np.testing.assert_array_equal(wrong[few], ~found[few])
