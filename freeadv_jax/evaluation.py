@@ -87,7 +87,7 @@ def evaluate(
     `images` are [n, h, w, c], uint8 or floats in [0, 1], `labels` int32[n]; of them the
     first `examples` are attacked, or all. What became of each image goes to
     evaluation<suffix>.npz: by the name of the attack bool[n], true where the image stands, and with `keep_images` the attacked images
-    as <name>/images. An attack that is found there, on these images of this very
+    as <name>/images. An attack that is found there, on these images or more of this very
     model with these settings, is not made again; one cut off goes on where it was. With
     `checked`, {norm, epsilon, step_size}, `red_flags` are looked for at the end.
     """
@@ -110,8 +110,9 @@ def evaluate(
     )
     for attack in attacks:
         made = {"examples": len(labels), "attack": attack.record(seed)}
-        row = rows.get(attack.name, {})
-        if not (made.items() <= row.items() and under_attack.known(attack)):
+        row = rows.get(attack.name, {"examples": 0})
+        same = row.get("attack") == made["attack"] and under_attack.known(attack)
+        if not (same and row["examples"] >= len(labels)):
             stages = under_attack.make(attack, made)
             rows[attack.name] = _row(outcomes.arrays[attack.name]) | made | stages
             outcomes.save()
@@ -222,13 +223,13 @@ def _worst_cases(rows, arrays, *, examples):
     threats = {}
     for name, row in rows.items():
         given = row["attack"]
-        if name in arrays and row["examples"] == examples and given["epsilon"]:
+        if name in arrays and row["examples"] >= examples and given["epsilon"]:
             threat = name.partition("@")[2], given["norm"], given["epsilon"]
             threats.setdefault(threat, []).append(name)
     worst = {}
     for (suffix, norm, epsilon), names in threats.items():
         attack = {"norm": norm, "epsilon": epsilon, "attacks": names}
-        standing = np.logical_and.reduce([arrays[name] for name in names])
+        standing = np.logical_and.reduce([arrays[name][:examples] for name in names])
         if len(names) > 1:
             name = f"{WORST_CASE}@{suffix}" if suffix else WORST_CASE
             worst[name] = _row(standing) | {"attack": attack}

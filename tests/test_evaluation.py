@@ -184,6 +184,21 @@ def test_images_asked_for_are_those_that_break_the_model(tmp_path):
         assert images.max() <= 1
 
 
+def test_fewer_images_of_a_known_attack_are_known_too(tmp_path):
+    more = evaluated(tmp_path, "pgd-20", "pgd-1")["evaluation"]
+    less = evaluated(tmp_path, "pgd-20", "fgsm", examples=30)["evaluation"]
+    assert less["pgd-20"] == more["pgd-20"]
+    assert less["fgsm"]["examples"] == less["worst-case"]["examples"] == 30
+    assert less["worst-case"]["correct"] == ROBUST[:30].sum()
+
+
+def test_progress_goes_up_to_the_whole_with_the_accuracy_so_far(tmp_path, capsys):
+    evaluated(tmp_path, "pgd-10-x3")
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("pgd-10")]
+    assert lines[-1].startswith(f"pgd-10-x3 {3 * 77}/{3 * 77} attempts (100%)")
+    assert f"accuracy {ROBUST.mean():.4f}" in lines[-1]
+
+
 class Cut(Exception):
     pass
 

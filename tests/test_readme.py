@@ -93,6 +93,70 @@ def test_cost_figures_are_those_of_the_committed_benchmark(network):
     assert f"| {network} | {seconds:.2f} s | {' | '.join(cells)} |" in README
 
 
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("digits_natural-0", "digits, natural"),
+        ("digits_free8-0", "digits, Free-8"),
+        ("cifar10_natural", "CIFAR-10, natural"),
+        ("cifar10_free8", "CIFAR-10, Free-8"),
+        ("cifar10_pgd7", "CIFAR-10, 7-PGD"),
+    ],
+)
+def test_autoattack_figures_are_those_of_the_committed_benchmark(name, title):
+    result = results("robustness")[name]
+    rows = result["evaluation"]
+    attacks = ("natural", "pgd-20", "pgd-100", "cw-100", "pgd-20-x10", "autoattack")
+    cells = [f"{100 * rows[attack]['accuracy']:.1f}" for attack in attacks]
+    low, high = rows["autoattack"]["interval"]
+    cells[-1] += f" ({100 * low:.1f} to {100 * high:.1f})"
+    assert f"| {title} | {' | '.join(cells)} |" in README
+    if name.startswith("cifar10"):
+        assert f"the first {rows['autoattack']['examples']} test images" in README
+
+
+@pytest.mark.parametrize(
+    ("setting", "title"),
+    [
+        ("cifar10_free8 linf 0.0314", "Free-8, 8/255"),
+        ("cifar10_natural linf 0.0314", "natural, 8/255"),
+        ("cifar10_natural linf 0.0039", "natural, 1/255"),
+    ],
+)
+def test_parity_figures_are_those_of_the_committed_benchmark(setting, title):
+    result = results("attack_parity")[setting]
+    attacks = [
+        "pgd-20",
+        "apgd-ce",
+        "apgd-dlr",
+        "apgd-t",
+        "fab-t",
+        "square",
+        "autoattack",
+    ]
+    cells = [
+        f"{row['ours']:.1f} / {row['reference']:.1f}" if row else "not yet run"
+        for row in map(result["attacks"].get, attacks)
+    ]
+    assert f"| {title} | {' | '.join(cells)} |" in README
+    assert result["examples"] == 500
+    assert result["largest_logit_difference"] < 1e-4
+    for name, row in result["attacks"].items():
+        assert row["points_above"] <= (0.2 if name == "autoattack" else 0.5)
+
+
+def test_speed_figures_are_those_of_the_committed_benchmark():
+    result = results("attack_speed")
+    for name in ("pgd-100", "autoattack"):
+        row = result[name]
+        ours, theirs = row["seconds"]["ours"], row["seconds"]["reference"]
+        text = (
+            f"{ours:.0f} s against {theirs:.0f} s ({row['reference / ours']:.2f} times"
+        )
+        assert text in README
+    assert f"{result['network']} on {result['examples']} images" in README
+
+
 def test_quickstart_takes_the_seconds_that_were_measured():
     seconds = results("quickstart")["median"]
     assert f"how robust it is, in {seconds:.0f} s" in README

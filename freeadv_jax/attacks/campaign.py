@@ -99,7 +99,7 @@ class Campaign:
         attempts = attack.attempts
         if finished is None:
             finished = np.zeros((attempts, len(labels)), bool)
-        begun, standing = standing, standing.copy()
+        begun, standing = standing.copy(), standing.copy()
         pending = (
             (attempt, index)
             for attempt in range(attempts)
