@@ -22,6 +22,8 @@ from freeadv_jax.run import Run
 from freeadv_jax.statistics import wilson
 
 WORST_CASE = "worst-case"
+# Of results.json, in this order; a model from elsewhere has no config or training.
+_FIELDS = ("model", "config", "environment", "training", "evaluation", "red_flags")
 # Enough to look for red flags on.
 CHECKED_IMAGES = 200
 
@@ -98,7 +100,8 @@ def evaluate(
     path = folder / f"results{suffix}.json"
     before = read_json(path) if path.exists() and outcomes.found else {}
     rows = before.get("evaluation", {})
-    results = before | header | {"environment": environment(), "evaluation": rows}
+    found = before | header | {"environment": environment(), "evaluation": rows}
+    results = {name: found[name] for name in _FIELDS if name in found}
 
     campaign = Campaign(batch_size=batch_size, seed=seed)
     logits = campaign.logits(logits_fn, images)
