@@ -25,9 +25,10 @@ from freeadv_jax.parallel import REPLICATED, SPLIT
 _STEPS_A_CALL = 10
 # A start costs a pass of the whole batch: so large a part must have become free.
 _REFILLED_PART = 8
-# The last images go on in a batch so much smaller, if it is for so many steps that
-# another compilation pays, and not below so many on each device.
-_SMALLER, _MANY_STEPS, _FEWEST = 4, 50, 2
+# When so small a part of the places is still in use, the last images go on in a smaller
+# batch, a multiple of this part of the full one: if it is for so many steps that
+# another compilation pays.
+_PART_IN_USE, _PART_OF_FULL, _MANY_STEPS = 0.6, 16, 50
 
 
 class Campaign:
@@ -148,6 +149,8 @@ class _Slots:
     def __init__(self, images, labels, size):
         self._images, self._labels = images, labels
         self._exhausted = False
+        devices = jax.device_count()
+        self._unit = max(1, size // _PART_OF_FULL // devices) * devices
         self.occupied = np.zeros(size, bool)
         self.batch = {
             "image": np.zeros((size, *images.shape[1:]), images.dtype),
@@ -179,13 +182,12 @@ class _Slots:
 
     def smaller_size(self, steps) -> int:
         """Of the batch that holds what is left, 0 where the present one will do."""
-        size = len(self.occupied) // _SMALLER
-        worth = self._exhausted and 0 < self.occupied.sum() <= size
-        devices = jax.device_count()
-        if not worth or size % devices or size < _FEWEST * devices:
+        in_use = self.occupied.sum()
+        if not self._exhausted or not 0 < in_use <= _PART_IN_USE * len(self.occupied):
             return 0
         left = steps - self.iteration[self.occupied].min()
-        return size if left >= _MANY_STEPS else 0
+        size = -(-in_use // self._unit) * self._unit
+        return size if left >= _MANY_STEPS and size < len(self.occupied) else 0
 
     def shrink(self, size) -> np.ndarray:
         """Keeps the occupied places and as many more as make up `size`; which ones."""

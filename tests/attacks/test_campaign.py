@@ -205,7 +205,7 @@ def test_steps_are_counted_right_while_the_host_goes_on():
 
 
 def test_last_images_go_on_in_a_smaller_batch_to_the_same_outcome():
-    """Of 64 places on eight devices the last 16 images, or fewer, need but 16."""
+    """Five images need eight of 64 places on eight devices, not all."""
     attack = PGD("linf", 0.03, 120, 0.001)
     expected = standing(attack, batch_size=16)
     sizes = []
@@ -222,6 +222,7 @@ def test_last_images_go_on_in_a_smaller_batch_to_the_same_outcome():
     found = campaign.attack(attack, model, IMAGES, LABELS, few, adversarial=adversarial)
     np.testing.assert_array_equal(found, expected & few)
     assert campaign.compilations == 4
-    assert {shape[0] for shape in sizes} == {64, 8, 2}
+    # As a whole when shapes are asked for, else each device's part.
+    assert {shape[0] for shape in sizes} == {64, 8, 1}
     wrong = np.argmax(LOGITS_FN(adversarial), axis=-1) != LABELS
     np.testing.assert_array_equal(wrong[few], ~found[few])
