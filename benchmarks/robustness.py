@@ -21,7 +21,7 @@ from freeadv_jax.run import read_run
 
 ATTACKS = ("natural", "pgd-20", "pgd-100", "cw-100", "pgd-20-x10", "autoattack")
 DIGITS = ("digits_natural-0", "digits_free8-0")
-CIFAR10 = ("cifar10_natural", "cifar10_free8", "cifar10_pgd7")
+CIFAR10 = ("cifar10_natural", "cifar10_free8")
 
 
 def robustness(workdir, data, examples):

@@ -100,7 +100,6 @@ def test_cost_figures_are_those_of_the_committed_benchmark(network):
         ("digits_free8-0", "digits, Free-8"),
         ("cifar10_natural", "CIFAR-10, natural"),
         ("cifar10_free8", "CIFAR-10, Free-8"),
-        ("cifar10_pgd7", "CIFAR-10, 7-PGD"),
     ],
 )
 def test_autoattack_figures_are_those_of_the_committed_benchmark(name, title):

@@ -182,7 +182,7 @@ class _Slots:
 
     def smaller_size(self, steps) -> int:
         """Of the batch that holds what is left, 0 where the present one will do."""
-        in_use = self.occupied.sum()
+        in_use = int(self.occupied.sum())
         if not self._exhausted or not 0 < in_use <= _PART_IN_USE * len(self.occupied):
             return 0
         left = steps - self.iteration[self.occupied].min()
