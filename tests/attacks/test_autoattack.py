@@ -78,13 +78,12 @@ def test_cascade_attacks_what_the_attacks_before_left_standing():
     assert list(seen) == list(found.standing)[1:]
 
 
-def test_programs_compiled_are_two_for_each_attack_and_one_for_the_logits():
+@pytest.mark.parametrize(("batch_size", "most"), [(8, 9), (48, 9 + 4 * 4)])
+def test_programs_are_two_for_each_attack_and_few_for_smaller_batches(batch_size, most):
+    """And one for the logits; eight devices have no batch below eight."""
     logits_fn, images, labels, _ = linear_problem(4)
-    for batch_size in (8, 48):
-        found = autoattack(
-            logits_fn, images, labels, epsilon=0.01, batch_size=batch_size
-        )
-        assert found.compilations == 9
+    found = autoattack(logits_fn, images, labels, epsilon=0.01, batch_size=batch_size)
+    assert 9 <= found.compilations <= most
 
 
 def test_standard_has_the_parameters_of_the_reference():
