@@ -132,6 +132,7 @@ def test_exported_model_is_evaluated_without_a_run(run, tmp_path):
     assert results(tmp_path / "out")["model"]["threat"]["epsilon"] == 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_figures_are_the_same_for_any_number_of_devices_and_batch_size(run, devices):
     """This process has eight devices, and another batch size."""

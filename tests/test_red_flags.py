@@ -13,6 +13,8 @@ from freeadv_jax.red_flags import as_lines, as_record, red_flags
 from freeadv_jax.run import load, open_run
 from freeadv_jax.train import train
 
+pytestmark = pytest.mark.slow
+
 DIGITS = load_arrays("digits", "", validation_examples=0)
 SHOWN = DIGITS.test.take(np.arange(64))
 

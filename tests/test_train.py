@@ -192,7 +192,7 @@ def test_budget_may_grow_and_the_run_goes_on(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", ["natural", "free", "pgd", "fgsm-rs", "trades"])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_every_method_learns_in_either_ball(method, norm, tmp_path):
     """The training loss falls; delta moves in Free-m alone."""
     run = start(

@@ -240,6 +240,7 @@ def rugged(images):
     return jnp.sin(3 * flat @ FIRST) @ SECOND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.02), ("l2", 0.05)])
 def test_breaks_more_than_pgd_of_the_usual_step_size_in_as_few_steps(norm, epsilon):
     """The step size of Madry et al. for k steps: 2.5 epsilon / k."""
@@ -327,6 +328,7 @@ def test_gradient_and_success_of_a_randomised_model_are_those_of_the_samples_mea
     np.testing.assert_array_equal(state.broken, logits.argmax(-1) != labels)
 
 
+@pytest.mark.slow
 def test_randomised_model_is_broken_for_keys_never_seen_too():
     labels = labelled(curved)
     fields = {"steps": 10, "model": "randomized", "eot": 50}

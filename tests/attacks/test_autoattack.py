@@ -38,7 +38,12 @@ def fewer_queries(monkeypatch):
 
 @pytest.mark.parametrize(
     ("version", "classes"),
-    [("standard", 2), ("standard", 3), ("standard", 10), ("plus", 3)],
+    [
+        ("standard", 2),
+        ("standard", 3),
+        ("standard", 10),
+        pytest.param("plus", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_exactly_the_images_nearer_than_epsilon_fall(classes, version, caplog):
     logits_fn, images, labels, distance = linear_problem(classes)

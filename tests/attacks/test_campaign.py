@@ -43,7 +43,7 @@ def test_outcome_is_that_of_the_whole_set_as_one_batch():
     assert 5 < standing().sum() < 60
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 40, 77, 300])
+@pytest.mark.parametrize("batch_size", [1, 40, 300])
 def test_outcome_is_the_same_for_any_batch_size(batch_size):
     attack = PGD("linf", 0.03, 3, 0.01, restarts=2, goal="multi-target", targets=2)
     np.testing.assert_array_equal(
