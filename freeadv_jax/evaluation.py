@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from freeadv_jax.attacks.autoattack import warn_of_few_classes
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.checks import check_labels, check_logits
 from freeadv_jax.attacks.named import NamedAttack, attack_by_name
@@ -107,6 +108,8 @@ def evaluate(
     logits = campaign.logits(logits_fn, images)
     check_logits(logits)
     check_labels(labels, logits.shape[1])
+    if any(len(attack.stages) > 1 for attack in attacks):
+        warn_of_few_classes(logits.shape[1])
     outcomes.arrays["prediction"] = logits.argmax(axis=-1)
     under_attack = _UnderAttack(
         campaign, logits_fn, images, labels, outcomes, keep_images

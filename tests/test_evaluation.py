@@ -127,9 +127,11 @@ def test_worst_case_is_what_stands_under_every_attack_of_a_ball(tmp_path):
 
 
 def test_cascade_says_what_each_of_its_attacks_left_standing(tmp_path, caplog):
+    """And that two classes have no DLR loss."""
     stages = evaluated(tmp_path, "autoattack")["evaluation"]["autoattack"]["stages"]
     assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert set(stages.values()) == {int(ROBUST.sum())}
+    assert "AutoAttack on 2 classes: the DLR" in caplog.text
 
 
 def test_finished_attacks_are_kept_unless_they_or_the_model_or_images_changed(
