@@ -89,10 +89,11 @@ def evaluate(
 
     `images` are [n, h, w, c], uint8 or floats in [0, 1], `labels` int32[n]; of them the
     first `examples` are attacked, or all. What became of each image goes to
-    evaluation<suffix>.npz: by the name of the attack bool[n], true where the image stands, and with `keep_images` the attacked images
-    as <name>/images. An attack that is found there, on these images or more of this very
-    model with these settings, is not made again; one cut off goes on where it was. With
-    `checked`, {norm, epsilon, step_size}, `red_flags` are looked for at the end.
+    evaluation<suffix>.npz: by the name of the attack bool[n], true where the image
+    stands, and with `keep_images` the attacked images as <name>/images. An attack that
+    is found there, on these images or more of this very model with these settings, is
+    not made again; one cut off goes on where it was. With `checked`, {norm, epsilon,
+    step_size}, `red_flags` are looked for at the end.
     """
     about = {"model": _crc(logits_fn), "images": _crc((images, labels))}
     outcomes = Outcomes(folder / f"evaluation{suffix}.npz", about)

@@ -162,9 +162,10 @@ def run_attack(
 ) -> Adversarial:
     """The whole attack on one batch, compiled once for each shape; traceable.
 
-    `images` are f32[b, h, w, c] in [0, 1], `labels` whole numbers [b]. All attempts are made on what still stands, and the loop
-    ends early where nothing does. On CPU, XLA compiles the gradients of foreign
-    convolutions badly inside loops: attack sets through `Campaign` there.
+    `images` are f32[b, h, w, c] in [0, 1], `labels` whole numbers [b]. All attempts
+    are made on what still stands, and the loop ends early where nothing does. On CPU,
+    XLA compiles the gradients of foreign convolutions badly inside loops: attack sets
+    through `Campaign` there.
     """
     kind, numbers = split_numbers(attack)
     images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)

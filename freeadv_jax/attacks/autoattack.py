@@ -133,7 +133,7 @@ def autoattack(
 
     standing = logits.argmax(axis=-1) == labels
     counts = {"natural": int(standing.sum())}
-    adversarial = images.copy()
+    adversarial = images.astype(np.float32)
     for name, attack in attacks.items():
         standing = campaign.attack(
             attack,

@@ -67,7 +67,7 @@ def test_cascade_attacks_what_the_attacks_before_left_standing():
     seen = {}
     found = autoattack(
         logits_fn,
-        images,
+        images.astype(np.float64),
         wrong,
         epsilon=float(np.median(distance)),
         batch_size=16,
@@ -79,6 +79,7 @@ def test_cascade_attacks_what_the_attacks_before_left_standing():
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == (~found.success).sum()
     assert found.success[:7].all()
+    assert found.images.dtype == np.float32
     np.testing.assert_array_equal(found.images[:7], images[:7])
     assert list(seen) == list(found.standing)[1:]
 
