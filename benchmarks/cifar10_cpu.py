@@ -12,7 +12,6 @@ import pathlib
 from benchmarks.record import write_record
 from benchmarks.runs import finish
 from configs import cifar10_free8, cifar10_natural, cifar10_pgd7
-from freeadv_jax.data.arrays import load_arrays
 
 ROWS = {
     "cifar10_natural": cifar10_natural,
@@ -46,12 +45,12 @@ def main():
     )
     parser.add_argument("--out", default="benchmarks/results/cifar10_cpu.json")
     options = parser.parse_args()
-    dataset = load_arrays("cifar10", options.data, validation_examples=1000)
     results = {}
     for name, module in ROWS.items():
         config = module.get_config()
         config.update_from_flattened_dict(SCALED_DOWN)
-        results[name] = finish(config, dataset, options.runs / name)
+        config.data.dir = options.data
+        results[name] = finish(config, options.runs / name)
     for name, result in results.items():
         print(f"\n{name}: {result['training']['seconds'] / 60:.1f} minutes")
         for attack, row in result["evaluation"].items():

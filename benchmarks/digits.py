@@ -14,7 +14,6 @@ import statistics
 from benchmarks.record import write_record
 from benchmarks.runs import finish
 from configs import digits_free8, digits_natural
-from freeadv_jax.data.arrays import load_arrays
 
 ROWS = {"digits_natural": digits_natural, "digits_free8": digits_free8}
 SEEDS = range(5)
@@ -33,13 +32,12 @@ def table(runs):
         for seed in SEEDS:
             config = module.get_config()
             config.seed = seed
-            dataset = _dataset(config)
-            results.append(finish(config, dataset, runs / f"{name}-{seed}"))
+            results.append(finish(config, runs / f"{name}-{seed}"))
         attacks = results[0]["evaluation"]
         rows[name] = {
             "config": results[0]["config"],
             "attacks": {a: row["attack"] for a, row in attacks.items()},
-            "examples": len(dataset.test.labels),
+            "examples": attacks["natural"]["examples"],
             "training_seconds": [r["training"]["seconds"] for r in results],
             "accuracy": {
                 attack: _summary([r["evaluation"][attack]["accuracy"] for r in results])
@@ -65,7 +63,7 @@ def select(runs):
             config.seed = seed
             config.evaluation.attacks = tuple(accuracies)
             name = "-".join(map(str, (*values, seed)))
-            results = finish(config, _dataset(config), runs / name, part="validation")
+            results = finish(config, runs / name, part="validation")
             for attack, found in accuracies.items():
                 found.append(results["evaluation"][attack]["accuracy"])
         rows.append({"fields": fields, "accuracy": accuracies})
@@ -73,12 +71,6 @@ def select(runs):
     for row in rows:
         print(row["fields"], row["accuracy"])
     return rows
-
-
-def _dataset(config):
-    return load_arrays(
-        config.data.name, "", validation_examples=config.data.validation_examples
-    )
 
 
 def _summary(values):

@@ -26,7 +26,7 @@ from freeadv_jax.attacks.checks import check_images, check_labels
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.threat import NORMS
 from freeadv_jax.config import replays
-from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.evaluation import evaluate, logits_functions, table
 from freeadv_jax.record import read_json
@@ -144,8 +144,8 @@ def _run(workdir, given):
     state = run.trained_state(given.checkpoint)
 
     def test_set():
-        directory = given.data or config.data.dir
-        test = load_arrays(config.data.name, directory, validation_examples=0).test
+        data = config.data.to_dict()
+        test = load_dataset(**data | {"dir": given.data or data["dir"]}).test
         return test.images, test.labels
 
     done = workdir / "results.json"

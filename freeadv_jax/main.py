@@ -32,29 +32,20 @@ def main(argv):
     config, workdir = _parse(argv)
     validate(config)
     # Imported here, so that a mistyped flag is answered at once.
-    from freeadv_jax.data.arrays import load_arrays
-    from freeadv_jax.data.sampling import steps_per_pass
+    from freeadv_jax.data.dataset import load_dataset
     from freeadv_jax.evaluation import configured_attacks, evaluate_run, table
     from freeadv_jax.parallel import check_batch_size
     from freeadv_jax.run import open_run
     from freeadv_jax.train import train
 
-    dataset = load_arrays(
-        config.data.name,
-        config.data.dir,
-        validation_examples=config.data.validation_examples,
-    )
+    dataset = load_dataset(**config.data)
+    num_classes = len(dataset.class_names)
     # Before anything is written.
-    configured_attacks(
-        config, config.evaluation.attacks, num_classes=dataset.num_classes
-    )
+    configured_attacks(config, config.evaluation.attacks, num_classes=num_classes)
     check_batch_size(config.batch_size)
-    steps_per_pass(len(dataset.train.labels), config.batch_size)
+    dataset.steps_per_pass(config.batch_size)
     run = open_run(
-        workdir,
-        config,
-        num_classes=dataset.num_classes,
-        image_shape=dataset.image_shape,
+        workdir, config, num_classes=num_classes, image_shape=dataset.image_shape
     )
     state, training = train(run, dataset)
     results = evaluate_run(run, state.variables, dataset.test, training=training)

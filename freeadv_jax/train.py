@@ -14,8 +14,7 @@ from freeadv_jax import config as fields
 from freeadv_jax import parallel
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.threat import Threat
-from freeadv_jax.data.arrays import ArrayDataset
-from freeadv_jax.data.sampling import array_batches, steps_per_pass
+from freeadv_jax.data.dataset import Dataset
 from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.evaluation import configured_attacks, logits_functions
 from freeadv_jax.metrics import MetricsLog
@@ -73,7 +72,7 @@ def make_train_step(config: ConfigDict, *, model, tx):
     )
 
 
-def train(run: Run, dataset: ArrayDataset) -> tuple[TrainState, dict]:
+def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
     """Trains to the end of the budget, from the newest checkpoint where there is one.
 
     Returns the state on the host, and the `training` of results.json. On SIGTERM it
@@ -83,7 +82,7 @@ def train(run: Run, dataset: ArrayDataset) -> tuple[TrainState, dict]:
     """
     config, replays = run.config, fields.replays(run.config)
     parallel.check_batch_size(config.batch_size)
-    per_pass = steps_per_pass(len(dataset.train.labels), config.batch_size)
+    per_pass = dataset.steps_per_pass(config.batch_size)
     validation_period = max(1, round(config.validation.every_passes * per_pass))
 
     def every(updates):
@@ -116,7 +115,7 @@ def train(run: Run, dataset: ArrayDataset) -> tuple[TrainState, dict]:
         state = parallel.place(state, STATE_LAYOUT)
         if first < run.steps:
             with spending("compiling"):
-                batches = _batches(run, dataset, first)
+                batches = dataset.batches(config.batch_size, seed=config.seed)(first)
                 batch = next(batches)
                 train_step = make_train_step(
                     config, model=run.model(), tx=run.optimizer()
@@ -159,18 +158,6 @@ def train(run: Run, dataset: ArrayDataset) -> tuple[TrainState, dict]:
                 )
                 sys.exit(0)
     return parallel.fetch(state), _training_record(config, watch.clock.seconds)
-
-
-def _batches(run, dataset, first_step):
-    return array_batches(
-        dataset.train,
-        batch_size=run.config.batch_size,
-        seed=run.config.seed,
-        pad=run.config.data.pad,
-        flip=run.config.data.flip,
-        arrays_sharding=parallel.sharding(REPLICATED),
-        batch_sharding=parallel.sharding(SPLIT),
-    )(first_step)
 
 
 def _make_validation(run, split):

@@ -67,7 +67,7 @@ def test_only_what_reads_tensorflow_datasets_and_tensorboard_needs_tensorflow():
     [
         ("attacks", {"attacks", "errors", "parallel"}),
         ("models", {"models", "errors"}),
-        ("data", {"data", "errors"}),
+        ("data", {"data", "errors", "parallel"}),
         ("training", {"training", "attacks", "state"}),
     ],
 )

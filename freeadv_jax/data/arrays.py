@@ -1,13 +1,16 @@
 """Data sets that fit in memory, by name, as NumPy arrays."""
 
 import difflib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Array
 
 from freeadv_jax.data.cifar import read_cifar
 from freeadv_jax.data.idx import read_idx_set
+from freeadv_jax.data.sampling import array_batches, steps_per_pass
 from freeadv_jax.data.split import Split, labelled
 from freeadv_jax.data.tfds_arrays import read_tfds
 from freeadv_jax.errors import InputError
@@ -66,17 +69,39 @@ class ArrayDataset:
     train: Split
     validation: Split
     test: Split
-    num_classes: int
     class_names: tuple[str, ...]
+    pad: int
+    flip: bool
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one image."""
         return self.train.images.shape[1:]
 
+    def steps_per_pass(self, batch_size: int) -> int:
+        """See `Dataset`."""
+        return steps_per_pass(len(self.train.labels), batch_size)
+
+    def batches(
+        self, batch_size: int, *, seed: int
+    ) -> Callable[[int], Iterator[dict[str, Array]]]:
+        """See `Dataset`."""
+        return array_batches(
+            self.train,
+            batch_size=batch_size,
+            seed=seed,
+            pad=self.pad,
+            flip=self.flip,
+        )
+
 
 def load_arrays(
-    name: str, directory: str | Path, *, validation_examples: int
+    name: str,
+    directory: str | Path,
+    *,
+    validation_examples: int,
+    pad: int = 0,
+    flip: bool = False,
 ) -> ArrayDataset:
     """The data set `name`, with `validation_examples` of its training images held out.
 
@@ -84,7 +109,8 @@ def load_arrays(
     cifar10, cifar100, or tfds:<name> for an in-memory set of tensorflow-datasets
     (`directory` may be '' there). Which images are held out depends only on their
     number, never on a run's seed, and fewer are a part of more; the others keep the
-    order of the files. InputError names the value or file that is unusable.
+    order of the files. `pad` and `flip` are for its batches (see `array_batches`).
+    InputError names the value or file that is unusable.
     """
     train, test, class_names = _load(name, directory)
     examples = len(train.labels)
@@ -99,8 +125,9 @@ def load_arrays(
         train=train.take(np.sort(order[validation_examples:])),
         validation=train.take(order[:validation_examples]),
         test=test,
-        num_classes=len(class_names),
         class_names=class_names,
+        pad=pad,
+        flip=flip,
     )
 
 

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, Key, UInt8, UInt32
 
+from freeadv_jax import parallel
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
+from freeadv_jax.parallel import REPLICATED, SPLIT
 
 Batch = dict[str, Array]
 
@@ -41,31 +43,30 @@ def array_batches(
     seed: int,
     pad: int,
     flip: bool,
-    arrays_sharding: jax.sharding.Sharding | None = None,
-    batch_sharding: jax.sharding.Sharding | None = None,
 ) -> Callable[[int], Iterator[Batch]]:
     """`batches(first_step)`: the endless training batches of `split` from that step on.
 
-    A batch is {'image': u8[b, h, w, c], 'label': i32[b]} on the device. Steps count
-    minibatches from 0. Each pass over the data draws without replacement in a new
-    order and drops the remainder. Each image is cropped at random after `pad` pixels
-    of zeros on each side and, if `flip`, mirrored with probability 1/2.
+    A batch is {'image': u8[b, h, w, c], 'label': i32[b]} split over the devices, whose
+    number does not change a bit of it. Steps count minibatches from 0. Each pass over
+    the data draws without replacement in a new order and drops the remainder. Each
+    image is cropped at random after `pad` pixels of zeros on each side and, if `flip`,
+    mirrored with probability 1/2.
 
-    The arrays are put on the device here, once, by `arrays_sharding`; batches leave
-    by `batch_sharding`. Neither changes a bit of them. InputError if `batch_size`
+    Every device gets a copy of the arrays here, once. InputError if `batch_size`
     exceeds the number of images or `seed` does not fit 32 bits.
     """
     examples = len(split.labels)
     steps = steps_per_pass(examples, batch_size)
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}, expected 0 to {2**32 - 1}")
-    arrays = jax.device_put((split.images, split.labels), arrays_sharding)
+    arrays = parallel.place((split.images, split.labels), REPLICATED)
     order_of_pass = jax.jit(
-        partial(_order_of_pass, examples=examples), out_shardings=arrays_sharding
+        partial(_order_of_pass, examples=examples),
+        out_shardings=parallel.sharding(REPLICATED),
     )
     draw = jax.jit(
         partial(_draw, batch_size=batch_size, steps=steps, pad=pad, flip=flip),
-        out_shardings=batch_sharding,
+        out_shardings=parallel.sharding(SPLIT),
     )
 
     def batches(first_step: int) -> Iterator[Batch]:

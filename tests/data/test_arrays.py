@@ -21,7 +21,7 @@ def test_digits_are_1347_training_and_450_test_images_of_8x8x1():
     assert digits.test.images.shape == (450, 8, 8, 1)
     assert len(digits.validation.labels) == 0
     assert digits.image_shape == (8, 8, 1)
-    assert digits.num_classes == 10
+    assert len(digits.class_names) == 10
     assert digits.class_names == tuple("0123456789")
     assert digits.train.labels.dtype == np.int32
     assert len(as_rows(digits.train) | as_rows(digits.test)) == 1797
