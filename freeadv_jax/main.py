@@ -3,7 +3,9 @@
     python -m freeadv_jax.main --config=configs/digits_free8.py [--workdir=DIR]
         [--config.FIELD=VALUE ...]
 
-The same command again continues a run that was cut off.
+The same command again continues a run that was cut off. With --multihost it is one of
+several processes that train together; where they cannot find each other by their
+cluster, --coordinator=HOST:PORT --num_processes=N --process_id=I say how.
 """
 
 import pathlib
@@ -16,8 +18,17 @@ from ml_collections import ConfigDict, config_flags
 
 from freeadv_jax.config import field_names, unknown_field, validate, wrong_type
 from freeadv_jax.errors import InputError, TrainingStoppedError
+from freeadv_jax.processes import start
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+_MULTIHOST = flags.DEFINE_boolean(
+    "multihost", False, "One of several processes that train together."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first process, where no cluster says it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them, from 0.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's folder; by default runs/<name of the config file>."
 )
@@ -31,19 +42,28 @@ def main(argv):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config, workdir = _parse(argv)
     validate(config)
+    start(
+        multihost=_MULTIHOST.value,
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+    )
     # Imported here, so that a mistyped flag is answered at once.
     from freeadv_jax.data.dataset import load_dataset
     from freeadv_jax.evaluation import configured_attacks, evaluate_run, table
     from freeadv_jax.parallel import check_batch_size
+    from freeadv_jax.processes import agreement, require_same
     from freeadv_jax.run import open_run
     from freeadv_jax.train import train
 
-    dataset = load_dataset(**config.data)
-    num_classes = len(dataset.class_names)
-    # Before anything is written.
-    configured_attacks(config, config.evaluation.attacks, num_classes=num_classes)
-    check_batch_size(config.batch_size)
-    dataset.steps_per_pass(config.batch_size)
+    require_same(f"{workdir}\n{config.to_json()}", "--config or --workdir")
+    with agreement():
+        dataset = load_dataset(**config.data)
+        num_classes = len(dataset.class_names)
+        # Before anything is written.
+        configured_attacks(config, config.evaluation.attacks, num_classes=num_classes)
+        check_batch_size(config.batch_size)
+        dataset.steps_per_pass(config.batch_size)
     run = open_run(
         workdir, config, num_classes=num_classes, image_shape=dataset.image_shape
     )
@@ -87,7 +107,10 @@ def _one_line(fault):
     if field := re.match(r"flag --config\.([\w.]+)=(.*?): ", text):
         return wrong_type(field[1], field[2])
     if isinstance(fault, flags.UnrecognizedFlagError):
-        return f"{text}; allowed: --config, --config.FIELD, --workdir"
+        return (
+            f"{text}; allowed: --config, --config.FIELD, --workdir, --multihost, "
+            "--coordinator, --num_processes, --process_id"
+        )
     if reason := re.search(r"\[Errno \d+\] (.*)", text):
         return f"--config cannot be read: {reason[1]}; give a file of configs/"
     if text.startswith("flag --config="):

@@ -8,6 +8,7 @@ import pathlib
 import time
 
 from freeadv_jax.errors import InputError
+from freeadv_jax.processes import is_first
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -23,18 +24,22 @@ class MetricsLog:
         """Continues after `last_step`: what a killed run wrote beyond it goes."""
         path = workdir / "metrics.jsonl"
         self.lines = [line for line in _read(path) if line["step"] <= last_step]
-        rewritten = path.with_suffix(".tmp")
-        rewritten.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-        os.replace(rewritten, path)
-        self._file = path.open("a")
-        self._tensorboard = _tensorboard_writer(workdir)
+        self._file = self._tensorboard = None
+        if is_first():
+            rewritten = path.with_suffix(".tmp")
+            text = "".join(json.dumps(line) + "\n" for line in self.lines)
+            rewritten.write_text(text)
+            os.replace(rewritten, path)
+            self._file = path.open("a")
+            self._tensorboard = _tensorboard_writer(workdir)
 
     def write(self, kind: str, *, step: int, **values: float) -> None:
         """Adds a line; it is in the file when this returns."""
         line = {"kind": kind, "step": step, **values}
         self.lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        if self._file:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         if self._tensorboard:
             self._tensorboard.write_scalars(
                 step, {f"{kind}/{name}": value for name, value in values.items()}
@@ -45,7 +50,8 @@ class MetricsLog:
         return [line for line in self.lines if line["kind"] == kind]
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
 

@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 
 from freeadv_jax.errors import InputError
+from freeadv_jax.processes import is_first
 from freeadv_jax.record import partial_path
 
 _ABOUT = "about"
@@ -37,7 +38,9 @@ class Outcomes:
         self.found = bool(self.arrays)
 
     def save(self) -> None:
-        """All of it or nothing."""
+        """By the first process; all of it or nothing."""
+        if not is_first():
+            return
         begun = time.monotonic()
         about = np.array(json.dumps(self._about))
         with partial_path(self._path).open("wb") as file:

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from freeadv_jax.errors import InputError
@@ -27,20 +28,34 @@ def check_batch_size(batch_size: int) -> None:
 
 def sharding(axis: int | None) -> NamedSharding:
     """Where a REPLICATED or SPLIT array lies."""
-    mesh = Mesh(np.array(jax.devices()), (AXIS,))
-    return NamedSharding(
-        mesh, PartitionSpec() if axis is REPLICATED else PartitionSpec(AXIS)
-    )
+    return NamedSharding(_mesh(), _spec(axis))
+
+
+def rows(size: int) -> slice:
+    """The part of a SPLIT axis of this size that lies on this process's devices."""
+    index, count = jax.process_index(), jax.process_count()
+    return slice(size * index // count, size * (index + 1) // count)
 
 
 def place(tree, layout):
-    """`tree` on the devices; `layout` is a prefix of it with REPLICATED and SPLIT."""
-    return _by_layout(lambda axis, x: jax.device_put(x, sharding(axis)), layout, tree)
+    """`tree` on the devices; `layout` is a prefix of it with REPLICATED and SPLIT.
+
+    Every process hands over the same; of what is SPLIT, only its `rows` are read.
+    """
+    return _by_layout(lambda axis, x: _put(x, sharding(axis)), layout, tree)
+
+
+def assemble(tree):
+    """Arrays split over the devices, from each process's `rows` of them."""
+    split = sharding(SPLIT)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(split, x), tree
+    )
 
 
 def fetch(tree):
-    """A copy of `tree` on the host, which a later donation cannot touch."""
-    return jax.tree.map(lambda x: np.array(x), tree)
+    """A copy of `tree` on the host of every process, safe from a later donation."""
+    return jax.tree.map(_whole, tree)
 
 
 def spmd(function, *, inputs, outputs, donate=()):
@@ -61,14 +76,46 @@ def spmd(function, *, inputs, outputs, donate=()):
 
     mapped = jax.pmap(function, AXIS, in_axes=inputs, out_axes=outputs)
 
-    @functools.partial(
-        jax.jit, donate_argnums=donate, compiler_options=_compiler_options()
-    )
     def whole(*arguments):
         results = mapped(*_by_layout(split, inputs, arguments))
         return _by_layout(join, outputs, results)
 
-    return whole
+    if jax.process_count() > 1:
+        # Inside jit, pmap takes this process's devices alone (jax 0.10 to 0.12), and
+        # outside it copies what is donated. This is what it stands for.
+        whole = jax.shard_map(
+            function,
+            mesh=_mesh(),
+            in_specs=jax.tree.map(_spec, inputs, is_leaf=_is_none),
+            out_specs=jax.tree.map(_spec, outputs, is_leaf=_is_none),
+            check_vma=False,
+        )
+    return jax.jit(whole, donate_argnums=donate, compiler_options=_compiler_options())
+
+
+def _mesh():
+    """All devices, those of a process side by side."""
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def _spec(axis):
+    return PartitionSpec() if axis is REPLICATED else PartitionSpec(AXIS)
+
+
+def _put(x, where):
+    if where.is_fully_addressable or isinstance(x, jax.Array) and x.sharding == where:
+        return jax.device_put(x, where)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+
+def _whole(x):
+    if isinstance(x, jax.Array) and not (
+        x.is_fully_addressable or x.is_fully_replicated
+    ):
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.array(x)
 
 
 def _by_layout(function, layout, tree):
@@ -77,8 +124,12 @@ def _by_layout(function, layout, tree):
         lambda axis, part: jax.tree.map(functools.partial(function, axis), part),
         layout,
         tree,
-        is_leaf=lambda axis: axis is None,
+        is_leaf=_is_none,
     )
+
+
+def _is_none(axis):
+    return axis is None
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import jax
 
 import freeadv_jax
 from freeadv_jax.errors import InputError
+from freeadv_jax.processes import is_first
 
 _PACKAGES = (
     "jax",
@@ -34,6 +35,7 @@ def environment() -> dict:
         },
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
         "cpu_count": os.cpu_count(),
         "commit": _commit(),
     }
@@ -51,7 +53,9 @@ def read_json(path: pathlib.Path) -> dict:
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:
-    """All of it or nothing: a reader never sees half a file."""
+    """By the first process; all of it or nothing: a reader never sees half a file."""
+    if not is_first():
+        return
     partial_path(path).write_text(json.dumps(content, indent=2) + "\n")
     os.replace(partial_path(path), path)
 

@@ -20,6 +20,7 @@ from freeadv_jax.checkpoint import Checkpoints
 from freeadv_jax.config import base_config, differences, replays, validate
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import build_model
+from freeadv_jax.processes import agreement
 from freeadv_jax.record import partial_path, read_json, write_json
 from freeadv_jax.state import TrainState, create_state
 
@@ -114,15 +115,30 @@ class Run:
 
 
 def open_run(workdir, config: ConfigDict, *, num_classes, image_shape) -> Run:
-    """The run in `workdir`, begun there or continued.
+    """The run in `workdir`, begun there or continued, by all processes together.
 
-    InputError where the folder cannot be written, holds something else, or was made
-    with another configuration (apart from the fields of config.FREE_TO_CHANGE).
+    InputError where the folder cannot be written, holds something else, was made with
+    another configuration (apart from the fields of config.FREE_TO_CHANGE), or is not
+    shared by the processes.
     """
-    workdir = pathlib.Path(workdir).expanduser()
-    record = workdir / RECORD
-    run = Run(workdir, config, num_classes, tuple(image_shape))
-    run.model()  # Says what does not fit before anything is written.
+    run = Run(pathlib.Path(workdir).expanduser(), config, num_classes, image_shape)
+    record = run.workdir / RECORD
+    with agreement():
+        run.model()  # Says what does not fit before anything is written.
+        _check_folder(run, record)
+        _write_record(run, record)
+    with agreement():
+        if not record.exists():
+            raise InputError(
+                f"{workdir} must be a folder that all processes share: the first one "
+                "has begun the run there, and this one does not see it"
+            )
+    return run
+
+
+def _check_folder(run, record):
+    """InputError unless the run can be begun or continued there."""
+    workdir, config = run.workdir, run.config
     if record.exists():
         saved, _, _ = _read_record(record)
         if changed := differences(saved, config):
@@ -135,24 +151,29 @@ def open_run(workdir, config: ConfigDict, *, num_classes, image_shape) -> Run:
                 f"{workdir} is already at update {done}: "
                 f"updates = {config.updates} is less"
             )
-    elif workdir.is_dir() and set(workdir.iterdir()) - {partial_path(record)}:
+    # Another process may be writing the record just now.
+    elif workdir.is_dir() and set(workdir.iterdir()) - {record, partial_path(record)}:
         raise InputError(
             f"{workdir} is not empty and holds no run (no {RECORD}); "
             "use another --workdir"
         )
+
+
+def _write_record(run, record):
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        run.workdir.mkdir(parents=True, exist_ok=True)
         write_json(
             record,
             {
-                "config": config.to_dict(),
-                "num_classes": num_classes,
-                "image_shape": list(image_shape),
+                "config": run.config.to_dict(),
+                "num_classes": run.num_classes,
+                "image_shape": list(run.image_shape),
             },
         )
     except OSError as fault:
-        raise InputError(f"{workdir} cannot be written: {fault.strerror}") from fault
-    return run
+        raise InputError(
+            f"{run.workdir} cannot be written: {fault.strerror}"
+        ) from fault
 
 
 def read_run(workdir) -> Run:

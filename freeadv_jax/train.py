@@ -3,9 +3,7 @@
 import contextlib
 import functools
 import itertools
-import signal
 import sys
-import threading
 
 import jax
 from ml_collections import ConfigDict
@@ -19,6 +17,7 @@ from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.evaluation import configured_attacks, logits_functions
 from freeadv_jax.metrics import MetricsLog
 from freeadv_jax.parallel import REPLICATED, SPLIT
+from freeadv_jax.processes import preemption, require_same
 from freeadv_jax.run import Run
 from freeadv_jax.state import TrainState
 from freeadv_jax.training.free import free_train_step
@@ -99,6 +98,7 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
         restored = checkpoints.restore(jax.eval_shape(run.initial_state))
         state, saved = restored or (run.initial_state(), {})
         first = int(state.step)
+        require_same(str(first), "the newest checkpoint they can read")
         if first:
             print(f"resumed at update {first * replays}", flush=True)
         log = MetricsLog(run.workdir, last_step=first)
@@ -123,11 +123,12 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
                 train_step = train_step.lower(state, batch).compile()
             batches = itertools.chain([batch], batches)
 
-        terminated = stack.enter_context(_sigterm())
+        stops = stack.enter_context(preemption())
         unread = None
         for step in range(first + 1, run.steps + 1):
             validates = validate and validates_at(step)
-            saves = validates or saves_at(step) or terminated.is_set()
+            stopping = stops(step)
+            saves = validates or saves_at(step) or stopping
             with spending("training"):
                 with spending("waiting"):
                     batch = next(batches)
@@ -149,7 +150,7 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
                     raise TrainingStoppedError(collapse)
             if saves:
                 checkpoints.save(state, progress=watch.progress(), robust=robust)
-            if saves and terminated.is_set():
+            if stopping:
                 checkpoints.wait()
                 print(
                     f"SIGTERM: saved at update {step * replays}; "
@@ -192,17 +193,3 @@ def _training_record(config, seconds):
         "input_wait_fraction": seconds["waiting"] / training,
         "compile_seconds": seconds["compiling"],
     }
-
-
-@contextlib.contextmanager
-def _sigterm():
-    """An event that SIGTERM sets, instead of ending the process, inside the `with`."""
-    terminated = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield terminated  # Only the main thread may handle signals.
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
-    try:
-        yield terminated
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -175,8 +175,8 @@ class _Slots:
             self.occupied[place] = self.batch["fresh"][place] = True
             self.index[place], self.attempt[place] = index, attempt
             self.iteration[place] = 0
-            self.batch["image"][place] = self._images[index]
             self.batch["label"][place] = self._labels[index]
+        self._read(np.flatnonzero(self.batch["fresh"]))
         self._exhausted = not self.occupied.all()
         return bool(self.batch["fresh"].any())
 
@@ -194,7 +194,15 @@ class _Slots:
         rows = np.argsort(~self.occupied, kind="stable")[:size]
         self.occupied = self.occupied[rows]
         self.batch = {name: array[rows] for name, array in self.batch.items()}
+        self._read(np.arange(size))  # Some were on other processes.
         return rows
+
+    def _read(self, places):
+        """The images of those places that lie on this process's devices."""
+        here = parallel.rows(len(self.occupied))
+        places = places[(places >= here.start) & (places < here.stop)]
+        if len(places):
+            self.batch["image"][places] = self._images[self.index[places]]
 
     def on_devices(self, *names) -> dict:
         """Copies: a device may read a NumPy buffer where it lies, even later on."""

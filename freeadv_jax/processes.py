@@ -1,0 +1,188 @@
+"""Several processes as one job: started, failing, speaking and stopping together."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from freeadv_jax.errors import InputError
+
+# A process that was killed is noticed by the others after so many seconds.
+_HEARTBEAT = 30
+# So long a process waits for the others to start.
+_START = 300
+# And so long at the end, which all reach at the same time.
+_END = 60
+# What a launcher of several processes leaves in the environment.
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_LONGEST_MESSAGE = 2000
+
+
+def start(
+    *,
+    multihost: bool,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the other processes of this job, before anything touches a device.
+
+    With `multihost` alone, what is not given is found out from the cluster (a TPU pod,
+    Slurm, Open MPI, Kubernetes). Afterwards only the first process writes to standard
+    output. InputError where the job cannot be joined, or where a launcher
+    started several processes and nobody said that they belong together.
+    """
+    given = {
+        "coordinator": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    if not multihost:
+        _require_alone(given)
+        return
+    if coordinator and not re.fullmatch(r".+:\d+", coordinator):
+        raise InputError(f"--coordinator={coordinator}: must be HOST:PORT")
+    _attend()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=_START,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_END,
+        )
+        counts = [device.process_index for device in jax.devices()]
+    # It raises by how far it came: ValueError, TypeError, RuntimeError, a cluster's own.
+    except Exception as fault:
+        reason = " ".join(str(fault).split())
+        raise InputError(
+            f"--multihost: the processes cannot be joined: {reason}; where no cluster "
+            "is found give --coordinator=HOST:PORT, --num_processes and --process_id"
+        ) from fault
+    per_process = np.bincount(counts, minlength=jax.process_count())
+    if len(set(per_process)) > 1:
+        raise InputError(
+            f"the processes have {', '.join(map(str, per_process))} devices: "
+            "all must have as many"
+        )
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process.
+
+
+def _require_alone(given):
+    for flag, value in given.items():
+        if value is not None:
+            raise InputError(f"--{flag} goes with --multihost")
+    for name in _COUNTS:
+        if (count := os.environ.get(name, "1")) != "1":
+            raise InputError(
+                f"{name} says that {count} processes were started: add --multihost, "
+                "or start only one"
+            )
+
+
+def _attend():
+    """Goes on in a child, while this process waits to say what became of it.
+
+    XLA aborts without asking Python where the job loses a process or lacks one.
+    """
+    sys.stdout.flush()
+    parent = os.getpid()
+    child = os.fork()
+    if not child:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        return
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to both.
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == -signal.SIGABRT:
+        sys.exit(
+            "error: the job lost one of its processes, or never had all of them (the "
+            "messages above say which); the same command, given to all again, goes on "
+            "from the last checkpoint"
+        )
+    if code < 0:
+        sys.exit(
+            f"error: this process was ended by {signal.Signals(-code).name}; the same "
+            "command, given to all again, goes on from the last checkpoint"
+        )
+    sys.exit(code)
+
+
+def _end_with(parent):
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def agreement() -> Iterator[None]:
+    """All processes come through the `with`, or none: they fail with InputError."""
+    fault = None
+    try:
+        yield
+    except (InputError, OSError) as raised:
+        fault = raised
+    if jax.process_count() > 1:
+        for number, message in enumerate(_from_all(str(fault) if fault else "")):
+            if message and fault is None:
+                raise InputError(f"process {number}: {message}")
+    if fault:
+        raise fault
+
+
+def require_same(content: str, what: str) -> None:
+    """InputError on all processes unless they have the same `content`."""
+    found = _from_all(f"{zlib.crc32(content.encode()):08x}")
+    if len(set(found)) > 1:
+        raise InputError(f"the processes differ in {what}: start all in the same way")
+
+
+def _from_all(text: str) -> list[str]:
+    """The text of each process."""
+    raw = text.encode()[:_LONGEST_MESSAGE]
+    padded = np.zeros(_LONGEST_MESSAGE, np.uint8)
+    padded[: len(raw)] = np.frombuffer(raw, np.uint8)
+    gathered = multihost_utils.process_allgather(padded).reshape(-1, _LONGEST_MESSAGE)
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in gathered]
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[Callable[[int], bool]]:
+    """`stops(step)`: whether to save after this step and end, SIGTERM having come.
+
+    To be asked once before every step, with consecutive numbers. A SIGTERM to any
+    process stops all of them after the same step.
+    """
+    if jax.process_count() > 1:
+        # The coordination service has taken SIGTERM over; afterwards it is ours again.
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            yield multihost_utils.reached_preemption_sync_point
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return
+    terminated = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # Only the main thread may handle signals.
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    try:
+        yield lambda step: terminated.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
