@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
 # Apart from the other numbers that are folded into the key of the same seed: the
@@ -38,11 +39,11 @@ class TrainState:
 
     def update_weights(self, gradient, batch_stats, *, tx, axis_name=None):
         """One optimizer update, with everything averaged over the devices."""
-        gradient = mean_over_devices(gradient, axis_name)
+        gradient, batch_stats = mean_over_devices((gradient, batch_stats), axis_name)
         updates, opt_state = tx.update(gradient, self.opt_state, self.params)
         return self.replace(
             params=optax.apply_updates(self.params, updates),
-            batch_stats=mean_over_devices(batch_stats, axis_name),
+            batch_stats=batch_stats,
             opt_state=opt_state,
         )
 
@@ -70,5 +71,13 @@ def create_state(model, tx, *, seed, batch_size, image_shape) -> TrainState:
 
 
 def mean_over_devices(tree, axis_name):
-    """The mean of each array over the devices of `axis_name`; itself where None."""
-    return tree if axis_name is None else lax.pmean(tree, axis_name)
+    """The mean of each array over the devices of `axis_name`; itself where None.
+
+    The arrays are of one dtype and travel together, in one collective.
+    """
+    if axis_name is None:
+        return tree
+    # One vector: XLA merges the collectives of separate arrays only up to a number of
+    # arrays and bytes that depends on the backend (256 arrays on CPU).
+    vector, unravel = ravel_pytree(tree)
+    return unravel(lax.pmean(vector, axis_name))

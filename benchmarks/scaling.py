@@ -1,0 +1,282 @@
+"""Scale on paper: what an update moves and computes, and which machine waits for what.
+
+    python -m benchmarks.scaling [--out=FILE]
+
+Counts come from our own networks, machines from what their makers publish. The memory
+is what the CPU backend reports of the compiled step, which is not run. Measured is one
+thing, the decoding of JPEGs on this machine, with TensorFlow (the extra tfds).
+"""
+
+import argparse
+import dataclasses
+import importlib.resources
+import math
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from benchmarks.record import write_record
+from freeadv_jax.config import base_config
+from freeadv_jax.run import Run
+from freeadv_jax.train import make_train_step
+
+BATCHES = (256, 512, 1024, 2048, 4096, 8192)
+REPLAYS = (1, 2, 4, 8)
+# (pixels a side, classes)
+NETWORKS = {
+    "resnet-50": (224, 1000),
+    "resnet-101": (224, 1000),
+    "resnet-152": (224, 1000),
+    "wrn-32-10-madry": (32, 10),
+}
+_V5E = "https://cloud.google.com/tpu/docs/v5e"
+_H100 = "https://www.nvidia.com/en-us/data-center/h100/"
+_A3 = "https://cloud.google.com/compute/docs/gpus"
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Rates are a chip's, in FLOP/s (bfloat16, dense) and bytes/s."""
+
+    chips: int
+    flop: float
+    memory: float
+    memory_bandwidth: float
+    # One way, over the links that a chip with the fewest of them has.
+    link_bandwidth: float
+    # Of all hosts together.
+    vcpus: int
+    sources: tuple[str, ...]
+
+
+MACHINES = {
+    # 400 GB/s both ways over 4 links; the corners of a 2 x 4 mesh have 2 links.
+    "v5e-8": Machine(8, 197e12, 16e9, 819e9, 100e9, 224, (_V5E,)),
+    # A torus of 16 x 16: all 4 links.
+    "v5e-256": Machine(256, 197e12, 16e9, 819e9, 200e9, 32 * 224, (_V5E,)),
+    # 1,979 TFLOP/s are with sparsity; NVLink's 900 GB/s are both ways; the host is an
+    # a3-highgpu-8g.
+    "8 x H100": Machine(8, 989.5e12, 80e9, 3350e9, 450e9, 208, (_H100, _A3)),
+}
+
+
+def configured_run(name, *, dtype="float32", batch=256, replays=4):
+    config = base_config()
+    config.batch_size = batch
+    config.model.name = name
+    config.model.dtype = dtype
+    config.attack.replays = replays
+    size, classes = NETWORKS[name]
+    return Run(pathlib.Path(), config, classes, (size, size, 3))
+
+
+def count(name):
+    """What a network costs, in FLOP and bytes of an image's forward pass in bfloat16.
+
+    A multiplication and an addition are 2 FLOP. `traffic` is what its convolutions and
+    products take and give, as if all else were fused into them.
+    """
+    run = configured_run(name, dtype="bfloat16")
+    state = jax.eval_shape(run.initial_state)
+    image = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
+    # BatchNorm as in training, but without an axis to synchronise over.
+    run.config.model.sync_batch_norm = False
+    forward = jax.make_jaxpr(
+        lambda variables, images: run.model().apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+    )(state.variables, image)
+    products = list(_products(forward.jaxpr))
+    parameters, statistics = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, state.batch_stats)
+    )
+    return {
+        "pixels": run.image_shape[0],
+        "parameters": parameters,
+        "statistics": statistics,
+        "all_reduced_bytes": 4 * (parameters + statistics),
+        "batch_norm_bytes": 4 * 4 * statistics // 2,
+        "forward_flop": sum(_flop(product) for product in products),
+        "traffic": sum(
+            _bytes(product.invars[0]) + _bytes(product.outvars[0])
+            for product in products
+        ),
+        "delta_bytes": 4 * math.prod(run.image_shape),
+    }
+
+
+def _products(jaxpr):
+    """The convolutions and matrix products of a program, those of its calls too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            yield equation
+        for called in core.jaxprs_in_params(equation.params):
+            yield from _products(called)
+
+
+def _flop(product):
+    kernel = product.invars[1].aval.shape  # HWIO, or in-by-out
+    return 2 * math.prod(product.outvars[0].aval.shape) * math.prod(kernel[:-1])
+
+
+def _bytes(variable):
+    return variable.aval.size * variable.aval.dtype.itemsize
+
+
+def update(machine, cost, batch):
+    """Seconds of an update at the peak rates: of the chips, and of the all-reduce.
+
+    The backward pass computes, and moves, twice what the forward pass does; natural
+    training and Free-m alike. Then come 7 passes of 4 bytes over the parameters: the
+    gradients gathered (2), averaged (1), the momentum (2), the weights (2). A ring
+    sends each byte 2 (n - 1) / n times over the links of every chip, after the
+    backward pass and not beside it.
+    """
+    images = batch / machine.chips
+    arithmetic = 3 * images * cost["forward_flop"] / machine.flop
+    moved = 3 * images * cost["traffic"] + 7 * 4 * cost["parameters"]
+    memory = moved / machine.memory_bandwidth
+    ring = 2 * (machine.chips - 1) / machine.chips
+    reducing = ring * cost["all_reduced_bytes"] / machine.link_bandwidth
+    seconds = max(arithmetic, memory) + reducing
+    return {
+        "images_per_chip": images,
+        "arithmetic_seconds": arithmetic,
+        "memory_seconds": memory,
+        "all_reduce_seconds": reducing,
+        "seconds": seconds,
+        "images_per_second": batch / seconds,
+    }
+
+
+def even_images(machine, cost):
+    """Images on a chip whose forward and backward pass take as long as the all-reduce."""
+    reducing = update(machine, cost, machine.chips)["all_reduce_seconds"]
+    image = 3 * max(
+        cost["forward_flop"] / machine.flop, cost["traffic"] / machine.memory_bandwidth
+    )
+    return reducing / image
+
+
+def inputs(machine, cost, decoded_per_second):
+    """By m of Free-m: vCPUs that decode for the chips at their peak rate.
+
+    `share_fed` is the part of that rate, 1 or more where it is all, that the hosts feed
+    with nothing else to do.
+    """
+    fastest = update(machine, cost, max(BATCHES))["images_per_second"]
+    busy = {m: fastest / m / decoded_per_second for m in REPLAYS}
+    return {
+        "images_per_second": fastest,
+        "vcpus_busy": busy,
+        "share_fed": {m: machine.vcpus / busy[m] for m in REPLAYS},
+    }
+
+
+def decoding(seconds=20.0):
+    """Images that one core decodes in a second, in processor time.
+
+    Two photographs of 640 x 427 pixels that come with scikit-learn, from which a random
+    part is decoded and resized as in training: ImageNet's are about as large.
+    """
+    import tensorflow as tf
+
+    folder = importlib.resources.files("sklearn.datasets.images")
+    photographs = [(folder / name).read_bytes() for name in ("china.jpg", "flower.jpg")]
+    rng = np.random.default_rng(0)
+
+    def decode(photograph):
+        height, width, _ = tf.io.extract_jpeg_shape(photograph).numpy()
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        area = rng.uniform(0.08, 1) * height * width
+        h = min(height, round(math.sqrt(area / ratio)))
+        w = min(width, round(math.sqrt(area * ratio)))
+        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        image = tf.io.decode_and_crop_jpeg(photograph, [top, left, h, w], channels=3)
+        return tf.cast(tf.image.resize(image, (224, 224)), tf.uint8)
+
+    for photograph in photographs:
+        decode(photograph)
+    decoded, started = 0, time.process_time()
+    while time.process_time() - started < seconds:
+        for photograph in photographs:
+            decode(photograph)
+            decoded += 1
+    return {
+        "images_per_core_second": decoded / (time.process_time() - started),
+        "images": decoded,
+        "bytes": [len(photograph) for photograph in photographs],
+    }
+
+
+def memory(dtype):
+    """Bytes of one step of ResNet-50 on one device, as XLA reports them."""
+    run = configured_run("resnet-50", dtype=dtype)
+    batch = run.config.batch_size
+    step = make_train_step(run.config, model=run.model(), tx=run.optimizer())
+    state = jax.eval_shape(run.initial_state)
+    images = jax.ShapeDtypeStruct((batch, *run.image_shape), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    lowered = step.lower(state, {"image": images, "label": labels})
+    analysis = lowered.compile().memory_analysis()
+    sizes = {
+        "arguments": analysis.argument_size_in_bytes,
+        "temporary": analysis.temp_size_in_bytes,
+        "results": analysis.output_size_in_bytes,
+        "donated": analysis.alias_size_in_bytes,
+    }
+    total = sum(sizes.values()) - 2 * sizes["donated"]
+    return {"batch": batch, "replays": 4, **sizes, "total": total}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default="benchmarks/results/scaling.json")
+    options = parser.parse_args()
+    costs = {name: count(name) for name in NETWORKS}
+    decoded = decoding()
+    results = paper(costs, decoded) | {
+        "memory": {dtype: memory(dtype) for dtype in ("float32", "bfloat16")}
+    }
+    write_record(options.out, results, packages=("tensorflow-cpu",))
+
+
+def paper(costs, decoded):
+    """All that follows from the counts and the rate of decoding."""
+    rate = decoded["images_per_core_second"]
+    return {
+        "networks": costs,
+        "decoding": decoded,
+        "machines": {
+            name: dataclasses.asdict(machine) for name, machine in MACHINES.items()
+        },
+        "updates": {
+            name: {
+                network: {
+                    batch: update(machine, costs[network], batch) for batch in BATCHES
+                }
+                for network in ("resnet-50", "wrn-32-10-madry")
+            }
+            for name, machine in MACHINES.items()
+        },
+        "even_images": {
+            name: {
+                network: even_images(machine, costs[network])
+                for network in ("resnet-50", "wrn-32-10-madry")
+            }
+            for name, machine in MACHINES.items()
+        },
+        "inputs": {
+            name: inputs(machine, costs["resnet-50"], rate)
+            for name, machine in MACHINES.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What the devices tell each other in a step, read from the compiled program."""
+
+import math
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from freeadv_jax.config import base_config
+from freeadv_jax.run import Run
+from freeadv_jax.train import make_train_step
+
+# Loss and accuracy.
+METRICS = 2
+_BYTES = {"f32": 4, "s32": 4, "u32": 4}
+_COLLECTIVE = re.compile(
+    r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    r"|collective-broadcast)(?:-start)?\("
+)
+
+
+def collectives(program):
+    """(computation, kind, bytes) of every collective of an optimised HLO module."""
+    found, computation = [], None
+    for line in program.splitlines():
+        if opened := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            computation = opened[1]
+        if match := _COLLECTIVE.search(line):
+            sizes = [
+                _BYTES[dtype]
+                * math.prod(int(side) for side in shape.split(",") if side)
+                for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+            ]
+            found.append((computation, match[2], sum(sizes)))
+    return found
+
+
+def lowered_step(network, *, sync, method="free"):
+    """(abstract state, lowered step) on 32-pixel images; nothing is run."""
+    config = base_config()
+    config.method = method
+    config.batch_size = 16
+    config.model.name = network
+    config.model.sync_batch_norm = sync
+    config.attack.replays = 4
+    run = Run(pathlib.Path(), config, num_classes=1000, image_shape=(32, 32, 3))
+    state = jax.eval_shape(run.initial_state)
+    batch = {
+        "image": jax.ShapeDtypeStruct((16, 32, 32, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((16,), np.int32),
+    }
+    step = make_train_step(config, model=run.model(), tx=run.optimizer())
+    return state, step.lower(state, batch)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def loop_bodies(program):
+    """The computations that are run over and over."""
+    return set(re.findall(r" while\(.*body=%?([\w.-]+)", program))
+
+
+@pytest.mark.parametrize(
+    ("network", "method"),
+    [
+        ("small-cnn-bn", "free"),
+        ("small-cnn-bn", "pgd"),
+        ("small-cnn-bn", "trades"),
+        # More arrays than the CPU backend merges the all-reduces of by itself.
+        pytest.param("resnet-50", "free", marks=pytest.mark.slow),
+    ],
+)
+def test_an_update_is_one_all_reduce_of_gradient_statistics_and_metrics(
+    network, method
+):
+    state, lowered = lowered_step(network, sync=False, method=method)
+    # For any backend: one for the model, one for the metrics, before any merging.
+    assert lowered.as_text().count("stablehlo.all_reduce") == 2
+    program = lowered.compile().as_text()
+    ((computation, kind, size),) = collectives(program)
+    assert kind == "all-reduce"
+    assert size == 4 * (count(state.params) + count(state.batch_stats) + METRICS)
+    # Free-m's is inside the loop over the replays: one each.
+    assert (computation in loop_bodies(program)) == (method == "free")
+    if network == "resnet-50":
+        assert count(state.params) == 25_557_032
+        assert len(jax.tree.leaves((state.params, state.batch_stats))) > 256
+
+
+@pytest.mark.slow
+def test_synchronised_batch_norm_adds_four_numbers_a_channel():
+    """Two moments on the way forward, and what comes back for the two."""
+    state, lowered = lowered_step("resnet-50", sync=True)
+    program = lowered.compile().as_text()
+    found = collectives(program)
+    assert {kind for _, kind, _ in found} == {"all-reduce"}
+    assert {computation for computation, _, _ in found} <= loop_bodies(program)
+    *small, largest = sorted(size for _, _, size in found)
+    model = 4 * (count(state.params) + count(state.batch_stats))
+    assert largest >= model
+    channels = count(state.batch_stats) // 2
+    assert sum(small) + largest <= model + 4 * (4 * channels + METRICS)
+    # The widest layer of the network has 2048 channels.
+    assert max(small) <= 2 * 4 * 2 * 2048
+    layers = len(jax.tree.leaves(state.batch_stats)) // 2
+    assert layers == 53
+    assert len(small) <= 2 * layers
