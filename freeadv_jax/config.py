@@ -70,18 +70,26 @@ def base_config() -> ConfigDict:
     config.model.dtype = "float32"
     # BatchNorm over the global batch; False: over each device's part.
     config.model.sync_batch_norm = True
+    # The backward pass keeps the outputs of convolutions alone, and makes the rest anew.
+    config.model.remat = False
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 0.1
-    # step (divided by 10 at each turn) | triangular (peak at the one turn).
+    # step (divided by 10 at each turn) | triangular (peak at the one turn) | cosine.
     config.optimizer.schedule = "step"
     # Fractions of the budget.
     config.optimizer.turns = (0.5, 0.75)
+    # The first part of the budget, in which the learning rate rises from 0.
+    config.optimizer.warmup = 0.0
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 2e-4
     # kernels | all
     config.optimizer.decayed = "kernels"
+    # Share of the label that the loss spreads over all classes.
+    config.optimizer.label_smoothing = 0.0
+    # Above 0, the model is the moving average of the weights with this decay an update.
+    config.optimizer.average_decay = 0.0
 
     config.attack = ConfigDict()
     # The threat, in training and in evaluation: linf | l2.
@@ -167,7 +175,13 @@ def validate(config: ConfigDict) -> None:
     ):
         _require(config, field, lambda value: value >= 0, "0 or more")
     _require(config, "seed", lambda value: 0 <= value < 2**32, "0 to 2**32 - 1")
-    _require(config, "optimizer.momentum", lambda v: 0 <= v < 1, "0 up to below 1")
+    for field in (
+        "optimizer.momentum",
+        "optimizer.warmup",
+        "optimizer.label_smoothing",
+        "optimizer.average_decay",
+    ):
+        _require(config, field, lambda value: 0 <= value < 1, "0 up to below 1")
     for field in ("optimizer.learning_rate", "validation.every_passes"):
         _require(config, field, lambda value: value > 0, "above 0")
     _require(config, "model.std", lambda v: all(s > 0 for s in v), "all above 0")
@@ -199,10 +213,13 @@ def _check_turns(config):
         ),
         "rising fractions of the budget, above 0 and below 1",
     )
-    if config.optimizer.schedule == "triangular" and len(turns) != 1:
+    schedule = config.optimizer.schedule
+    if schedule == "triangular" and len(turns) != 1:
         raise InputError(
             f"optimizer.turns = {turns}: the triangular schedule has one turn, its peak"
         )
+    if schedule == "cosine" and turns:
+        raise InputError(f"optimizer.turns = {turns}: the cosine schedule has none: ()")
 
 
 def _check_budget(config):
@@ -218,7 +235,8 @@ def _check_budget(config):
 
 def differences(saved: dict, config: ConfigDict) -> list[str]:
     """'field: saved value -> new value' where a run may not be continued."""
-    old, new = _flat(saved), _flat(config.to_dict())
+    # A run made before a field existed has its default.
+    old, new = _flat(base_config().to_dict()) | _flat(saved), _flat(config.to_dict())
     return [
         f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
         for field in sorted(old.keys() | new.keys())

@@ -9,6 +9,7 @@ results.json     the outcome
 import contextlib
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable
 
 import jax
@@ -25,6 +26,8 @@ from freeadv_jax.record import partial_path, read_json, write_json
 from freeadv_jax.state import TrainState, create_state
 
 RECORD = "run.json"
+# So many seconds later a shared folder (NFS, a bucket) may show what another wrote.
+_LATE = 30
 # What a folder of `freeadv_jax.export` holds instead.
 EXPORTED = "model.json"
 
@@ -50,6 +53,7 @@ class Run:
             std=tuple(model.std),
             dtype=model.dtype,
             batch_norm_axis=parallel.AXIS if model.sync_batch_norm else None,
+            remat=model.remat,
         )
 
     def learning_rate(self) -> Callable:
@@ -60,6 +64,7 @@ class Run:
             peak=optimizer.learning_rate,
             updates=self.config.updates,
             turns=tuple(optimizer.turns),
+            warmup=optimizer.warmup,
         )
 
     def optimizer(self):
@@ -81,6 +86,7 @@ class Run:
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             image_shape=self.image_shape,
+            averaged=self.config.optimizer.average_decay > 0,
         )
 
     def checkpoints(self, *, writable: bool = False) -> Checkpoints:
@@ -128,6 +134,9 @@ def open_run(workdir, config: ConfigDict, *, num_classes, image_shape) -> Run:
         _check_folder(run, record)
         _write_record(run, record)
     with agreement():
+        seen_by = time.monotonic() + _LATE
+        while not record.exists() and time.monotonic() < seen_by:
+            time.sleep(1)
         if not record.exists():
             raise InputError(
                 f"{workdir} must be a folder that all processes share: the first one "

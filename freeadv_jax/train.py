@@ -33,6 +33,7 @@ STATE_LAYOUT = TrainState(
     batch_stats=REPLICATED,
     opt_state=REPLICATED,
     delta=SPLIT,
+    average=REPLICATED,
 )
 
 
@@ -42,7 +43,13 @@ def make_train_step(config: ConfigDict, *, model, tx):
     The state is donated: the one passed in is gone afterwards.
     """
     attack = config.attack
-    common = {"model": model, "tx": tx, "axis_name": parallel.AXIS}
+    common = {
+        "model": model,
+        "tx": tx,
+        "label_smoothing": config.optimizer.label_smoothing,
+        "average_decay": config.optimizer.average_decay,
+        "axis_name": parallel.AXIS,
+    }
     adversarial = common | {
         "threat": Threat(attack.norm, attack.epsilon),
         "step_size": attack.step_size,

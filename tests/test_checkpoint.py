@@ -17,6 +17,7 @@ def state_at(step, value=1.0):
         batch_stats={},
         opt_state=(np.full(3, step, np.float32), np.array(step, np.int32)),
         delta=np.full((2, 4, 4, 1), 0.1, np.float32),
+        average={},
     )
 
 

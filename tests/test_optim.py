@@ -19,6 +19,23 @@ def test_triangular_schedule_rises_to_its_peak_and_falls_to_zero():
     )
 
 
+def test_cosine_schedule_falls_from_its_peak_to_zero():
+    rate = learning_rate_schedule("cosine", peak=0.4, updates=90, turns=())
+    np.testing.assert_allclose(
+        [rate(u) for u in (0, 30, 45, 60, 90)], [0.4, 0.3, 0.2, 0.1, 0], atol=1e-7
+    )
+
+
+def test_warm_up_rises_evenly_to_the_schedule_and_leaves_the_rest_alone():
+    flat = {"peak": 0.4, "updates": 100, "turns": (0.5,)}
+    rate = learning_rate_schedule("step", **flat, warmup=0.1)
+    np.testing.assert_allclose(
+        [rate(u) for u in (0, 4, 9, 10, 49, 50)],
+        [0.04, 0.2, 0.4, 0.4, 0.4, 0.04],
+        rtol=1e-6,
+    )
+
+
 def run(decayed, nesterov=False):
     tx = sgd(
         lambda update: 0.1 / (jnp.asarray(update, float) + 1),

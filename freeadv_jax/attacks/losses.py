@@ -10,10 +10,18 @@ _TINY = 1e-12
 
 
 def cross_entropy(
-    logits: Float[Array, "b k"], labels: Int[Array, " b"]
+    logits: Float[Array, "b k"], labels: Int[Array, " b"], *, smoothing: float = 0.0
 ) -> Float[Array, " b"]:
-    """-log softmax(logits)[label]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    """-log softmax(logits)[label]; in training with label smoothing, if so wished.
+
+    That part of the label is spread evenly over all classes (Szegedy et al. 2016,
+    section 7).
+    """
+    exact = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not smoothing:
+        return exact
+    even = -jax.nn.log_softmax(logits).mean(axis=-1)
+    return (1 - smoothing) * exact + smoothing * even
 
 
 def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:

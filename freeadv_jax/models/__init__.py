@@ -39,12 +39,13 @@ def build_model(
     std: tuple[float, ...],
     dtype: str,
     batch_norm_axis: str | None,
+    remat: bool = False,
 ) -> Classifier:
     """The network `name` for images of `image_shape` (h, w, c) in [0, 1].
 
     `mean` and `std` are read where `normalization` is 'mean_std'; `batch_norm_axis`
     is the pmapped axis over which batch statistics are taken, None for each device's
-    own. Raises InputError where the network is unknown or cannot take these images.
+    own; `remat` as in `Classifier`. Raises InputError where the network is unknown or cannot take these images.
     """
     constructor = _constructor(name)
     _check_image_shape(name, image_shape)
@@ -58,7 +59,7 @@ def build_model(
         dtype=_DTYPES[dtype],
         batch_norm_axis=batch_norm_axis,
     )
-    return Classifier(network, normalization, tuple(mean), tuple(std))
+    return Classifier(network, normalization, tuple(mean), tuple(std), remat)
 
 
 def _constructor(name: str) -> Callable[..., nn.Module]:

@@ -20,6 +20,8 @@ def free_train_step(
     step_size: float,
     replays: int,
     straight_through: bool = False,
+    label_smoothing: float = 0.0,
+    average_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
     """One minibatch of Free-m: `replays` updates of the weights and of delta.
@@ -50,7 +52,10 @@ def free_train_step(
                 attacked - lax.stop_gradient(attacked)
             )
         logits, batch_stats = train_logits(model, params, batch_stats, adversarial)
-        return cross_entropy(logits, labels).mean(), (logits, batch_stats)
+        return cross_entropy(logits, labels, smoothing=label_smoothing).mean(), (
+            logits,
+            batch_stats,
+        )
 
     def replay(state, _):
         (loss, (logits, batch_stats)), (weight_gradient, delta_gradient) = (
@@ -59,7 +64,11 @@ def free_train_step(
             )
         )
         state = state.update_weights(
-            weight_gradient, batch_stats, tx=tx, axis_name=axis_name
+            weight_gradient,
+            batch_stats,
+            tx=tx,
+            average_decay=average_decay,
+            axis_name=axis_name,
         )
         delta = threat.ascend(state.delta, delta_gradient, step_size)
         metrics = measure(loss, logits, labels, axis_name=axis_name)

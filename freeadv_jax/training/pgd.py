@@ -16,6 +16,8 @@ def pgd_train_step(
     threat: Threat,
     step_size: float,
     steps: int,
+    label_smoothing: float = 0.0,
+    average_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
     """One weight update on images attacked by `steps` PGD steps from a random start.
@@ -42,6 +44,16 @@ def pgd_train_step(
         logits, batch_stats = train_logits(
             model, params, state.batch_stats, adversarial
         )
-        return cross_entropy(logits, labels).mean(), (logits, batch_stats)
+        return cross_entropy(logits, labels, smoothing=label_smoothing).mean(), (
+            logits,
+            batch_stats,
+        )
 
-    return weight_update(loss_fn, state, labels, tx=tx, axis_name=axis_name)
+    return weight_update(
+        loss_fn,
+        state,
+        labels,
+        tx=tx,
+        average_decay=average_decay,
+        axis_name=axis_name,
+    )

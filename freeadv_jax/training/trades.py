@@ -26,6 +26,8 @@ def trades_train_step(
     step_size: float,
     steps: int,
     beta: float,
+    label_smoothing: float = 0.0,
+    average_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
     """One weight update on CE(x) + beta * KL(f(x) || f(x + delta)).
@@ -57,10 +59,18 @@ def trades_train_step(
     def loss_fn(params):
         natural, batch_stats = train_logits(model, params, state.batch_stats, images)
         attacked, batch_stats = train_logits(model, params, batch_stats, adversarial)
-        loss = cross_entropy(natural, labels) + beta * _divergence(natural, attacked)
+        loss = cross_entropy(natural, labels, smoothing=label_smoothing)
+        loss += beta * _divergence(natural, attacked)
         return jnp.mean(loss), (attacked, batch_stats)
 
-    return weight_update(loss_fn, state, labels, tx=tx, axis_name=axis_name)
+    return weight_update(
+        loss_fn,
+        state,
+        labels,
+        tx=tx,
+        average_decay=average_decay,
+        axis_name=axis_name,
+    )
 
 
 def _divergence(

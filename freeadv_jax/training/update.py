@@ -35,13 +35,19 @@ def measure(
     return mean_over_devices({"loss": loss, "accuracy": accuracy}, axis_name)
 
 
-def weight_update(loss_fn, state, labels, *, tx, axis_name=None):
+def weight_update(loss_fn, state, labels, *, tx, average_decay=0.0, axis_name=None):
     """The next state and the metrics of one update on `loss_fn`.
 
     `loss_fn(params)` gives the mean loss over the batch, and (logits, batch_stats).
     """
     gradients = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (logits, batch_stats)), gradient = gradients(state.params)
-    state = state.update_weights(gradient, batch_stats, tx=tx, axis_name=axis_name)
+    state = state.update_weights(
+        gradient,
+        batch_stats,
+        tx=tx,
+        average_decay=average_decay,
+        axis_name=axis_name,
+    )
     metrics = measure(loss, logits, labels, axis_name=axis_name)
     return state.replace(step=state.step + 1), metrics

@@ -26,6 +26,17 @@ def test_cross_entropy_is_minus_the_log_probability_of_the_label():
     )
 
 
+def test_label_smoothing_spreads_a_part_of_the_label_evenly():
+    z = np.array(LOGITS, np.float64)
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+    target = 0.9 * np.eye(3)[[2, 0]] + 0.1 / 3
+    np.testing.assert_allclose(
+        cross_entropy(LOGITS, jnp.array([2, 0]), smoothing=0.1),
+        -(target * log_p).sum(1),
+        atol=1e-6,
+    )
+
+
 def test_margin_is_the_best_other_logit_less_the_true_one():
     np.testing.assert_allclose(margin(LOGITS, jnp.array([1, 1])), [-1.0, 6.0])
 

@@ -29,6 +29,43 @@ def test_the_gradient_at_a_constant_image_is_that_of_the_bounded_deviation():
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
+def test_rematerialisation_changes_no_gradient_and_keeps_the_parameters():
+    images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+    found = {}
+    for remat in (False, True):
+        model = build_model(
+            "preact-resnet-18",
+            num_classes=3,
+            image_shape=(8, 8, 3),
+            normalization="mean_std",
+            mean=(0.5,),
+            std=(0.25,),
+            dtype="float32",
+            batch_norm_axis=None,
+            remat=remat,
+        )
+        variables = model.init(jax.random.key(0), images, train=False)
+
+        def loss(params, model=model, variables=variables):
+            logits, _ = model.apply(
+                variables | {"params": params},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            return jnp.sum(logits**2)
+
+        gradients = jax.jit(jax.grad(loss))
+        text = str(jax.make_jaxpr(gradients)(variables["params"]))
+        found[remat] = gradients(variables["params"]), "remat" in text
+    assert (found[False][1], found[True][1]) == (False, True)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
+        found[False][0],
+        found[True][0],
+    )
+
+
 def logits_of(normalization, mean, std, images):
     network = SmallCNN(4, batch_norm=False, features=(4,), hidden=8)
     classifier = Classifier(network, normalization, mean, std)

@@ -40,6 +40,33 @@ def oracle(kernel, delta, images, labels, *, replays, rate, momentum, decay, eps
     return kernel, delta
 
 
+def test_weights_are_averaged_after_every_update(batch, make_state):
+    """At step 40 the warm-up's 41 / 50 is below the decay asked for, at 10,000 not."""
+    for step, decay in ((40, 41 / 50), (10_000, 0.99)):
+        state = make_state(step=jnp.array(step))
+        state = state.replace(average=jax.tree.map(jnp.copy, state.variables))
+        average = np.array(state.params["Dense_0"]["kernel"], np.float64)
+        make_step = partial(
+            free_train_step,
+            model=Linear(),
+            tx=optax.sgd(0.1),
+            threat=Threat("linf", EPSILON),
+            step_size=EPSILON,
+            average_decay=0.99,
+        )
+        after, _ = make_step(state, batch, replays=3)
+        plain = state.replace(average={})
+        for _ in range(3):
+            plain, _ = make_step(plain, batch, replays=1)
+            kernel = np.array(plain.params["Dense_0"]["kernel"], np.float64)
+            average = decay * average + (1 - decay) * kernel
+            plain = plain.replace(step=jnp.array(step))
+        np.testing.assert_allclose(
+            after.variables["params"]["Dense_0"]["kernel"], average, atol=1e-6
+        )
+        np.testing.assert_allclose(after.params["Dense_0"]["kernel"], kernel, atol=1e-6)
+
+
 def test_step_agrees_with_a_numpy_oracle_in_float64(batch, make_state):
     with jax.enable_x64(True):
         model = Linear(dtype=jnp.float64)
