@@ -89,8 +89,9 @@ on_workers() { # which, then what tpu_worker.sh shall do
 }
 
 status() {
-    on_pod ssh --worker=all --command="[ -d freeadv_jax ] || exec echo not set up: idle
-bash freeadv_jax/launch/tpu_worker.sh status"
+    on_pod ssh --worker=all --command="[ ! -d freeadv_jax ] ||
+        exec bash freeadv_jax/launch/tpu_worker.sh status
+        echo not set up: idle"
 }
 
 need_no_training() {

@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 program='' terminated=''
 # Handed on, because a container's or a batch system's SIGTERM may reach this shell alone.
-trap 'terminated=yes; [ -z "$program" ] || kill -TERM "$program"' TERM
+trap 'terminated=yes; [ -z "$program" ] || kill -TERM "$program" 2>/dev/null' TERM
 
 python -m freeadv_jax.main "$@" &
 program=$!

@@ -8,10 +8,29 @@ import time
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # All that the scripts may find beside the stand-ins: no cloud's command is real.
-TOOLS = (
-    "bash cat date dirname env git grep gzip head hostname kill mkdir mktemp rm seq "
-    "setsid sleep tail tar touch uname"
-).split()
+TOOLS = [
+    "bash",
+    "cat",
+    "date",
+    "dirname",
+    "env",
+    "git",
+    "grep",
+    "gzip",
+    "head",
+    "hostname",
+    "kill",
+    "mkdir",
+    "mktemp",
+    "rm",
+    "seq",
+    "setsid",
+    "sleep",
+    "tail",
+    "tar",
+    "touch",
+    "uname",
+]
 _ARGUMENT, _CALL = "\x1f", "\x1e"
 
 
@@ -23,6 +42,7 @@ class Desk:
         self.repository = folder / "repository"
         self.commands = folder / "commands"
         self.commands.mkdir()
+        self.started = []
         self.environment = {"PATH": str(self.commands), "HOME": str(folder)}
         for tool in TOOLS:
             (self.commands / tool).symlink_to(shutil.which(tool))
@@ -54,7 +74,7 @@ class Desk:
         return [call for call in calls if not names or call[0] in names]
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=self.repository,
             env=self.environment | environment,
@@ -62,6 +82,8 @@ class Desk:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         process = self.start(*command, **environment)
