@@ -124,21 +124,19 @@ start() {
 
 # Until the training ends. Each round looks, and does the one next thing to do.
 watch() {
-    local anew='' failures=0 now told
+    local begun='' anew='' failures=0 now told
     while true; do
         now=$(state) || now=unknown
         told=$now
         if [ "$now" = READY ]; then
-            if [ -n "$anew" ]; then
-                told=": idle"
-            else
-                told=$(status) || told="workers cannot be asked"
-            fi
+            told=$(status) || told="workers cannot be asked"
+            # What became of an earlier training does not matter.
+            [ -n "$begun" ] || [[ $told = *": running"* ]] || told=": idle"
         fi
         case $told in
             PREEMPTED | TERMINATED)
                 note "pod $NAME is $now: making it anew"
-                anew=yes
+                anew=yes begun='' failures=0
                 on_pod delete --quiet && continue
                 ;;
             NONE)
@@ -146,7 +144,7 @@ watch() {
                 create && continue
                 note "no new pod yet; trying again every $POLL s"
                 ;;
-            *": running"*) ;;
+            *": running"*) begun=yes ;;
             *": stopped"*)
                 note "stopped"
                 return
@@ -154,7 +152,7 @@ watch() {
             *": idle"* | *": interrupted"*) # Which fails the other workers.
                 note "starting the training on $NAME"
                 if setup && start; then
-                    anew='' failures=0
+                    begun=yes anew='' failures=0
                 else
                     failures=$((failures + 1))
                     [ "$failures" -lt 3 ] || fail "the training could not be started, 3 times"

@@ -1,7 +1,7 @@
 """launch/tpu_pod.sh run --restart, while the pod is taken away and worse."""
 
 import pytest
-from pod import SCRIPT, SETTINGS, asked, command, succeed, trainings
+from pod import SCRIPT, SETTINGS, asked, command, succeed, train, trainings
 from stand_ins import eventually
 
 
@@ -44,6 +44,27 @@ def test_restart_gives_up_on_a_training_that_fails_by_itself(pod):
     assert outcome.returncode == 1
     said = "error: the training failed; see: launch/tpu_pod.sh logs"
     assert outcome.stderr.splitlines()[-1] == said
+    assert len(trainings(pod)) == 2
+
+
+def test_restart_begins_again_after_an_earlier_training_was_stopped(pod):
+    train(pod)
+    succeed(pod, "stop")
+    watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
+    eventually(lambda: len(trainings(pod)) == 4)
+    (pod.folder / "end").write_text("0")
+    _, errors = watch.communicate(timeout=20)
+    assert watch.returncode == 0, errors
+
+
+def test_restart_watches_a_training_that_is_running_already(pod):
+    train(pod)
+    watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
+    before = asked(pod).count("status")
+    eventually(lambda: asked(pod).count("status") > before + 1)
+    (pod.folder / "end").write_text("0")
+    _, errors = watch.communicate(timeout=20)
+    assert watch.returncode == 0, errors
     assert len(trainings(pod)) == 2
 
 
