@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# What every worker of a TPU pod does when tpu_pod.sh says so; gs:// paths are read and
+# written through a mount of their bucket under ~/gs.
+#
+#   tpu_worker.sh install GS_PATH... | start FLAG... | status | logs [--follow] | stop
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+host=$(hostname)
+environment=$HOME/freeadv_jax_environment
+folder=$HOME/freeadv_jax_run # pid, exit code and log of the training
+mkdir -p "$folder"
+
+fail() {
+    echo "error: $host: $*" >&2
+    exit 1
+}
+
+running() {
+    [ -f "$folder/pid" ] && kill -0 -- "-$(<"$folder/pid")" 2>/dev/null
+}
+
+mount_bucket_of() {
+    local bucket=${1#gs://}
+    bucket=${bucket%%/*}
+    local point=$HOME/gs/$bucket
+    ! mountpoint --quiet "$point" || return 0
+    mkdir -p "$point"
+    # Nothing of the metadata is cached, so that a worker sees at once what another
+    # wrote; folders can be renamed, as a checkpoint is when it is whole.
+    gcsfuse --implicit-dirs --rename-dir-limit=10000 --metadata-cache-ttl-secs=0 \
+        --metadata-cache-negative-ttl-secs=0 "$bucket" "$point" >"$folder/mount.log" 2>&1 ||
+        fail "gs://$bucket cannot be mounted: $(tail -n 1 "$folder/mount.log")"
+}
+
+install() {
+    if ! command -v gcsfuse >/dev/null; then
+        local key=/usr/share/keyrings/cloud.google.asc
+        curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg |
+            sudo tee "$key" >/dev/null
+        echo "deb [signed-by=$key] https://packages.cloud.google.com/apt" \
+            "gcsfuse-$(lsb_release --codename --short) main" |
+            sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+        # A new machine is often busy updating itself.
+        sudo apt-get -o DPkg::Lock::Timeout=600 -qq update
+        sudo apt-get -o DPkg::Lock::Timeout=600 -qq install --yes gcsfuse
+    fi
+    for path in "$@"; do
+        mount_bucket_of "$path"
+    done
+    # The machine's own Python may be too old.
+    python3 -m pip install --quiet --user uv
+    python3 -m uv venv --quiet --allow-existing --python 3.11 "$environment"
+    python3 -m uv pip install --quiet --python "$environment" '.[tpu,imagenet]'
+    echo "$host: ready"
+}
+
+start() {
+    if running; then # ssh repeats a command whose connection broke.
+        echo "$host: running (pid $(<"$folder/pid"))"
+        return
+    fi
+    local flags=()
+    for flag in "$@"; do
+        [[ $flag != *=gs://* ]] || mount_bucket_of "${flag#*=}"
+        flags+=("${flag/=gs:\/\//=$HOME/gs/}")
+    done
+    rm -f "$folder/exit_code" "$folder/stopped"
+    export PATH="$environment/bin:$PATH"
+    # In a session of its own, which outlives the connection.
+    # shellcheck disable=SC2016 # Expanded there.
+    setsid bash -c 'trap : TERM
+        bash launch/train.sh --multihost "${@:2}"
+        echo $? >"$1/exit_code"' bash "$folder" "${flags[@]}" \
+        </dev/null >"$folder/log" 2>&1 &
+    echo $! >"$folder/pid"
+    echo "$host: running (pid $!)"
+}
+
+status() {
+    local answer=idle code
+    if running; then
+        answer="running (pid $(<"$folder/pid"))"
+    elif [ -f "$folder/exit_code" ]; then
+        code=$(<"$folder/exit_code")
+        case $code in
+            0) answer=finished ;;
+            143) answer=interrupted ;;
+            *) answer="failed with exit code $code" ;;
+        esac
+        [ "$code" != 143 ] || [ ! -f "$folder/stopped" ] || answer=stopped
+    elif [ -f "$folder/pid" ]; then
+        answer=interrupted # Whole machine and all.
+    fi
+    echo "$host: $answer"
+}
+
+logs() {
+    [ -f "$folder/log" ] || fail "nothing was started here yet"
+    tail -n 50 ${1:+--follow=name} "$folder/log"
+}
+
+stop() {
+    if running; then
+        touch "$folder/stopped"
+        kill -TERM -- "-$(<"$folder/pid")"
+        for _ in {1..600}; do # It saves first.
+            running || break
+            sleep 0.5
+        done
+        ! running || fail "has not ended 300 s after SIGTERM"
+    fi
+    status
+}
+
+case ${1:-} in
+    install | start | status | logs | stop) "$@" ;;
+    *) fail "unknown command '${1:-}'" ;;
+esac

@@ -1,0 +1,100 @@
+"""Every mistake with launch/tpu_pod.sh gets one clear line."""
+
+import re
+
+import pytest
+from pod import asked, command, train, trainings
+
+MISSING = "{0} is not set, e.g. {0}={1}"
+COMMANDS = "allowed: create setup run status logs stop delete"
+NO_POD = "there is no pod free4 in us-west4-a; make it: launch/tpu_pod.sh create"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "error"),
+    [
+        ([], {}, f"unknown command ''; {COMMANDS}"),
+        (["go"], {}, f"unknown command 'go'; {COMMANDS}"),
+        (["stop"], {"NAME": ""}, MISSING.format("NAME", "free4")),
+        (["stop"], {"ZONE": ""}, MISSING.format("ZONE", "us-west4-a")),
+        (["create"], {"TYPE": ""}, MISSING.format("TYPE", "v5litepod-16")),
+        (["run", "--restart"], {"VERSION": ""}, "VERSION is not set, e.g. "),
+        (["setup"], {"WORKDIR": ""}, "WORKDIR is not set, e.g. WORKDIR=gs://"),
+        (
+            ["run"],
+            {"DATA": "/data"},
+            "DATA=/data is not gs://BUCKET/FOLDER: a pod's disks go with it",
+        ),
+        (
+            ["run"],
+            {"CONFIG": "configs/none.py"},
+            "CONFIG: configs/none.py is not committed here, and only what is committed",
+        ),
+        (["run", "config.a=1"], {}, "run has no option config.a=1; "),
+        (["stop", "--restart"], {}, "stop has no option --restart; "),
+    ],
+)
+def test_a_mistake_gets_one_line_and_asks_nothing(pod, arguments, settings, error):
+    outcome = command(pod, *arguments, **settings)
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith(f"error: {error}")
+    assert outcome.stderr.count("\n") == 1
+    assert pod.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "state", "error"),
+    [
+        (
+            ["create"],
+            "READY",
+            "there is a pod free4 in us-west4-a already; it is READY",
+        ),
+        (["setup"], None, NO_POD),
+        (["run"], None, NO_POD),
+        (["run", "--restart"], None, NO_POD),
+        (["status"], None, NO_POD),
+        (["delete"], None, NO_POD),
+        (["status"], "PREEMPTED", "pod free4 is PREEMPTED, not READY"),
+        (["run"], "READY", "free4 is not set up: launch/tpu_pod.sh setup"),
+    ],
+)
+def test_a_pod_in_the_wrong_state_gets_one_line(pod, arguments, state, error):
+    (pod.folder / "state").unlink()
+    if state:
+        (pod.folder / "state").write_text(state)
+    outcome = command(pod, *arguments)
+    assert (outcome.returncode, outcome.stderr) == (1, f"error: {error}\n")
+    assert set(asked(pod)) <= {"status"}  # Whose answer it was.
+
+
+@pytest.mark.parametrize("work", ["run", "setup"])
+def test_a_running_training_is_not_disturbed(pod, work):
+    train(pod)
+    outcome = command(pod, work)
+    error = "error: a training is running on free4; stop it first\n"
+    assert (outcome.returncode, outcome.stderr) == (1, error)
+    assert len(trainings(pod)) == 2
+
+
+def test_what_gcloud_cannot_do_it_says_itself(pod):
+    (pod.folder / "errors").write_text("ERROR: no account\n\n$ gcloud auth login\n")
+    outcome = command(pod, "status")
+    error = "error: gcloud cannot tell of free4: ERROR: no account\n"
+    assert (outcome.returncode, outcome.stderr) == (1, error)
+
+
+def test_without_gcloud_it_says_where_to_get_it(pod):
+    pod.commands.joinpath("gcloud").unlink()
+    outcome = command(pod, "status")
+    url = "https://cloud.google.com/sdk/docs/install"
+    error = f"error: gcloud is missing; install it: {url}\n"
+    assert (outcome.returncode, outcome.stderr) == (1, error)
+
+
+def test_a_bucket_that_cannot_be_mounted_is_named(pod):
+    pod.stand_in("gcsfuse", "echo 'bucket does not exist'; exit 1")
+    outcome = command(pod, "setup")
+    assert outcome.returncode == 1
+    error = "gs://runs cannot be mounted: bucket does not exist\n"
+    assert re.search(f"error: .*: {error}", outcome.stderr)

@@ -1,0 +1,105 @@
+"""launch/tpu_pod.sh run --restart, while the pod is taken away and worse."""
+
+import pytest
+from pod import SCRIPT, SETTINGS, asked, command, succeed, train, trainings
+from stand_ins import eventually
+
+
+def test_restart_goes_on_with_the_same_command_on_a_new_pod_after_a_preemption(pod):
+    (pod.folder / "full").touch()  # No capacity at first.
+    watch = pod.start(
+        "bash", SCRIPT, "run", "--restart", "--config.a=(1, 2)", **SETTINGS, SPOT="yes"
+    )
+    eventually(lambda: len(trainings(pod)) == 2)
+    before = trainings(pod)
+    (pod.folder / "worker0" / "end").write_text("preempted")
+    eventually(lambda: len(trainings(pod)) == 4)
+    assert trainings(pod) == sorted(2 * before)
+    (pod.folder / "end").write_text("0")
+    _, errors = watch.communicate(timeout=20)
+    assert watch.returncode == 0, errors
+    assert "pod free4 is PREEMPTED: making it anew" in errors
+    assert "no new pod yet; trying again every 0.05 s" in errors
+    work = [word for word in asked(pod) if word != "status"]
+    begin = ["scp", "ssh", "install", "start"]
+    assert work == [*begin, "delete", "create", "create", *begin]
+
+
+def test_restart_starts_again_where_one_worker_was_cut_off_and_the_other_failed(pod):
+    watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
+    eventually(lambda: len(trainings(pod)) == 2)
+    eventually(lambda: asked(pod)[-1] == "status" and "start" in asked(pod))
+    (pod.folder / "worker1" / "end").write_text("killed")
+    (pod.folder / "worker0" / "end").write_text("1")
+    eventually(lambda: len(trainings(pod)) == 4)
+    (pod.folder / "end").write_text("0")
+    _, errors = watch.communicate(timeout=20)
+    assert watch.returncode == 0, errors
+    assert "delete" not in asked(pod)
+
+
+def test_restart_gives_up_on_a_training_that_fails_by_itself(pod):
+    (pod.folder / "end").write_text("1")
+    outcome = command(pod, "run", "--restart")
+    assert outcome.returncode == 1
+    said = "error: the training failed; see: launch/tpu_pod.sh logs"
+    assert outcome.stderr.splitlines()[-1] == said
+    assert len(trainings(pod)) == 2
+
+
+def test_restart_begins_again_after_an_earlier_training_was_stopped(pod):
+    train(pod)
+    succeed(pod, "stop")
+    watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
+    eventually(lambda: len(trainings(pod)) == 4)
+    (pod.folder / "end").write_text("0")
+    _, errors = watch.communicate(timeout=20)
+    assert watch.returncode == 0, errors
+
+
+def test_restart_watches_a_training_that_is_running_already(pod):
+    train(pod)
+    watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
+    before = asked(pod).count("status")
+    eventually(lambda: asked(pod).count("status") > before + 1)
+    (pod.folder / "end").write_text("0")
+    _, errors = watch.communicate(timeout=20)
+    assert watch.returncode == 0, errors
+    assert len(trainings(pod)) == 2
+
+
+def test_restart_gives_up_on_a_pod_that_cannot_be_set_up(pod):
+    pod.stand_in("gcsfuse", "echo 'bucket does not exist'; exit 1")
+    outcome = command(pod, "run", "--restart")
+    assert outcome.returncode == 1
+    assert "error: the training could not be started, 3 times\n" in outcome.stderr
+    assert asked(pod).count("install") == 3
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("stop", 0, "stopped"),
+        ("delete", 1, "error: pod free4 is gone: somebody deleted it"),
+    ],
+)
+def test_restart_respects_what_somebody_did_meanwhile(pod, ending, code, said):
+    watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
+    eventually(lambda: len(trainings(pod)) == 2)
+    succeed(pod, ending)
+    _, errors = watch.communicate(timeout=20)
+    assert (watch.returncode, errors.splitlines()[-1][-len(said) :]) == (code, said)
+
+
+def test_restart_outlives_a_gcloud_that_cannot_be_reached(pod):
+    watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
+    eventually(lambda: len(trainings(pod)) == 2)
+    (pod.folder / "errors").write_text("ERROR: no network\n")
+    before = len(pod.calls("gcloud"))
+    eventually(lambda: len(pod.calls("gcloud")) > before + 3)
+    (pod.folder / "errors").unlink()
+    (pod.folder / "end").write_text("0")
+    _, errors = watch.communicate(timeout=20)
+    assert watch.returncode == 0
+    assert "error: gcloud cannot tell of free4: ERROR: no network\n" in errors
+    assert len(trainings(pod)) == 2
