@@ -3,6 +3,7 @@
 import logging
 import pathlib
 import zlib
+from dataclasses import fields as fields_of
 from typing import Any
 
 import jax
@@ -75,7 +76,7 @@ class Checkpoints:
             self._checkpointer.delete(step)
         self._checkpointer.save_async(
             step,
-            state,
+            _stored(state),
             force=True,
             metrics=None if robust is None else {BEST_METRIC: robust},
             custom_metadata={"progress": progress, "crc32": _checksum(state)},
@@ -118,7 +119,7 @@ class Checkpoints:
 
     def _restore(self, step, like):
         saved = self._checkpointer.metadata(step).custom_metadata
-        state = self._checkpointer.load(step, like)
+        state = like.replace(**self._checkpointer.load(step, _stored(like)))
         if _checksum(state) != saved["crc32"]:
             raise ValueError("its checksum does not fit its arrays")
         return state, saved["progress"]
@@ -130,6 +131,15 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, and lets go of the folder."""
         self._checkpointer.close()
+
+
+def _stored(state) -> dict:
+    """The fields of a state; an average only where there is one.
+
+    Runs made before there were averages stay readable so.
+    """
+    fields = {field.name: getattr(state, field.name) for field in fields_of(state)}
+    return {name: part for name, part in fields.items() if name != "average" or part}
 
 
 def _checksum(state) -> int:

@@ -1,6 +1,7 @@
 """The scripts as linters see them, and the manifests against their schemas."""
 
 import math
+import re
 import shutil
 import subprocess
 
@@ -230,3 +231,27 @@ def test_a_sky_task_starts_the_training_of_its_node(desk):
             *["--config.a=1", "--config.b=2"],
         ]
     ]
+
+
+def texts():
+    return {path.name: path.read_text() for path in LAUNCH.iterdir()}
+
+
+def test_every_flag_given_to_main_is_one_of_its_flags():
+    main = (ROOT / "freeadv_jax" / "main.py").read_text()
+    defined = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', main)) | {"config"}
+    given = {"multihost", "coordinator", "num_processes", "process_id", "workdir"}
+    assert given <= defined
+    for name, text in texts().items():
+        assert not set(
+            re.findall(r"--(multi\w+|coord\w+|num_\w+|process_\w+)", text)
+        ) - (defined), name
+
+
+def test_every_configuration_and_extra_named_exists():
+    extras = re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    for name, text in texts().items():
+        for path in re.findall(r"configs/\w+\.py", text):
+            assert (ROOT / path).exists(), (name, path)
+        for named in re.findall(r"\.\[([a-z,]+)\]|EXTRAS=([a-z,]+)", text):
+            assert set("".join(named).split(",")) <= set(extras), (name, named)
