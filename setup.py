@@ -42,6 +42,8 @@ setup(
         # Any in-memory set of tensorflow-datasets, which does not declare
         # importlib_resources.
         "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources", *TENSORFLOW],
+        # ImageNet and folders of images, which TensorFlow decodes.
+        "imagenet": ["tensorflow-datasets>=4.9.9", "importlib_resources", *TENSORFLOW],
         # TensorFlow no longer brings tensorboard, and clu declares neither.
         "tensorboard": ["clu>=0.0.12", "tensorboard>=2.20", *TENSORFLOW],
         "export": ["safetensors>=0.4.5"],

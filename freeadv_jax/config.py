@@ -13,17 +13,17 @@ METHODS = ("natural", "free", "pgd", "fgsm-rs", "trades")
 NORMALIZATIONS = ("per_image", "mean_std")
 DTYPES = ("float32", "bfloat16")
 
-# A change of these leaves the trained weights what they were, or only adds to them:
-# a run folder may be continued with other values.
+# A run may go on with others of these: they change no weights, or only add updates.
 FREE_TO_CHANGE = (
     "updates",
     "data.dir",
+    "data.manual_dir",
+    "data.prefetch",
     "validation",
     "checkpoint",
     "logging",
     "evaluation",
 )
-
 
 _KINDS = {
     bool: "true or false",
@@ -50,15 +50,22 @@ def base_config() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    # digits | mnist | fashion_mnist | cifar10 | cifar100 | tfds:<name>
+    # digits | mnist | fashion_mnist | cifar10 | cifar100 | tfds:<name> | imagenet |
+    # folder:<path>
     config.data.name = "cifar10"
-    # Where the archives or unpacked folders lie; digits needs none.
+    # Where the files lie, or tensorflow-datasets keeps them; imagenet's archives.
     config.data.dir = ""
+    config.data.manual_dir = ""
     # Held out of the training set, for validation and the choice of the best.
     config.data.validation_examples = 0
     # Pixels of zero padding a side before the random crop, and a random flip.
     config.data.pad = 2
     config.data.flip = True
+    # Of imagenet and folders: the sides of the crops, and batches made in advance.
+    config.data.image_size = 224
+    config.data.prefetch = 2
+    # The share of damaged images in a folder up to which they are left out.
+    config.data.max_corrupt = 0.01
 
     config.model = ConfigDict()
     config.model.name = "wrn-32-10-madry"
@@ -150,6 +157,7 @@ def validate(config: ConfigDict) -> None:
     for field in (
         "updates",
         "batch_size",
+        "data.image_size",
         "attack.replays",
         "attack.steps",
         "checkpoint.every_updates",
@@ -161,12 +169,14 @@ def validate(config: ConfigDict) -> None:
     for field in (
         "data.validation_examples",
         "data.pad",
+        "data.prefetch",
         "optimizer.weight_decay",
         "attack.beta",
         "evaluation.examples",
     ):
         _require(config, field, lambda value: value >= 0, "0 or more")
     _require(config, "seed", lambda value: 0 <= value < 2**32, "0 to 2**32 - 1")
+    _require(config, "data.max_corrupt", lambda v: 0 <= v < 1, "0 up to below 1")
     _require(config, "optimizer.momentum", lambda v: 0 <= v < 1, "0 up to below 1")
     for field in ("optimizer.learning_rate", "validation.every_passes"):
         _require(config, field, lambda value: value > 0, "above 0")

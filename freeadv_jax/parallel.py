@@ -38,6 +38,20 @@ def place(tree, layout):
     return _by_layout(lambda axis, x: jax.device_put(x, sharding(axis)), layout, tree)
 
 
+def rows(size: int) -> slice:
+    """The part of a SPLIT axis of this size that lies on this process's devices."""
+    index, count = jax.process_index(), jax.process_count()
+    return slice(size * index // count, size * (index + 1) // count)
+
+
+def assemble(tree):
+    """Arrays split over the devices, from each process's `rows` of them."""
+    split = sharding(SPLIT)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(split, x), tree
+    )
+
+
 def fetch(tree):
     """A copy of `tree` on the host, which a later donation cannot touch."""
     return jax.tree.map(lambda x: np.array(x), tree)
