@@ -51,6 +51,7 @@ setup(
         "references": ["foolbox==3.3.4", "pyautoattack==0.2.0", "torch>=2.4"],
         "dev": [
             "beartype>=0.20",
+            "pillow>=10.1",
             "pytest>=8.0",
             "ruff>=0.17,<0.18",
             "safetensors>=0.4.5",
