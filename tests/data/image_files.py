@@ -57,19 +57,40 @@ def write_archives(folder, *, train, val):
     `train` pictures in all of the classes WNIDS by turns, then `val` more. The
     validation labels are those tensorflow-datasets knows by the names of the images.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     images = [encoded(picture(number)) for number in range(train + val)]
+    classes = {
+        wnid: {
+            f"{wnid}_{number}.JPEG": images[number]
+            for number in range(place, train, len(WNIDS))
+        }
+        for place, wnid in enumerate(WNIDS)
+    }
+    return archive_images(folder, classes, images[train:])
+
+
+def archive_photographs(folder, photographs):
+    """The two archives of train/<wnid>/* and val/<wnid>/* in `photographs`."""
+    classes = {
+        path.name: {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+        for path in sorted((photographs / "train").iterdir())
+    }
+    val = [file.read_bytes() for file in sorted(photographs.glob("val/*/*"))]
+    return archive_images(folder, classes, val)
+
+
+def archive_images(folder, classes, val):
+    """The two archives, of {wnid: {name: bytes}} and of a list of bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as archive:
-        for place, wnid in enumerate(WNIDS):
+        for wnid, images in classes.items():
             inner = io.BytesIO()
             with tarfile.open(fileobj=inner, mode="w") as part:
-                for number in range(place, train, len(WNIDS)):
-                    _add(part, f"{wnid}_{number}.JPEG", images[number])
+                for name, image in images.items():
+                    _add(part, name, image)
             _add(archive, f"{wnid}.tar", inner.getvalue())
     with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as archive:
-        for number in range(val):
-            name = f"ILSVRC2012_val_{number + 1:08}.JPEG"
-            _add(archive, name, images[train + number])
+        for number, image in enumerate(val, start=1):
+            _add(archive, f"ILSVRC2012_val_{number:08}.JPEG", image)
     return folder
 
 

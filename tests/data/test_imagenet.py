@@ -6,7 +6,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-from image_files import LABELS, encoded, number_of, picture, write_archives
+from image_files import (
+    LABELS,
+    archive_photographs,
+    encoded,
+    imagenette,
+    number_of,
+    picture,
+    write_archives,
+)
 
 from freeadv_jax import parallel
 from freeadv_jax.data import jpeg
@@ -223,6 +231,53 @@ def test_batches_are_split_over_the_devices_and_made_in_advance(prepared, monkey
         assert len(made) == step + 3
     assert len(batch["image"].addressable_shards) == 8
     assert batch["image"].addressable_shards[0].data.shape == (2, 32, 32, 3)
+
+
+@pytest.mark.tensorflow
+def test_photographs_in_archives_are_drawn_once_a_pass_by_two_processes(
+    tfds, tmp_path, monkeypatch
+):
+    """Every photograph by its label and, from one pass to the next, by its number."""
+    folder = imagenette()
+    if folder is None:
+        pytest.skip("FREEADV_IMAGENETTE names no folder of photographs")
+    manual = archive_photographs(tmp_path / "archives", folder)
+    dataset = load(tmp_path / "tfds", manual_dir=str(manual), image_size=64)
+    files = {path.name: list(path.iterdir()) for path in folder.glob("train/*")}
+    stored = {
+        row["file_name"].decode(): row
+        for row in dataset._encoded("train").as_numpy_iterator()
+    }
+    for wnid, paths in files.items():
+        for path in paths:
+            row = stored.pop(path.name)
+            assert dataset.class_names[row["label"]] == wnid
+            assert row["image"] == path.read_bytes()
+    assert not stored
+    assert len(dataset.test.labels) == len(list(folder.glob("val/*/*")))
+
+    def crop(encoded, draw, **options):
+        """A checksum in place of pixels: which image it is."""
+        return tf.strings.to_hash_bucket_fast(encoded, 2**62)
+
+    import tensorflow as tf
+
+    monkeypatch.setattr(jpeg, "random_crop", crop)
+    steps = dataset.steps_per_pass(32)
+    passes = []
+    for index in range(2):
+        with monkeypatch.context() as process:
+            one_process_of(process, index, 2)
+            passes.append(drawn(dataset, 2 * steps, batch_size=32))
+    for half in (slice(steps), slice(steps, 2 * steps)):
+        drawn_by = [[batch["image"] for batch in part[half]] for part in passes]
+        found = np.concatenate(drawn_by, axis=None)
+        assert len(np.unique(found)) == len(found) == 32 * steps
+    first, second = (
+        np.concatenate([batch["image"] for batch in passes[0][half]])
+        for half in (slice(steps), slice(steps, 2 * steps))
+    )
+    assert np.mean(first == second) < 0.1
 
 
 @pytest.mark.tensorflow
