@@ -56,13 +56,15 @@ def device_batches(
     def batches(first_step: int) -> Iterator[dict[str, Array]]:
         import tensorflow as tf
 
+        # Looked up now: at the exit of the interpreter it would be gone.
+        unreadable = tf.errors.OpError
         try:
             placed = map(parallel.assemble, host_batches(first_step))
             waiting = collections.deque(itertools.islice(placed, ahead))
             for batch in placed:
                 waiting.append(batch)
                 yield waiting.popleft()
-        except tf.errors.OpError as error:
+        except unreadable as error:
             raise InputError(
                 f"{name!r}: training images cannot be read ({first_line(error)})"
             ) from error
