@@ -42,6 +42,8 @@ setup(
         # Any in-memory set of tensorflow-datasets, which does not declare
         # importlib_resources.
         "tfds": ["tensorflow-datasets>=4.9.9", "importlib_resources", *TENSORFLOW],
+        # ImageNet and folders of images, which TensorFlow decodes.
+        "imagenet": ["tensorflow-datasets>=4.9.9", "importlib_resources", *TENSORFLOW],
         # TensorFlow no longer brings tensorboard, and clu declares neither.
         "tensorboard": ["clu>=0.0.12", "tensorboard>=2.20", *TENSORFLOW],
         "export": ["safetensors>=0.4.5"],
@@ -49,6 +51,7 @@ setup(
         "references": ["foolbox==3.3.4", "pyautoattack==0.2.0", "torch>=2.4"],
         "dev": [
             "beartype>=0.20",
+            "pillow>=10.1",
             "pytest>=8.0",
             "ruff>=0.17,<0.18",
             "safetensors>=0.4.5",

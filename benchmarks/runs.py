@@ -4,7 +4,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from freeadv_jax.config import validate
+from freeadv_jax.config_rules import validate
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.evaluation import evaluate_run
 from freeadv_jax.run import open_run

@@ -11,9 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from freeadv_jax.attacks.autoattack import warn_of_few_classes
-from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.campaign import Campaign, Images
 from freeadv_jax.attacks.checks import check_labels, check_logits
 from freeadv_jax.attacks.named import NamedAttack, attack_by_name
+from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
 from freeadv_jax.metrics import Progress
 from freeadv_jax.outcomes import Outcomes
@@ -72,7 +73,7 @@ def evaluate_run(run: Run, variables, split: Split, *, training: dict) -> dict:
 
 def evaluate(
     logits_fn: Callable,
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     attacks: list[NamedAttack],
     *,
@@ -95,7 +96,7 @@ def evaluate(
     not made again; one cut off goes on where it was. With `checked`, {norm, epsilon,
     step_size}, `red_flags` are looked for at the end.
     """
-    about = {"model": _crc(logits_fn), "images": _crc((images, labels))}
+    about = {"model": _crc(logits_fn), "images": _crc((_identity(images), labels))}
     outcomes = Outcomes(folder / f"evaluation{suffix}.npz", about)
     outcomes.arrays["label"] = labels
     images, labels = images[: examples or None], labels[: examples or None]
@@ -146,7 +147,7 @@ class _UnderAttack:
 
     campaign: Campaign
     logits_fn: Callable
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     outcomes: Outcomes
     keep_images: bool
@@ -263,12 +264,19 @@ def table(results: dict) -> str:
 def _unit_pixels(images):
     """A copy in [0, 1], float32."""
     scale = 255 if images.dtype == np.uint8 else 1
-    return images.astype(np.float32) / np.float32(scale)
+    return np.asarray(images, np.float32) / np.float32(scale)
 
 
 def _images(name):
     """Where the images made by an attack are kept."""
     return f"{name}/images"
+
+
+def _identity(images):
+    """What tells them from others: arrays, for which nothing need be decoded."""
+    if isinstance(images, EncodedImages):
+        return np.uint32(images.fingerprint())
+    return images
 
 
 def _crc(tree):

@@ -16,7 +16,12 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from freeadv_jax.config import field_names, unknown_field, validate, wrong_type
+from freeadv_jax.config_rules import (
+    field_names,
+    unknown_field,
+    validate,
+    wrong_type,
+)
 from freeadv_jax.errors import InputError, TrainingStoppedError
 from freeadv_jax.processes import start
 

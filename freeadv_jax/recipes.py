@@ -1,5 +1,7 @@
 """Recipes that several files of `configs/` share; `base_config` is Shafahi et al.'s."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from freeadv_jax.config import base_config
@@ -23,6 +25,37 @@ def wong_2020() -> ConfigDict:
     config.optimizer.weight_decay = 5e-4
     config.optimizer.decayed = "all"
     config.evaluation.attacks = ("natural", "pgd-50-x10")
+    return config
+
+
+def imagenet(*, replays: int = 1) -> ConfigDict:
+    """What the ImageNet rows of Shafahi et al. (2019) have in common, by Free's m.
+
+    As in the code, mahyarnajibi/FreeAdversarialTraining: ceil(90 / m) passes over the
+    data, of 1,281,167 // 256 = 5,004 minibatches, and a tenth of the learning rate
+    after every ceil(30 / m) of them.
+    """
+    passes, between_drops = math.ceil(90 / replays), math.ceil(30 / replays)
+    config = base_config()
+    config.updates = passes * (1_281_167 // 256) * replays
+    config.batch_size = 256
+    config.data.name = "imagenet"
+    config.data.pad = 0
+    config.model.name = "resnet-50"
+    config.model.normalization = "mean_std"
+    config.model.mean = (0.485, 0.456, 0.406)
+    config.model.std = (0.229, 0.224, 0.225)
+    config.optimizer.turns = tuple(
+        drop / passes for drop in range(between_drops, passes, between_drops)
+    )
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.decayed = "all"
+    config.attack.epsilon = 4 / 255
+    config.attack.step_size = 4 / 255
+    config.attack.replays = replays
+    config.evaluation.attacks = ("natural", "pgd-10", "pgd-50", "pgd-100")
+    config.evaluation.step_size = 1 / 255
+    config.evaluation.batch_size = 256
     return config
 
 

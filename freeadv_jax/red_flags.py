@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.campaign import Campaign, Images
 from freeadv_jax.attacks.checks import is_probabilities
 from freeadv_jax.attacks.noise import Noise
 from freeadv_jax.attacks.pgd import PGD
@@ -56,7 +56,7 @@ class Flag:
 def red_flags(
     campaign: Campaign,
     logits_fn: Callable,
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     *,
     norm: str,
@@ -75,7 +75,7 @@ def red_flags(
     threat = {"norm": norm, "epsilon": epsilon}
     pgd = functools.partial(PGD, **threat, steps=STEPS, step_size=step_size)
     # The radius of a ball that holds all images, whichever its centre.
-    largest = 1.0 if norm == "linf" else math.sqrt(images[0].size)
+    largest = 1.0 if norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
 
     def attack(attack, of=right, **options):
         """Which of the images withstand, bool[n]."""

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from freeadv_jax import optim, parallel
 from freeadv_jax.checkpoint import Checkpoints
-from freeadv_jax.config import base_config, differences, replays, validate
+from freeadv_jax.config import base_config, replays
+from freeadv_jax.config_rules import differences, validate
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import build_model
 from freeadv_jax.processes import agreement
@@ -124,7 +125,7 @@ def open_run(workdir, config: ConfigDict, *, num_classes, image_shape) -> Run:
     """The run in `workdir`, begun there or continued, by all processes together.
 
     InputError where the folder cannot be written, holds something else, was made with
-    another configuration (apart from the fields of config.FREE_TO_CHANGE), or is not
+    another configuration (apart from the fields of config_rules.FREE_TO_CHANGE), or is not
     shared by the processes.
     """
     run = Run(pathlib.Path(workdir).expanduser(), config, num_classes, image_shape)

@@ -5,12 +5,11 @@ import math
 
 import pytest
 
-from freeadv_jax.config import (
+from freeadv_jax.config import base_config, replays
+from freeadv_jax.config_rules import (
     FREE_TO_CHANGE,
-    base_config,
     differences,
     field_names,
-    replays,
     unknown_field,
     validate,
 )
@@ -63,6 +62,10 @@ def test_a_changed_recipe_leaves_the_next_one_as_it_was():
         ("seed", 2**32, "0 to 2**32 - 1"),
         ("data.validation_examples", -1, "0 or more"),
         ("data.pad", -1, "0 or more"),
+        ("data.prefetch", -1, "0 or more"),
+        ("data.image_size", 0, "1 or more"),
+        ("data.max_corrupt", 1.0, "0 up to below 1"),
+        ("data.max_corrupt", -0.1, "0 up to below 1"),
         ("model.normalization", "batch", "per_image, mean_std"),
         ("model.mean", (math.nan,), "finite"),
         ("model.mean", (0,), "all of one type"),
@@ -181,6 +184,8 @@ def test_a_run_may_change_only_what_leaves_its_weights(field):
     free = {
         "updates",
         "data.dir",
+        "data.manual_dir",
+        "data.prefetch",
         "validation.every_passes",
         "validation.stop_on_collapse",
         "checkpoint.every_updates",

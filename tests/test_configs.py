@@ -6,10 +6,12 @@ import re
 import runpy
 
 import jax
+import numpy as np
 import pytest
 
-from freeadv_jax.config import validate
+from freeadv_jax.config_rules import validate
 from freeadv_jax.evaluation import configured_attacks
+from freeadv_jax.optim import learning_rate_schedule
 from freeadv_jax.run import Run
 
 FILES = {path.stem: path for path in sorted(pathlib.Path("configs").glob("*.py"))}
@@ -22,6 +24,17 @@ PAPER = [
     }.items()
     for row in rows
 ]
+
+IMAGENET = {  # method, m, network, turns in passes, passes
+    "imagenet_natural": ("natural", 1, "resnet-50", (30, 60), 90),
+    "imagenet_pgd2": ("pgd", 1, "resnet-50", (30, 60), 90),
+    "imagenet_free2": ("free", 2, "resnet-50", (15, 30), 45),
+    "imagenet_free4": ("free", 4, "resnet-50", (8, 16), 23),
+    "imagenet_free6": ("free", 6, "resnet-50", (5, 10), 15),
+    "imagenet_free8": ("free", 8, "resnet-50", (4, 8), 12),
+    "imagenet_free4_resnet101": ("free", 4, "resnet-101", (8, 16), 23),
+    "imagenet_free4_resnet152": ("free", 4, "resnet-152", (8, 16), 23),
+}
 
 
 def config_of(name):
@@ -39,7 +52,7 @@ def parameters(config, num_classes):
 
 
 def test_every_row_of_the_tables_has_its_file():
-    assert set(PAPER) | set(FAST) <= set(FILES)
+    assert set(PAPER) | set(FAST) | set(IMAGENET) <= set(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -130,6 +143,55 @@ def test_a_row_of_fast_is_better_than_free_has_its_recipe(name):
         assert config.attack.replays == 8
     if config.method == "pgd":
         assert config.attack.steps == 7
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_a_row_of_imagenet_has_the_papers_recipe(name):
+    config = config_of(name)
+    method, m, network, turns, passes = IMAGENET[name]
+    assert (config.method, config.attack.replays) == (method, m)
+    assert config.model.name == network
+    assert config.updates == passes * 5004 * m
+    optimizer = config.optimizer
+    learning_rate = learning_rate_schedule(
+        optimizer.schedule,
+        peak=optimizer.learning_rate,
+        updates=config.updates,
+        turns=tuple(optimizer.turns),
+    )
+    for drops, turn in enumerate(turns):
+        update = turn * 5004 * m
+        np.testing.assert_allclose(learning_rate(update - 1), 0.1 * 0.1**drops)
+        np.testing.assert_allclose(learning_rate(update), 0.01 * 0.1**drops)
+    np.testing.assert_allclose(learning_rate(config.updates - 1), 1e-3)
+    assert config.batch_size == 256
+    assert (config.data.name, config.data.image_size) == ("imagenet", 224)
+    assert (config.data.flip, config.data.validation_examples) == (True, 0)
+    assert config.model.normalization == "mean_std"
+    assert config.model.mean == (0.485, 0.456, 0.406)
+    assert config.model.std == (0.229, 0.224, 0.225)
+    assert (optimizer.momentum, optimizer.nesterov) == (0.9, False)
+    assert (optimizer.weight_decay, optimizer.decayed) == (1e-4, "all")
+    assert (config.attack.norm, config.attack.epsilon) == ("linf", 4 / 255)
+    assert config.evaluation.attacks == ("natural", "pgd-10", "pgd-50", "pgd-100")
+    assert config.evaluation.step_size == 1 / 255
+    assert config.evaluation.examples == 0
+    if method == "pgd":
+        assert (config.attack.steps, config.attack.step_size) == (2, 2 / 255)
+    else:
+        assert config.attack.step_size == 4 / 255
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("imagenet_free4", 25_557_032),
+        ("imagenet_free4_resnet101", 44_549_160),
+        ("imagenet_free4_resnet152", 60_192_808),
+    ],
+)
+def test_the_networks_of_imagenet_have_their_numbers_of_parameters(name, count):
+    assert parameters(config_of(name), 1000) == count
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import functools
 import itertools
 import json
+import types
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.square import Square
+from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
 from freeadv_jax.evaluation import (
     configured_attacks,
@@ -167,6 +169,76 @@ def test_finished_attacks_are_kept_unless_they_or_the_model_or_images_changed(
         seed=0,
     )["evaluation"]
     assert list(rows) == ["pgd-30"]
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The images of SPLIT in color, each a byte to decode, and a list of the decoded."""
+    decoded = []
+
+    def decoder(size):
+        def decode(data):
+            decoded.append(data[0])
+            pixels = np.full((size, size, 3), data[0], np.uint8)
+            return types.SimpleNamespace(numpy=lambda: pixels)
+
+        return decode
+
+    monkeypatch.setattr("freeadv_jax.data.jpeg.center_decoder", decoder)
+    return EncodedImages.of([bytes([level]) for level in LEVELS], size=4), decoded
+
+
+def test_images_decoded_on_demand_give_the_figures_of_their_pixels(tmp_path, encoded):
+    images, decoded = encoded
+    checked = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
+    found = []
+    for name, of in (("encoded", images), ("pixels", np.asarray(images))):
+        (tmp_path / name).mkdir()
+        decoded.clear()
+        results = evaluate(
+            LOGITS_FN,
+            of,
+            SPLIT.labels,
+            [named("natural"), named("pgd-10-x3"), named("cw-20")],
+            folder=tmp_path / name,
+            header={},
+            batch_size=32,
+            seed=0,
+            examples=50,
+            keep_images=True,
+            checked=checked,
+        )
+        assert bool(decoded) == (name == "encoded")
+        assert set(decoded) <= set(LEVELS[:50].tolist())
+        found.append((results, outcomes(tmp_path / name)))
+    (one, its_arrays), (other, arrays) = found
+    assert one["evaluation"] == other["evaluation"]
+    assert one["red_flags"] == other["red_flags"]
+    assert its_arrays.keys() == arrays.keys()
+    for name in arrays.keys() - {"about"}:
+        np.testing.assert_array_equal(its_arrays[name], arrays[name])
+
+
+def test_no_more_images_are_decoded_than_a_batch_holds(tmp_path, encoded, monkeypatch):
+    images, _ = encoded
+    together = []
+    array = EncodedImages.__array__
+
+    def counted(self, *arguments, **fields):
+        together.append(len(self))
+        return array(self, *arguments, **fields)
+
+    monkeypatch.setattr(EncodedImages, "__array__", counted)
+    fields = {"folder": tmp_path, "header": {}, "batch_size": 16, "seed": 0}
+    attacks = [named("pgd-10-x3")]
+    evaluate(LOGITS_FN, images, SPLIT.labels, attacks, **fields)
+    assert max(together) == 16
+    together.clear()
+    evaluate(LOGITS_FN, images, SPLIT.labels, attacks, **fields)
+    assert sum(together) == 77  # Only for the logits: the attack is known.
+    other = EncodedImages.of([b"@", *images.items[1:]], size=4)
+    evaluate(LOGITS_FN, other, SPLIT.labels, attacks, **fields)
+    assert sum(together) > 3 * 77
 
 
 def test_attacks_of_a_later_evaluation_are_added(tmp_path):

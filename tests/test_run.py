@@ -7,7 +7,7 @@ import pytest
 from tiny_run import tiny_config
 
 import freeadv_jax
-from freeadv_jax import config as fields
+from freeadv_jax import config_rules as fields
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.evaluation import evaluate_run
 from freeadv_jax.record import read_json

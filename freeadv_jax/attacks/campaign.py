@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,23 @@ _REFILLED_PART = 8
 _PART_IN_USE, _PART_OF_FULL, _MANY_STEPS = 0.6, 16, 50
 
 
+@runtime_checkable
+class Images(Protocol):
+    """An array [n, h, w, c], or what gives one: of its parts, by `np.asarray`.
+
+    So a large set may be decoded part by part.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> "Images": ...
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray: ...
+
+
 class Campaign:
     """Attacks over all devices, in batches that stay full of images still standing.
 
@@ -56,13 +74,13 @@ class Campaign:
         """
         return len(self._programs)
 
-    def logits(self, logits_fn: Callable, images: np.ndarray) -> np.ndarray:
+    def logits(self, logits_fn: Callable, images: Images) -> np.ndarray:
         """f32[n, k] of images [n, h, w, c], floats in [0, 1] or uint8."""
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
         program = self._program(_logits, None, (REPLICATED, SPLIT), self._batch_size)
         found = []
         for first in range(0, len(images), self._batch_size):
-            part = images[first : first + self._batch_size]
+            part = np.asarray(images[first : first + self._batch_size])
             padded = np.zeros((self._batch_size, *part.shape[1:]), part.dtype)
             padded[: len(part)] = part
             logits = program(logits_fn, parallel.place(padded, SPLIT))
@@ -73,7 +91,7 @@ class Campaign:
         self,
         attack: Attack,
         logits_fn: Callable,
-        images: np.ndarray,
+        images: Images,
         labels: np.ndarray,
         standing: np.ndarray,
         *,
@@ -174,9 +192,10 @@ class _Slots:
         for place, (attempt, index) in zip(free, pending):
             self.occupied[place] = self.batch["fresh"][place] = True
             self.index[place], self.attempt[place] = index, attempt
-            self.iteration[place] = 0
-            self.batch["label"][place] = self._labels[index]
-        self._read(np.flatnonzero(self.batch["fresh"]))
+        fresh = np.flatnonzero(self.batch["fresh"])
+        self.iteration[fresh] = 0
+        self.batch["label"][fresh] = self._labels[self.index[fresh]]
+        self._read(fresh)
         self._exhausted = not self.occupied.all()
         return bool(self.batch["fresh"].any())
 
@@ -198,7 +217,10 @@ class _Slots:
         return rows
 
     def _read(self, places):
-        """The images of those places that lie on this process's devices."""
+        """The images of those places that lie on this process's devices.
+
+        All at once: they may have to be decoded.
+        """
         here = parallel.rows(len(self.occupied))
         places = places[(places >= here.start) & (places < here.stop)]
         if len(places):

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from freeadv_jax.data.cifar import read_cifar
 from freeadv_jax.data.idx import read_idx_set
 from freeadv_jax.data.sampling import array_batches, steps_per_pass
-from freeadv_jax.data.split import Split, labelled
+from freeadv_jax.data.split import Split, held_out, labelled
 from freeadv_jax.data.tfds_arrays import read_tfds
 from freeadv_jax.errors import InputError
 
@@ -59,6 +59,8 @@ _CLASS_NAMES = {
     "cifar100": tuple(_CIFAR100.split()),
 }
 _TFDS = "tfds:"
+# Those that are no arrays; see dataset.py.
+ENCODED = ("imagenet", "folder:<path>")
 
 
 @dataclass(frozen=True)
@@ -113,17 +115,11 @@ def load_arrays(
     InputError names the value or file that is unusable.
     """
     train, test, class_names = _load(name, directory)
-    examples = len(train.labels)
-    if not 0 <= validation_examples < examples:
-        raise InputError(
-            f"validation_examples is {validation_examples}, expected 0 to "
-            f"{examples - 1:,}: {name} has {examples:,} training images"
-        )
-    order = np.random.default_rng(0).permutation(examples)
+    kept, held = held_out(validation_examples, examples=len(train.labels), name=name)
     return ArrayDataset(
         name=name,
-        train=train.take(np.sort(order[validation_examples:])),
-        validation=train.take(order[:validation_examples]),
+        train=train.take(kept),
+        validation=train.take(held),
         test=test,
         class_names=class_names,
         pad=pad,
@@ -135,11 +131,13 @@ def _load(name: str, directory: str | Path) -> tuple[Split, Split, tuple[str, ..
     if name.startswith(_TFDS) and name != _TFDS:
         return read_tfds(name.removeprefix(_TFDS), str(directory))
     if name not in _CLASS_NAMES:
-        near = difflib.get_close_matches(name, _CLASS_NAMES, n=1)
+        known = (*_CLASS_NAMES, *ENCODED)
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(
             f"unknown data set {name!r}{hint}, "
-            f"expected one of {', '.join(_CLASS_NAMES)}, {_TFDS}<name>"
+            f"expected one of {', '.join(_CLASS_NAMES)}, {_TFDS}<name>, "
+            f"{', '.join(ENCODED)}"
         )
     class_names = _CLASS_NAMES[name]
     if name == "digits":

@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Array
 
 from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.data.folder import FOLDER, load_folder
+from freeadv_jax.data.imagenet import load_imagenet
 from freeadv_jax.data.split import Split
 
 Batch = dict[str, Array]
@@ -38,12 +40,31 @@ class Dataset(Protocol):
 
 
 def load_dataset(
-    *, name: str, dir: str, validation_examples: int, pad: int, flip: bool
+    *,
+    name: str,
+    dir: str,
+    manual_dir: str,
+    validation_examples: int,
+    pad: int,
+    flip: bool,
+    image_size: int,
+    prefetch: int,
+    max_corrupt: float,
 ) -> Dataset:
     """The data set of the fields of `config.data`, explained in config.py.
 
     InputError names the value or file that is unusable.
     """
+    encoded = {
+        "validation_examples": validation_examples,
+        "image_size": image_size,
+        "flip": flip,
+        "prefetch": prefetch,
+    }
+    if name == "imagenet":
+        return load_imagenet(dir, manual_dir=manual_dir, **encoded)
+    if name.startswith(FOLDER) and name != FOLDER:
+        return load_folder(name, max_corrupt=max_corrupt, **encoded)
     return load_arrays(
         name, dir, validation_examples=validation_examples, pad=pad, flip=flip
     )

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the checks every source of them shares."""
+"""Labelled images, and the checks every source of them shares."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.errors import InputError
 
 
@@ -13,7 +14,7 @@ from freeadv_jax.errors import InputError
 class Split:
     """Images as raw pixels 0..255 and their class numbers; may hold 0 images."""
 
-    images: UInt8[np.ndarray, "n h w c"]
+    images: UInt8[np.ndarray, "n h w c"] | UInt8[EncodedImages, "n h w c"]
     labels: Int32[np.ndarray, " n"]
 
     def take(self, indices: np.ndarray) -> "Split":
@@ -48,6 +49,28 @@ def labelled(
             f"expected 0 to {num_classes - 1}"
         )
     return Split(images, labels.astype(np.int32))
+
+
+def check_held_out(validation_examples: int, *, examples: int, name: str) -> None:
+    """InputError unless so many images of `name` can be held out of its training."""
+    if not 0 <= validation_examples < examples:
+        raise InputError(
+            f"validation_examples is {validation_examples}, expected 0 to "
+            f"{examples - 1:,}: {name} has {examples:,} training images"
+        )
+
+
+def held_out(
+    validation_examples: int, *, examples: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of the images to train on, in order, and of those held out.
+
+    The choice depends only on the numbers, never on a run's seed, and fewer are a part
+    of more. InputError if none is left to train on.
+    """
+    check_held_out(validation_examples, examples=examples, name=name)
+    order = np.random.default_rng(0).permutation(examples)
+    return np.sort(order[validation_examples:]), order[:validation_examples]
 
 
 def existing_directory(directory: str | Path, *, name: str, contents: str) -> Path:

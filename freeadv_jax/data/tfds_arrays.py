@@ -1,8 +1,9 @@
-"""Any set of tensorflow-datasets that fits in memory; TensorFlow is imported here."""
+"""Any set of tensorflow-datasets that fits in memory."""
 
 import numpy as np
 
 from freeadv_jax.data.split import Split, labelled
+from freeadv_jax.data.tf_import import first_line, import_tensorflow
 from freeadv_jax.errors import InputError
 
 _SPLITS = ("train", "test")
@@ -17,7 +18,7 @@ def read_tfds(name: str, directory: str) -> tuple[Split, Split, tuple[str, ...]]
     installed, if the set cannot be had, or if it is not one of equally large uint8
     images with one label each, in the splits train and test.
     """
-    tfds = _import_tfds(name)
+    _, tfds = import_tensorflow(f"tfds:{name}", extra="tfds")
     where = {"data_dir": directory} if directory else {}
     try:
         builder = tfds.builder(name, **where)
@@ -64,22 +65,6 @@ def _read_whole(tfds, builder, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images, np.concatenate([batch["label"] for batch in batches])
 
 
-def _import_tfds(name: str):
-    try:
-        # tensorflow-datasets needs importlib_resources and does not declare it.
-        import importlib_resources  # noqa: F401
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise InputError(
-            f"'tfds:{name}' needs TensorFlow and tensorflow-datasets "
-            f"({_first_line(error)}); pip install 'freeadv_jax[tfds]'"
-        ) from error
-    # TensorFlow would claim the accelerator's memory, which belongs to JAX.
-    tf.config.set_visible_devices([], "GPU")
-    return tfds
-
-
 def _feature(features, field: str, name: str):
     try:
         return features[field]
@@ -90,13 +75,8 @@ def _feature(features, field: str, name: str):
 
 
 def _unusable(name: str, error: Exception, expected: str) -> InputError:
-    reason = f"{type(error).__name__}: {_first_line(error)}"
+    reason = f"{type(error).__name__}: {first_line(error)}"
     return InputError(
         f"'tfds:{name}' cannot be read ({reason}), expected {expected}, "
         "and the network if it was not downloaded before"
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else "no reason given"

@@ -70,12 +70,19 @@ def test_held_out_images_must_leave_some_to_train_on(number):
 def test_an_unknown_name_is_answered_with_the_nearest_and_all_allowed():
     message = (
         r"^unknown data set 'cifar_10' \(did you mean 'cifar10'\?\), expected one of "
-        "digits, mnist, fashion_mnist, cifar10, cifar100, tfds:<name>$"
+        "digits, mnist, fashion_mnist, cifar10, cifar100, tfds:<name>, imagenet, "
+        "folder:<path>$"
     )
     with pytest.raises(InputError, match=message):
         load_arrays("cifar_10", "", validation_examples=0)
-    with pytest.raises(InputError, match="^unknown data set 'tfds:', expected one of"):
-        load_arrays("tfds:", "", validation_examples=0)
+    for name, hint in (
+        ("tfds:", ""),
+        ("image_net", r" \(did you mean 'imagenet'\?\)"),
+        ("imagenet2012", r" \(did you mean 'imagenet'\?\)"),
+    ):
+        message = f"^unknown data set '{name}'{hint}, expected one of"
+        with pytest.raises(InputError, match=message):
+            load_arrays(name, "", validation_examples=0)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])

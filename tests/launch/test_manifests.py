@@ -249,7 +249,9 @@ def test_every_flag_given_to_main_is_one_of_its_flags():
 
 
 def test_every_configuration_and_extra_named_exists():
-    extras = re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    extras = re.findall(
+        r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE
+    )
     for name, text in texts().items():
         for path in re.findall(r"configs/\w+\.py", text):
             assert (ROOT / path).exists(), (name, path)

@@ -1,0 +1,124 @@
+"""Training images a second from the host, and how many an update of each method needs.
+
+    FREEADV_IMAGENETTE=DIR python -m benchmarks.input_rate [--updates=64] [--out=FILE]
+
+DIR holds JPEGs as train/<class>/* and val/<class>/*. They are read, cropped at random,
+resized to 224 and placed on the devices as in training. Free-m replays a batch m times
+there; the images are counted in the decoder, as they are decoded.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import threading
+import time
+
+import jax
+import tensorflow as tf
+
+from benchmarks.record import write_record
+from freeadv_jax.data import jpeg
+from freeadv_jax.data.dataset import load_dataset
+from freeadv_jax.recipes import imagenet
+
+BATCH = 32
+METHODS = {"natural": 1, "free-2": 2, "free-4": 4, "free-8": 8}
+
+
+class Counter:
+    """How many images the decoder was given."""
+
+    def __init__(self):
+        self.images = 0
+        self._lock = threading.Lock()
+        self._crop = jpeg.random_crop
+
+    def random_crop(self, encoded, seed, **options):
+        counted = tf.numpy_function(self._count, [], [])
+        with tf.control_dependencies([counted]):
+            return self._crop(tf.identity(encoded), seed, **options)
+
+    def _count(self):
+        with self._lock:
+            self.images += 1
+
+
+def rate(dataset, images):
+    """Images a second, once batches come as fast as they are made."""
+    batches = dataset.batches(BATCH, seed=0)(0)
+    for _ in range(8):  # What was made in advance, and while starting.
+        next(batches)
+    started = time.perf_counter()
+    steps = -(-images // BATCH)
+    for _ in range(steps):
+        jax.block_until_ready(next(batches))
+    return steps * BATCH / (time.perf_counter() - started)
+
+
+def draw(dataset, updates, replays):
+    """Images decoded and drawn in so many updates."""
+    counter = Counter()
+    original, jpeg.random_crop = jpeg.random_crop, counter.random_crop
+    try:
+        batches = dataset.batches(BATCH, seed=0)(0)
+        for update in range(updates):
+            if update % replays == 0:
+                batch = next(batches)
+        jax.block_until_ready(batch)
+        drawn = -(-updates // replays) * BATCH
+        return {
+            "images_drawn": drawn,
+            "images_drawn_per_update": drawn / updates,
+            # More than drawn by what is made in advance, however long the run.
+            "images_decoded": counter.images,
+        }
+    finally:
+        jpeg.random_crop = original
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--updates", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", default="benchmarks/results/input_rate.json")
+    options = parser.parse_args()
+    folder = os.environ.get("FREEADV_IMAGENETTE")
+    if not folder:
+        sys.exit("error: FREEADV_IMAGENETTE must name a folder of JPEGs")
+    config = imagenet()
+    dataset = load_dataset(**config.data.to_dict() | {"name": f"folder:{folder}"})
+    files = dataset.train.images.items
+    shapes = [tf.io.extract_jpeg_shape(file.read_bytes()).numpy() for file in files]
+    rates = [rate(dataset, 512) for _ in range(options.rounds)]
+    results = {
+        "jpegs": {
+            "number": len(files),
+            "mean_bytes": statistics.mean(file.stat().st_size for file in files),
+            "mean_height": statistics.mean(int(shape[0]) for shape in shapes),
+            "mean_width": statistics.mean(int(shape[1]) for shape in shapes),
+        },
+        "image_size": config.data.image_size,
+        "processors": os.cpu_count(),
+        # What else the machine did meanwhile, in running programs.
+        "load_average": os.getloadavg()[0],
+        "images_per_second": statistics.median(rates),
+        "all_images_per_second": rates,
+        "batch": BATCH,
+        "updates": options.updates,
+        "methods": {
+            name: draw(dataset, options.updates, replays)
+            for name, replays in METHODS.items()
+        },
+    }
+    print(f"{results['images_per_second']:.0f} images a second")
+    for name, row in results["methods"].items():
+        print(
+            f"{name:8} {row['images_drawn_per_update']:5.1f} images an update, "
+            f"{row['images_decoded']} decoded in {options.updates}"
+        )
+    write_record(options.out, results, packages=("tensorflow-cpu",))
+
+
+if __name__ == "__main__":
+    main()

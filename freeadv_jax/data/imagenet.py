@@ -1,0 +1,279 @@
+"""ImageNet (ILSVRC 2012) as tensorflow-datasets keeps it: JPEGs in TFRecord files."""
+
+import functools
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from freeadv_jax import parallel
+from freeadv_jax.data.encoded import EncodedImages
+from freeadv_jax.data.sampling import steps_per_pass
+from freeadv_jax.data.split import Split, check_held_out
+from freeadv_jax.data.stream import (
+    decoded_batches,
+    deterministic_options,
+    device_batches,
+)
+from freeadv_jax.data.tf_import import first_line, import_tensorflow
+from freeadv_jax.errors import InputError
+
+_LOGGER = logging.getLogger(__name__)
+
+# Of the whole set.
+EXAMPLES = {"train": 1_281_167, "validation": 50_000}
+_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+
+# A batch is made of parts of so many shards of the training images, so that it does
+# not depend on the number of processes up to this one.
+_SHARDS = 64
+# Encoded images waiting to be drawn, and open files, all shards together: 1.8 GB, and
+# a quarter of what a process may usually open.
+_SHUFFLED, _OPEN_FILES = 16_384, 256
+_SHUFFLE = 2_765_881_163
+
+
+@dataclass(frozen=True)
+class ImageNet:
+    """See `Dataset`; what is not drawn yet stays in its files.
+
+    `test` are the validation images of ILSVRC 2012, read into memory (still encoded,
+    7 GB) when they are first asked for; `validation` is held out of the training ones.
+    """
+
+    # A tfds.core.DatasetBuilder of a prepared set.
+    builder: Any
+    validation_examples: int
+    image_size: int
+    flip: bool
+    prefetch: int
+    name: str = "imagenet"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """WordNet's numbers, as the folders of the archive are called."""
+        return tuple(self.builder.info.features["label"].names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        return self.image_size, self.image_size, 3
+
+    @functools.cached_property
+    def validation(self) -> Split:
+        """The first training images of the files, which tfds shuffled."""
+        if not self.validation_examples:  # Of an empty part tfds makes an error.
+            nothing = EncodedImages.of([], size=self.image_size)
+            return Split(nothing, np.zeros(0, np.int32))
+        return self._read(f"train[:{self.validation_examples}]")
+
+    @functools.cached_property
+    def test(self) -> Split:
+        """The 50,000 validation images."""
+        return self._read("validation")
+
+    def steps_per_pass(self, batch_size: int) -> int:
+        """See `Dataset`."""
+        examples = _examples(self.builder, "train") - self.validation_examples
+        return steps_per_pass(examples, batch_size)
+
+    def batches(
+        self, batch_size: int, *, seed: int
+    ) -> Callable[[int], Iterator[dict[str, Array]]]:
+        """See `Dataset`; what a resumed run skips is read, but not decoded."""
+        steps = self.steps_per_pass(batch_size)
+        own = parallel.rows(batch_size)
+
+        def host_batches(first_step):
+            while True:
+                examples = self._rest_of_pass(
+                    first_step, batch_size=batch_size, steps=steps, own=own, seed=seed
+                )
+                yield from decoded_batches(
+                    examples,
+                    rows=own.stop - own.start,
+                    seed=seed,
+                    size=self.image_size,
+                    flip=self.flip,
+                )
+                first_step += steps - first_step % steps
+
+        return device_batches(host_batches, name=self.name, ahead=self.prefetch)
+
+    def _rest_of_pass(self, first_step, *, batch_size, steps, own, seed):
+        """The encoded examples of the rows `own`, from `first_step` to its pass's end.
+
+        Of `batch_size` rows each of the shards provides as many as the others.
+        """
+        import tensorflow as tf
+
+        shards = math.gcd(batch_size, _SHARDS)
+        each = batch_size // shards
+        first, last = own.start // each, -(-own.stop // each)
+        width = (last - first) * each
+        pass_number, position = divmod(first_step, steps)
+        chosen = tf.data.Dataset.choose_from_datasets(
+            [
+                self._shuffled_shard(shard, shards, seed=seed, pass_number=pass_number)
+                .skip(position * each)
+                .prefetch(each)
+                for shard in range(first, last)
+            ],
+            tf.data.Dataset.range(width)
+            .map(lambda place: place // each)
+            .repeat(steps - position),
+        )
+
+        def numbered(place, example):
+            step, row = first_step + place // width, first * each + place % width
+            return {
+                "image": example["image"],
+                "label": tf.cast(example["label"], tf.int32),
+                "draw": step * batch_size + row,
+            }
+
+        def is_own(example):
+            row = example["draw"] % batch_size
+            return (own.start <= row) & (row < own.stop)
+
+        return chosen.enumerate().map(numbered).filter(is_own)
+
+    def _shuffled_shard(self, shard, shards, *, seed, pass_number):
+        """One of the equal parts of the training images, in the order of this pass."""
+        import tensorflow_datasets as tfds
+
+        rng = np.random.default_rng([_SHUFFLE, seed, pass_number, shard])
+        train = f"train[{self.validation_examples}:]"
+        examples = self._encoded(
+            tfds.even_splits(train, shards)[shard],
+            experimental_interleave_sort_fn=lambda files: [
+                files[place] for place in rng.permutation(len(files))
+            ],
+            interleave_cycle_length=_OPEN_FILES // shards,
+            interleave_block_length=1,
+        )
+        return examples.shuffle(
+            _SHUFFLED // shards,
+            seed=int(rng.integers(2**31)),
+            reshuffle_each_iteration=False,
+        )
+
+    def _read(self, split) -> Split:
+        """All of a part of the set, in the order of the files."""
+        examples = self._encoded(split, interleave_cycle_length=1)
+        rows = list(examples.as_numpy_iterator())
+        labels = np.array([row["label"] for row in rows], np.int32)
+        images = EncodedImages.of([row["image"] for row in rows], size=self.image_size)
+        return Split(images, labels)
+
+    def _encoded(self, split, **reading):
+        """The examples of a part of the set as the files have them, images as JPEG."""
+        import tensorflow_datasets as tfds
+
+        return self.builder.as_dataset(
+            split=split,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(
+                options=deterministic_options(), try_autocache=False, **reading
+            ),
+        )
+
+
+def load_imagenet(
+    directory: str,
+    *,
+    manual_dir: str,
+    validation_examples: int,
+    image_size: int,
+    flip: bool,
+    prefetch: int,
+) -> ImageNet:
+    """The set imagenet2012 of tensorflow-datasets in its data_dir `directory`.
+
+    '' is tensorflow-datasets' own folder. If it is not there yet, it is made of the two
+    archives in `manual_dir`. InputError says what is missing.
+    """
+    tf, tfds = import_tensorflow("imagenet", extra="imagenet")
+    where = os.path.expanduser(directory) or None
+    try:
+        builder = tfds.builder("imagenet2012", data_dir=where)
+        if not builder.is_prepared():
+            _prepare(tf, tfds, builder, os.path.expanduser(manual_dir))
+    except InputError:
+        raise
+    except Exception as error:  # tfds raises nearly anything, by how it reads.
+        raise InputError(
+            f"'imagenet' cannot be read in '{directory}' "
+            f"({type(error).__name__}: {first_line(error)}); expected the data_dir "
+            "of tensorflow-datasets, a folder or a bucket that this machine may read"
+        ) from error
+    for split, whole in EXAMPLES.items():
+        if (found := _examples(builder, split)) < whole:
+            _LOGGER.warning(
+                "%s holds %s images in its part %s, all of ImageNet are %s",
+                builder.data_dir,
+                f"{found:,}",
+                split,
+                f"{whole:,}",
+            )
+    check_held_out(
+        validation_examples, examples=_examples(builder, "train"), name="imagenet"
+    )
+    return ImageNet(
+        builder=builder,
+        validation_examples=validation_examples,
+        image_size=image_size,
+        flip=flip,
+        prefetch=prefetch,
+    )
+
+
+def _prepare(tf, tfds, builder, manual_dir: str) -> None:
+    """Writes the set's TFRecord files, from the archives in `manual_dir`."""
+    steps = (
+        f"register at https://image-net.org/download-images, download "
+        f"{' and '.join(_ARCHIVES)} (145 GB) into one folder, and give it once, to a "
+        "single process, as --config.data.manual_dir=FOLDER"
+    )
+    if not manual_dir:
+        raise InputError(f"'imagenet' is not prepared in {builder.data_dir}: {steps}")
+    missing = [
+        archive
+        for archive in _ARCHIVES
+        if not tf.io.gfile.exists(os.path.join(manual_dir, archive))
+    ]
+    if missing:
+        raise InputError(
+            f"data.manual_dir = '{manual_dir}' lacks {' and '.join(missing)}: {steps}"
+        )
+    if jax.process_count() > 1:
+        raise InputError(
+            f"'imagenet' is not prepared in {builder.data_dir}, and "
+            f"{jax.process_count()} processes cannot do it at the same time: prepare "
+            f"it first, in a single process with data.manual_dir = '{manual_dir}'"
+        )
+    print(f"preparing imagenet2012 in {builder.data_dir}, once", flush=True)
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            manual_dir=manual_dir, try_download_gcs=False
+        )
+    )
+
+
+def _examples(builder, split: str) -> int:
+    """InputError if a prepared set was made without this part."""
+    splits = builder.info.splits
+    if not splits:  # tfds.testing.mock_data tells no sizes.
+        return EXAMPLES[split]
+    if split not in splits:
+        raise InputError(
+            f"'imagenet' in {builder.data_dir} has no part {split!r}: delete that "
+            f"folder, and prepare it anew from {' and '.join(_ARCHIVES)}"
+        )
+    return splits[split].num_examples

@@ -1,0 +1,318 @@
+import itertools
+import sys
+
+import jax
+import numpy as np
+import pytest
+from image_files import encoded, imagenette, number_of, picture, write_folder
+
+from freeadv_jax import parallel
+from freeadv_jax.data import jpeg
+from freeadv_jax.data.dataset import Dataset, load_dataset
+from freeadv_jax.data.encoded import EncodedImages
+from freeadv_jax.errors import InputError
+
+TRAIN, VAL = 31, 6
+OPTIONS = {
+    "dir": "",
+    "manual_dir": "",
+    "validation_examples": 0,
+    "pad": 0,
+    "flip": True,
+    "image_size": 32,
+    "prefetch": 2,
+    "max_corrupt": 0.01,
+}
+ASSEMBLE = parallel.assemble
+
+
+@pytest.fixture(autouse=True)
+def rows_stay_on_the_host(monkeypatch):
+    """So that a batch of any size can be drawn, whatever the number of devices."""
+    monkeypatch.setattr(parallel, "assemble", lambda rows: rows)
+
+
+@pytest.fixture
+def tf():
+    pytest.importorskip("importlib_resources")
+    pytest.importorskip("tensorflow_datasets")
+    return pytest.importorskip("tensorflow")
+
+
+@pytest.fixture
+def root(tf, tmp_path):
+    return write_folder(tmp_path / "images", train=TRAIN, val=VAL)
+
+
+def load(root, **fields):
+    return load_dataset(name=f"folder:{root}", **OPTIONS | fields)
+
+
+def drawn(dataset, steps, *, first=0, batch_size=8, seed=0):
+    """The batches of `steps` steps from the step `first`, this process's rows."""
+    batches = dataset.batches(batch_size, seed=seed)(first)
+    return list(itertools.islice(batches, steps))
+
+
+def numbers(batches):
+    return [number_of(image) for batch in batches for image in batch["image"]]
+
+
+def assert_same(ones, others):
+    assert len(ones) == len(others)
+    for one, other in zip(ones, others):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["label"], other["label"])
+
+
+@pytest.mark.tensorflow
+def test_classes_and_images_are_those_of_the_folders(root):
+    (root / "train" / "cat" / "notes.txt").write_text("no image")
+    (root / "train" / ".hidden").mkdir()
+    dataset = load(root)
+    assert isinstance(dataset, Dataset)
+    assert dataset.name == f"folder:{root}"
+    assert dataset.class_names == ("cat", "dog", "fox")
+    assert dataset.image_shape == (32, 32, 3)
+    assert isinstance(dataset.test.images, EncodedImages)
+    found = [number_of(image) for image in np.asarray(dataset.test.images)]
+    assert sorted(found) == list(range(TRAIN, TRAIN + VAL))
+    labels = [(number - TRAIN) % 3 for number in found]
+    np.testing.assert_array_equal(dataset.test.labels, labels)
+
+
+@pytest.mark.tensorflow
+def test_a_pass_draws_every_image_once_and_with_its_label(root):
+    dataset = load(root)
+    steps = dataset.steps_per_pass(8)
+    assert steps == 3
+    batches = drawn(dataset, 3 * steps)
+    passes = [numbers(batches[first : first + steps]) for first in (0, 3, 6)]
+    for found in passes:
+        assert len(set(found)) == len(found) == 24
+        assert set(found) <= set(range(TRAIN))
+    assert len({tuple(found) for found in passes}) == 3
+    labels = np.concatenate([batch["label"] for batch in batches])
+    np.testing.assert_array_equal(labels, [n % 3 for n in numbers(batches)])
+    assert labels.dtype == np.int32
+    assert numbers(drawn(dataset, steps, seed=1)) != passes[0]
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_together_draw_the_batches_of_one(root, monkeypatch, count):
+    dataset = load(root)
+    alone = drawn(dataset, 5)
+    parts = []
+    for index in range(count):
+        with monkeypatch.context() as process:
+            process.setattr(jax, "process_index", lambda index=index: index)
+            process.setattr(jax, "process_count", lambda: count)
+            parts.append(drawn(dataset, 5))
+    together = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts)
+    ]
+    assert_same(together, alone)
+    assert len(parts[0][0]["label"]) == 8 // count
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_a_resumed_run_gets_the_same_batches_and_decodes_nothing_before(
+    tf, root, monkeypatch, first
+):
+    dataset = load(root)
+    whole = drawn(dataset, first + 3)
+    decoded = []
+
+    def counted(encoded, seed, **options):
+        count = tf.numpy_function(lambda draw: decoded.append(int(draw)), [seed[1]], [])
+        with tf.control_dependencies([count]):
+            return crop(tf.identity(encoded), seed, **options)
+
+    crop = jpeg.random_crop
+    monkeypatch.setattr(jpeg, "random_crop", counted)
+    assert_same(drawn(dataset, 3, first=first), whole[first:])
+    assert set(range(8 * first, 8 * (first + 3))) <= set(decoded)
+    assert min(decoded) == 8 * first
+    assert len(set(decoded)) == len(decoded)
+
+
+@pytest.mark.tensorflow
+def test_held_out_images_are_never_drawn(root):
+    dataset = load(root, validation_examples=7)
+    held = {number_of(image) for image in np.asarray(dataset.validation.images)}
+    found = numbers(drawn(dataset, 3))
+    assert len(held) == 7
+    assert len(set(found)) == 24
+    assert held | set(found) == set(range(TRAIN))
+    fewer = load(root, validation_examples=3).validation.images
+    assert list(fewer.items) == list(dataset.validation.images.items[:3])
+
+
+@pytest.mark.tensorflow
+def test_batches_are_split_over_the_devices(root, monkeypatch):
+    monkeypatch.setattr(parallel, "assemble", ASSEMBLE)
+    (batch,) = drawn(load(root), 1, batch_size=16)
+    assert len(batch["image"].addressable_shards) == 8
+    assert batch["image"].addressable_shards[0].data.shape == (2, 32, 32, 3)
+
+
+def message_of(root, **fields):
+    with pytest.raises(InputError) as raised:
+        load(root, **fields)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def damage(root, which):
+    """Files as they come out of a broken download; returns their paths."""
+    whole = encoded(picture(0))
+    contents = {
+        "empty.jpg": b"",
+        "truncated.jpg": whole[: len(whole) // 2],
+        "text.jpg": b"<html>404 not found</html>",
+        "truncated.png": encoded(picture(0), "PNG")[:200],
+    }
+    paths = [root / "train" / "dog" / name for name in which or contents]
+    for path in paths:
+        path.write_bytes(contents[path.name])
+    return [str(path) for path in paths]
+
+
+@pytest.mark.tensorflow
+def test_damaged_images_are_named_and_left_out(root, caplog, capsys):
+    paths = damage(root, ())
+    dataset = load(root, max_corrupt=0.12)
+    assert len(dataset.train.labels) == TRAIN
+    names = [str(path) for path in dataset.train.images.items]
+    assert not set(paths) & set(names)
+    assert set(numbers(drawn(dataset, 3))) <= set(range(TRAIN))
+    (record,) = [r for r in caplog.records if r.name == "freeadv_jax.data.folder"]
+    message = record.getMessage()
+    assert message.startswith(f"{root}/train: 4 of 35 images are damaged, and left out")
+    assert all(path in message for path in paths)
+    assert f"checking {root}/train 35/35 images (100%)" in capsys.readouterr().out
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("name", ["empty.jpg", "truncated.jpg", "text.jpg"])
+def test_beyond_the_stated_share_damaged_images_are_refused(root, name):
+    (path,) = damage(root, [name])
+    assert message_of(root, max_corrupt=0.02) == (
+        f"{root}/train: 1 of 32 images are damaged, expected at most "
+        f"data.max_corrupt = 0.02 of them: {path}"
+    )
+    assert len(load(root, max_corrupt=1 / 32).train.labels) == TRAIN
+
+
+@pytest.mark.tensorflow
+def test_of_many_damaged_images_the_first_ten_are_named(root):
+    for number in range(13):
+        (root / "val" / "cat" / f"bad{number:02}.jpg").touch()
+    message = message_of(root)
+    assert f"{root}/val: 13 of 19 images are damaged, expected" in message
+    assert "bad09.jpg and 3 more" in message
+    assert "bad10.jpg" not in message
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            "nothing",
+            "of 'folder:<path>' does not exist; expected one that holds train/",
+        ),
+        (
+            "no val",
+            "/val' of 'folder:<path>' does not exist; expected one that holds a",
+        ),
+        ("no class", "/train' holds 0 folders of classes, expected 2 or more; a data"),
+        ("one class", "/train' holds 1 folders of classes, expected 2 or more; a data"),
+        (
+            "empty class",
+            "/train/dog' holds no images, expected files that end in .jpg,",
+        ),
+        (
+            "empty val",
+            "/val' holds no images, expected train/<class>/ and val/<class>/",
+        ),
+        ("unknown class", "/val' has classes that train/ has not: wolf"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_refused(tf, tmp_path, change, expected):
+    root = tmp_path / "images"
+    if change != "nothing":
+        write_folder(root, train=6, val=3)
+    if change == "no val":
+        (root / "val").rename(tmp_path / "val")
+    if change in ("no class", "one class"):
+        for name in ("cat", "dog", "fox")[: 3 - (change == "one class")]:
+            (root / "train" / name).rename(tmp_path / name)
+    if change == "empty class":
+        for file in (root / "train" / "dog").iterdir():
+            file.unlink()
+    if change == "empty val":
+        (root / "val").rename(tmp_path / "val")
+        (root / "val").mkdir()
+    if change == "unknown class":
+        (root / "val" / "fox").rename(root / "val" / "wolf")
+    assert expected in message_of(root)
+
+
+@pytest.mark.tensorflow
+def test_val_may_lack_a_class(root):
+    for file in (root / "val" / "fox").iterdir():
+        file.unlink()
+    (root / "val" / "fox").rmdir()
+    dataset = load(root)
+    assert dataset.class_names == ("cat", "dog", "fox")
+    assert set(dataset.test.labels.tolist()) == {0, 1}
+
+
+@pytest.mark.tensorflow
+def test_numbers_that_do_not_fit_are_refused(root):
+    message = message_of(root, validation_examples=TRAIN)
+    assert message.endswith(f"expected 0 to 30: folder:{root} has 31 training images")
+    with pytest.raises(InputError, match="^batch size 32 does not fit 31 training"):
+        load(root).batches(32, seed=0)
+
+
+@pytest.mark.tensorflow
+def test_an_image_gone_since_the_start_ends_the_run_in_one_line(root):
+    dataset = load(root)
+    for file in root.glob("train/*/*"):
+        file.unlink()
+    message = "^'folder:.*': training images cannot be read .*No such file"
+    with pytest.raises(InputError, match=message) as raised:
+        drawn(dataset, 1)
+    assert "\n" not in str(raised.value)
+
+
+def test_without_tensorflow_the_message_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    message = message_of(tmp_path)
+    assert message.startswith(f"'folder:{tmp_path}' needs TensorFlow and tensorflow-")
+    assert message.endswith("pip install 'freeadv_jax[imagenet]'")
+
+
+@pytest.mark.tensorflow
+def test_photographs_in_folders_of_wnids_are_drawn_once_a_pass(tf):
+    folder = imagenette()
+    if folder is None:
+        pytest.skip("FREEADV_IMAGENETTE names no folder of photographs")
+    dataset = load(folder, image_size=64, validation_examples=50)
+    assert len(dataset.class_names) == 10
+    assert all(name.startswith("n0") for name in dataset.class_names)
+    files = len(list(folder.glob("train/*/*")))
+    assert len(dataset.train.labels) == files - 50
+    batches = drawn(dataset, dataset.steps_per_pass(32), batch_size=32)
+    labels = np.concatenate([batch["label"] for batch in batches])
+    counts = np.bincount(labels, minlength=10)
+    assert np.all(counts <= np.bincount(dataset.train.labels))
+    assert len({image.tobytes() for b in batches for image in b["image"]}) == len(
+        labels
+    )
