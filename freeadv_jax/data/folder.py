@@ -110,9 +110,13 @@ def load_folder(
     `max_corrupt` of the images in train/ or val/. InputError names what is unusable.
     """
     import_tensorflow(name, extra="imagenet")
-    root = existing_directory(
-        name.removeprefix(FOLDER), name=FOLDER + "<path>", contents=_LAYOUT
-    )
+    path = name.removeprefix(FOLDER)
+    if "://" in path:
+        raise InputError(
+            f"{name!r} is no folder of this machine: copy or mount it first; of the "
+            "data sets only imagenet and tfds:<name> are read from a bucket"
+        )
+    root = existing_directory(path, name=FOLDER + "<path>", contents=_LAYOUT)
     class_names = _classes(root / "train")
     if len(class_names) < 2:
         raise InputError(

@@ -264,6 +264,13 @@ def test_a_folder_that_does_not_fit_is_refused(tf, tmp_path, change, expected):
 
 
 @pytest.mark.tensorflow
+def test_a_bucket_is_no_folder(tf):
+    assert message_of("gs://bucket/images").startswith(
+        "'folder:gs://bucket/images' is no folder of this machine: copy or mount it"
+    )
+
+
+@pytest.mark.tensorflow
 def test_val_may_lack_a_class(root):
     for file in (root / "val" / "fox").iterdir():
         file.unlink()
