@@ -23,6 +23,7 @@ def finish(config: ConfigDict, workdir: pathlib.Path, *, part="test") -> dict:
         config,
         num_classes=len(dataset.class_names),
         image_shape=dataset.image_shape,
+        class_names=dataset.class_names,
     )
     print(f"{workdir}: {config.method}, seed {config.seed}", flush=True)
     state, training = train(run, dataset)

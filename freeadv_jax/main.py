@@ -70,7 +70,11 @@ def main(argv):
         check_batch_size(config.batch_size)
         dataset.steps_per_pass(config.batch_size)
     run = open_run(
-        workdir, config, num_classes=num_classes, image_shape=dataset.image_shape
+        workdir,
+        config,
+        num_classes=num_classes,
+        image_shape=dataset.image_shape,
+        class_names=dataset.class_names,
     )
     state, training = train(run, dataset)
     results = evaluate_run(run, state.variables, dataset.test, training=training)

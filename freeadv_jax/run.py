@@ -41,6 +41,8 @@ class Run:
     config: ConfigDict
     num_classes: int
     image_shape: tuple[int, int, int]
+    # As the data set has them; () where a run of an older version does not tell.
+    class_names: tuple[str, ...] = ()
 
     def model(self):
         """The network with its normalisation in front, as the configuration says."""
@@ -121,14 +123,17 @@ class Run:
         return self.config.updates // replays(self.config)
 
 
-def open_run(workdir, config: ConfigDict, *, num_classes, image_shape) -> Run:
+def open_run(
+    workdir, config: ConfigDict, *, num_classes, image_shape, class_names=()
+) -> Run:
     """The run in `workdir`, begun there or continued, by all processes together.
 
     InputError where the folder cannot be written, holds something else, was made with
-    another configuration (apart from the fields of config_rules.FREE_TO_CHANGE), or is not
-    shared by the processes.
+    another configuration (apart from the fields of config_rules.FREE_TO_CHANGE) or
+    with other classes, or is not shared by the processes.
     """
-    run = Run(pathlib.Path(workdir).expanduser(), config, num_classes, image_shape)
+    workdir = pathlib.Path(workdir).expanduser()
+    run = Run(workdir, config, num_classes, tuple(image_shape), tuple(class_names))
     record = run.workdir / RECORD
     with agreement():
         run.model()  # Says what does not fit before anything is written.
@@ -150,12 +155,19 @@ def _check_folder(run, record):
     """InputError unless the run can be begun or continued there."""
     workdir, config = run.workdir, run.config
     if record.exists():
-        saved, _, _ = _read_record(record)
-        if changed := differences(saved, config):
+        before = _read_record(record)
+        if changed := differences(before["config"], config):
             raise InputError(
                 f"{workdir} was made with another configuration: {'; '.join(changed)}; "
                 "use another --workdir"
             )
+        for name in ("num_classes", "image_shape", "class_names"):
+            was, now = before[name], getattr(run, name)
+            if was != now and was != ():
+                raise InputError(
+                    f"{workdir} was made of data with {name} = {was}, not {now}; "
+                    "use another --workdir"
+                )
         if (done := run.saved_updates()) > config.updates:
             raise InputError(
                 f"{workdir} is already at update {done}: "
@@ -178,6 +190,7 @@ def _write_record(run, record):
                 "config": run.config.to_dict(),
                 "num_classes": run.num_classes,
                 "image_shape": list(run.image_shape),
+                "class_names": list(run.class_names),
             },
         )
     except OSError as fault:
@@ -192,21 +205,26 @@ def read_run(workdir) -> Run:
     record = workdir / RECORD
     if not record.exists():
         raise InputError(f"{workdir} holds no run: there is no {record}")
-    saved, num_classes, image_shape = _read_record(record)
+    saved = _read_record(record)
     config = base_config()
     try:
-        config.update(saved)
+        config.update(saved.pop("config"))
     except (AttributeError, KeyError, TypeError, ValueError) as fault:
         raise InputError(f"{record} is damaged: {fault}") from fault
     validate(config)
-    return Run(workdir, config, num_classes, image_shape)
+    return Run(workdir, config, **saved)
 
 
 def _read_record(path):
-    """The saved configuration as a dict, the number of classes, the image shape."""
+    """The fields of the `Run`, its configuration as a dict."""
     saved = read_json(path)
     try:
-        return dict(saved["config"]), saved["num_classes"], tuple(saved["image_shape"])
+        return {
+            "config": dict(saved["config"]),
+            "num_classes": saved["num_classes"],
+            "image_shape": tuple(saved["image_shape"]),
+            "class_names": tuple(saved.get("class_names", ())),
+        }
     except (KeyError, TypeError, ValueError) as fault:
         raise InputError(
             f"{path} is damaged: it must hold config, num_classes and image_shape"

@@ -73,7 +73,7 @@ def test_a_changed_recipe_leaves_the_next_one_as_it_was():
         ("model.dtype", "float16", "float32, bfloat16"),
         ("optimizer.learning_rate", 0.0, "above 0"),
         ("optimizer.learning_rate", math.inf, "a finite number"),
-        ("optimizer.schedule", "cosine", "step, triangular"),
+        ("optimizer.schedule", "linear", "step, triangular, cosine"),
         ("optimizer.turns", (0.75, 0.5), "rising fractions"),
         ("optimizer.turns", (0.5, 1.0), "above 0 and below 1"),
         ("optimizer.momentum", 1.0, "0 up to below 1"),
@@ -200,10 +200,13 @@ def test_a_run_may_change_only_what_leaves_its_weights(field):
     assert differences(saved, config) == expected
 
 
-def test_a_field_that_a_saved_run_lacks_is_a_difference():
+def test_a_field_that_a_saved_run_lacks_had_its_default():
     saved = base_config().to_dict()
     del saved["attack"]["beta"]
-    assert differences(saved, base_config()) == ["attack.beta: None -> 6.0"]
+    assert differences(saved, base_config()) == []
+    assert differences(saved, with_values(attack__beta=3.0)) == [
+        "attack.beta: 6.0 -> 3.0"
+    ]
 
 
 def test_free_to_change_names_fields_that_exist():

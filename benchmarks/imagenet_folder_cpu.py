@@ -1,0 +1,53 @@
+"""ResNet-50 on a small folder of photographs: natural training against Free-4.
+
+    python -m benchmarks.imagenet_folder_cpu --data=DIR [--runs=DIR] [--out=FILE]
+
+DIR holds train/<class>/* and val/<class>/*. The recipe is that of ImageNet on crops of
+64 pixels with a CPU's budget; the learning rate is scaled with the batch, nothing was
+tuned. It shows that the path from JPEGs to a table works, not how far the method goes.
+"""
+
+import argparse
+import pathlib
+
+from benchmarks.record import write_record
+from benchmarks.runs import finish
+from configs import imagenet_free4, imagenet_natural
+
+ROWS = {"natural": imagenet_natural, "free4": imagenet_free4}
+SCALED_DOWN = {
+    "updates": 480,
+    "batch_size": 32,
+    "data.image_size": 64,
+    "optimizer.learning_rate": 0.1 * 32 / 256,
+    "checkpoint.every_updates": 48,
+    "logging.every_updates": 48,
+    "evaluation.attacks": ("natural", "pgd-10"),
+    "evaluation.batch_size": 64,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="the folder of photographs")
+    parser.add_argument(
+        "--runs", type=pathlib.Path, default="runs/benchmark-imagenet-folder-cpu"
+    )
+    parser.add_argument("--out", default="benchmarks/results/imagenet_folder_cpu.json")
+    options = parser.parse_args()
+    results = {}
+    for name, module in ROWS.items():
+        config = module.get_config()
+        config.update_from_flattened_dict(SCALED_DOWN)
+        config.data.name = f"folder:{options.data}"
+        results[name] = finish(config, options.runs / name)
+        results[name]["config"]["data"]["name"] = "folder:DIR"
+    for name, result in results.items():
+        print(f"\n{name}: {result['training']['seconds'] / 60:.1f} minutes")
+        for attack, row in result["evaluation"].items():
+            print(f"  {attack:10}{row['accuracy']:8.2%} of {row['examples']}")
+    write_record(options.out, results)
+
+
+if __name__ == "__main__":
+    main()
