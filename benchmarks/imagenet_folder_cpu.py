@@ -18,15 +18,15 @@ from configs import imagenet_free4, imagenet_natural
 
 ROWS = {"natural": imagenet_natural, "free4": imagenet_free4}
 SCALED_DOWN = {
-    "updates": 480,
+    "updates": 240,
     "batch_size": 32,
     "data.image_size": 64,
     "optimizer.learning_rate": 0.1 * 32 / 256,
     "optimizer.schedule": "cosine",
     "optimizer.turns": (),
     "optimizer.warmup": 0.2,
-    "checkpoint.every_updates": 48,
-    "logging.every_updates": 48,
+    "checkpoint.every_updates": 24,
+    "logging.every_updates": 24,
     "evaluation.attacks": ("natural", "pgd-10"),
     "evaluation.batch_size": 64,
 }
