@@ -132,7 +132,7 @@ def open_run(
     another configuration (apart from the fields of config_rules.FREE_TO_CHANGE) or
     with other classes, or is not shared by the processes.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = _folder(workdir)
     run = Run(workdir, config, num_classes, tuple(image_shape), tuple(class_names))
     record = run.workdir / RECORD
     with agreement():
@@ -201,7 +201,7 @@ def _write_record(run, record):
 
 def read_run(workdir) -> Run:
     """The run that lies in `workdir`; InputError where there is none."""
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = _folder(workdir)
     record = workdir / RECORD
     if not record.exists():
         raise InputError(f"{workdir} holds no run: there is no {record}")
@@ -213,6 +213,15 @@ def read_run(workdir) -> Run:
         raise InputError(f"{record} is damaged: {fault}") from fault
     validate(config)
     return Run(workdir, config, **saved)
+
+
+def _folder(workdir):
+    if "://" in str(workdir):
+        raise InputError(
+            f"{workdir} is no folder of this machine: mount the bucket, with gcsfuse "
+            "for gs://, and give the folder where it then lies"
+        )
+    return pathlib.Path(workdir).expanduser()
 
 
 def _read_record(path):
