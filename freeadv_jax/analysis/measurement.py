@@ -98,7 +98,6 @@ class _Measuring:
 
     def alone(self):
         """All that takes only this model."""
-        arrays = self.outcomes.arrays
         config = self.subject.run.config
         ball, step_size = threat(config), config.evaluation.step_size
         self._once("label", lambda: self.load().labels)
