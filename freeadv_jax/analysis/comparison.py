@@ -107,7 +107,7 @@ def number(epsilon: float) -> str:
 def method_name(config: ConfigDict) -> str:
     """A method as the papers call it: Free-8, 7-PGD."""
     return {
-        "natural": "natural",
+        "natural": "Natural",
         "free": f"Free-{config.attack.replays}",
         "pgd": f"{config.attack.steps}-PGD",
         "fgsm-rs": "FGSM-RS",

@@ -11,14 +11,11 @@ off. --no-measure shows what is there.
 """
 
 import argparse
-import pathlib
-import signal
-import sys
 
+from freeadv_jax.analysis.command import Parser, count, run_command
 from freeadv_jax.analysis.comparison import first_examples, open_subjects
 from freeadv_jax.analysis.measurement import found, measure
 from freeadv_jax.analysis.plotting import new_figure
-from freeadv_jax.errors import InputError
 from freeadv_jax.record import partial_path
 from freeadv_jax.report.page import FORMATS, render
 from freeadv_jax.report.shown import read_shown
@@ -26,10 +23,7 @@ from freeadv_jax.report.shown import read_shown
 
 def main(argv):
     given = _parser().parse_args(argv[1:])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    out = pathlib.Path(given.out).expanduser()
-    if out.is_dir():
-        raise InputError(f"{out} is a folder: --out is the file to write")
+    out = given.out
     if given.format == "html":
         new_figure(1, 1)  # Says what is not installed before anything is measured.
     subjects = open_subjects(given.runs)
@@ -49,24 +43,11 @@ def main(argv):
     print(f"written to {out} ({len(text.encode()) / 1e6:.2f} MB)")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(message)
-
-
 def _parser():
-    parser = _Parser(
-        prog="python -m freeadv_jax.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("freeadv_jax.report", __doc__)
     say = parser.add_argument
-    say("runs", nargs="+", metavar="RUN", help="a run folder, with its evaluation")
-    say("--out", required=True, help="the file to write")
     say("--format", choices=FORMATS, default="html")
-    say("--data", default="", help="where the data set lies, if not as in training")
-    say("--examples", type=_count, default=500, help="test images to measure on")
+    say("--examples", type=count, default=500, help="test images to measure on")
     say(
         "--measure",
         action=argparse.BooleanOptionalAction,
@@ -76,16 +57,5 @@ def _parser():
     return parser
 
 
-def _count(text):
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number above 0")
-    return int(text)
-
-
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except InputError as fault:
-        sys.exit(f"error: {fault}")
-    except OSError as fault:  # A full disk, say, or a folder that cannot be written.
-        sys.exit(f"error: {fault.filename}: {fault.strerror}")
+    run_command(main)

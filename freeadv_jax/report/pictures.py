@@ -104,7 +104,7 @@ def _says(found, logits):
     label = int(np.argmax(logits))
     shifted = np.exp(logits - np.max(logits))
     probability = shifted[label] / shifted.sum()
-    return label, f"{_name(found, label)} {100 * probability:.0f} %"
+    return label, f"{_name(found, label)} ({100 * probability:.0f} %)"
 
 
 def _name(found, label):

@@ -155,7 +155,7 @@ def _accuracy(row, best):
     numbers = {"accuracy": row["accuracy"], "low": low, "high": high}
     return Cell(
         percent(row["accuracy"]),
-        note=f"{interval_text(row['interval'])}; n {row['examples']:,}",
+        note=f"{interval_text(row['interval'])}, of {row['examples']:,}",
         mark="best" if row["accuracy"] == best else "",
         numbers=numbers | {"correct": row["correct"], "examples": row["examples"]},
     )
