@@ -84,7 +84,7 @@ def flatness(
 
     The rise is the largest loss in the ball and the pixel box, less that of the image.
     The error is the largest |loss(x + d) - loss(x) - d . gradient(x)| there, gamma of
-    Qin et al. (NeurIPS 2019), equation (5): 0 where the loss is linear. Both are the
+    Qin et al. (NeurIPS 2019): 0 where the loss is linear. Both are the
     best of two ascents from a random start, one for each, so from below.
     """
     ball = Threat(norm, epsilon)
@@ -191,7 +191,7 @@ def measure(
 
 def draw(subjects: list[Subject], measured: list[dict], image: int):
     """A matplotlib Figure: a row a model, each plane as surface and as contours."""
-    figure = new_figure(11, 2.9 * len(subjects) + 0.3)
+    figure = new_figure(11.5, 3.2 * len(subjects))
     rows = figure.subfigures(len(subjects), 1, squeeze=False)[:, 0]
     highest = max(one[plane].max() for one in measured for plane in PLANES)
     for row, subject, one in zip(rows, subjects, measured):
@@ -223,7 +223,9 @@ def draw(subjects: list[Subject], measured: list[dict], image: int):
                 edgecolor=INK,
             )
             surface.set(zlim=(0, highest), xlabel=first, ylabel="random")
-            surface.set_title("loss", fontsize=9, fontweight="normal")
+            surface.set_title(
+                "loss, one scale for all", fontsize=8, fontweight="normal"
+            )
             surface.tick_params(labelsize=7, pad=-2)
             surface.view_init(elev=28, azim=-58)
             flat = row.add_subplot(1, 4, 2 * column + 2)
