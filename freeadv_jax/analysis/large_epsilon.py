@@ -150,7 +150,7 @@ def draw(
             _show(rows[0, column], picture, _says(names, one["image logits"][column]))
             for axes, row in zip(rows[1:, column], ROWS[1:]):
                 said = _says(names, one[f"{row} logits"][column])
-                aim = f"to {names[targets[column]]}: " if row == "targeted" else ""
+                aim = f"to {names[targets[column]]}:\n" if row == "targeted" else ""
                 _show(axes, one[row][column], aim + said)
     return figure
 
@@ -198,7 +198,7 @@ def _says(names, logits):
     """The likeliest class with its probability."""
     shifted = np.exp(logits - logits.max())
     label = int(logits.argmax())
-    return f"{names[label]} {100 * shifted[label] / shifted.sum():.0f} %"
+    return f"{names[label]} ({100 * shifted[label] / shifted.sum():.0f} %)"
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from freeadv_jax.analysis.comparison import (
 )
 from freeadv_jax.analysis.plotting import INK, check_figure_path, new_figure, save
 from freeadv_jax.attacks.attack import attack_keys
+from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Threat
@@ -70,7 +71,7 @@ def loss_grid(
     return losses.reshape(a.shape)
 
 
-@jax.jit(static_argnames=("norm",))
+@jax.jit(static_argnames=("norm", "epsilon"))
 def flatness(
     logits_fn: Callable,
     images: Float[Array, "b h w c"],
@@ -78,7 +79,7 @@ def flatness(
     keys: Key[Array, " b"],
     *,
     norm: str,
-    epsilon: Float[Array, ""],
+    epsilon: float,
 ) -> dict[str, Array]:
     """For each image the 'rise' and the 'error' f32[b], and the 'worst' point's shift.
 
@@ -144,7 +145,6 @@ def measure(
     kept = subject.kept("loss_surface", about | {"examples": len(labels)})
     arrays = kept.arrays
     keys = attack_keys(np.uint32(0), jnp.arange(len(labels)), jnp.zeros_like(labels))
-    epsilon = np.float32(ball["epsilon"])
     if "rise" not in arrays:
         arrays |= {of: np.full(len(labels), np.nan) for of in ("rise", "error")}
     progress = Progress(f"{name}: flatness", total=len(labels), unit="images")
@@ -156,8 +156,7 @@ def measure(
                 images[few],
                 labels[few],
                 keys[few],
-                norm=ball["norm"],
-                epsilon=epsilon,
+                **ball,
             )
             arrays["rise"][few], arrays["error"][few] = found["rise"], found["error"]
             kept.save()
@@ -170,8 +169,7 @@ def measure(
             images[one],
             labels[one],
             keys[one],
-            norm=ball["norm"],
-            epsilon=epsilon,
+            **ball,
         )["worst"][0]
         random = [random_direction(seed, worst.shape, **ball) for seed in (0, 1)]
         for plane, first in zip(PLANES, (worst, random[1])):
@@ -294,10 +292,10 @@ def _chosen(subjects, examples, given):
                 f"--image={given}: must be below --examples={len(examples.labels)}"
             )
         return given
-    images = _floats(examples.images)
-    right = np.ones(len(images), bool)
+    campaign = Campaign(batch_size=_BATCH)
+    right = np.ones(len(examples.labels), bool)
     for subject in subjects:
-        logits = np.asarray(subject.logits_fn(images))
+        logits = campaign.logits(subject.logits_fn, examples.images)
         right &= logits.argmax(axis=-1) == examples.labels
     if not right.any():
         raise InputError(

@@ -145,6 +145,7 @@ def class_bars(shown: list[Shown]) -> list[Plot]:
         axes.barh(rows, heights[1::2], color=colour, height=0.5, label="attacked")
         axes.set_yticks(rows, names)
         axes.invert_yaxis()
+        axes.set_axisbelow(True)
         axes.grid(False, axis="y")
         axes.set(xlim=(0, 100), xlabel="percent right")
         figure.legend(loc="outside lower right", ncols=2)
@@ -191,8 +192,10 @@ def _epsilon_plot(shown, curves, epsilon):
         _with_interval(axes, run, shown, curve, x_scale=scale)
     axes.axvline(scale * epsilon, color=INK, linestyle=":", linewidth=1)
     axes.annotate(
-        " trained for",
-        (scale * epsilon, 97),
+        "trained for",
+        (scale * epsilon, 100),
+        xytext=(3, -2),
+        textcoords="offset points",
         fontsize=8,
         verticalalignment="top",
     )

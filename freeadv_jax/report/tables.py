@@ -40,7 +40,10 @@ def results_table(shown: list[Shown]) -> Table:
         "of images."
     )
     if len(shown) > 1:
-        caption += " The best of a column is marked."
+        caption += (
+            " The best of a column is marked; where intervals overlap, the difference "
+            "may be chance."
+        )
     if apart:
         caption += (
             f" Nothing is marked for {', '.join(apart)}: not made on all models in the "
