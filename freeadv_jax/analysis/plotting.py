@@ -93,10 +93,21 @@ def as_svg(figure, name: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    # Its style would hold for the whole page, which has one for all plots.
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r">\s+<", "><", svg)
+    svg = re.sub(r" font-family: [^;]*;", "", svg)  # That of the page.
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # HTML knows them.
     svg = re.sub(r"<g id=\"\w+_\d+\">", "<g>", svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
+    # A hundredth of a point is enough, and half the size.
+    svg = re.sub(
+        r'(?<= )(?:d|x|y|transform)="[^"]*"',
+        lambda part: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(part[0].split())),
+        svg,
+    )
     variables = {"--ink": INK, "--faint": FAINT} | {
         f"--series-{place}": colour for place, colour in enumerate(SERIES)
     }

@@ -15,7 +15,7 @@ _LARGEST = 96
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG as a data address, read out as `description`, with a line below."""
+    """An image as a data address, read out as `description`, with a line below."""
 
     source: str
     description: str
@@ -75,7 +75,7 @@ def _grid(run, chosen):
         )
         rows["change"].append(
             Picture(
-                png(0.5 + magnified * change[index]),
+                data_address(0.5 + magnified * change[index]),
                 f"What the attack adds to the image of class {truth}, magnified",
                 "",
                 True,
@@ -96,7 +96,9 @@ def _grid(run, chosen):
 def _picture(image, description, found, index, says):
     label, text = says
     right = label == found.labels[index]
-    return Picture(png(image), f"{description}; the network says {text}", text, right)
+    return Picture(
+        data_address(image), f"{description}; the network says {text}", text, right
+    )
 
 
 def _says(found, logits):
@@ -111,8 +113,8 @@ def _name(found, label):
     return found.class_names[label].replace("_", " ")
 
 
-def png(image: np.ndarray) -> str:
-    """A data address of an image f32[h, w, c] in [0, 1]."""
+def data_address(image: np.ndarray) -> str:
+    """Lossless WebP, as a data address, of an image f32[h, w, c] in [0, 1]."""
     from PIL import Image
 
     pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
@@ -120,5 +122,5 @@ def png(image: np.ndarray) -> str:
     if max(drawn.size) > _LARGEST:
         drawn.thumbnail((_LARGEST, _LARGEST))
     out = io.BytesIO()
-    drawn.save(out, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+    drawn.save(out, format="WEBP", lossless=True, quality=100)
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
