@@ -21,7 +21,8 @@ def trained_pair(tmp_path_factory):
     from tiny_run import train_and_evaluate
 
     folder = tmp_path_factory.mktemp("pair")
+    sparing = {"validation__every_passes": 2.0}
     return [
-        train_and_evaluate(folder / method, method=method, updates=256)
+        train_and_evaluate(folder / method, method=method, updates=128, **sparing)
         for method in ("natural", "free")
     ]

@@ -12,9 +12,11 @@ RUN/large_epsilon.npz, and the same command goes on where it was cut off.
 
 import argparse
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from freeadv_jax.analysis.command import Parser, count, run_command
 from freeadv_jax.analysis.comparison import (
@@ -75,7 +77,8 @@ def make(
         "targeted": ("given-target", targets),
     }
     if "gradient" not in arrays:
-        arrays["gradient"] = input_gradients(subject.logits_fn, images, examples.labels)
+        gradients = input_gradients(subject.logits_fn, images, examples.labels)
+        arrays["gradient"] = np.asarray(gradients)
         arrays["image logits"] = campaign.logits(subject.logits_fn, images)
         kept.save()
     for row, (goal, labels) in goals.items():
@@ -107,14 +110,12 @@ def make(
     return arrays
 
 
-def input_gradients(logits_fn, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of the cross-entropy in each image, f32[n, h, w, c]."""
-
-    @jax.jit
-    def gradients(logits_fn, images):
-        return jax.grad(lambda x: cross_entropy(logits_fn(x), labels).sum())(images)
-
-    return np.asarray(gradients(logits_fn, images))
+@jax.jit
+def input_gradients(
+    logits_fn: Callable, images: Float[Array, "b h w c"], labels: Int[Array, " b"]
+) -> Float[Array, "b h w c"]:
+    """Of the cross-entropy in each image."""
+    return jax.grad(lambda x: cross_entropy(logits_fn(x), labels).sum())(images)
 
 
 def gradient_picture(gradient: np.ndarray) -> np.ndarray:

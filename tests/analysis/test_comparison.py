@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,9 +41,10 @@ def test_models_are_those_of_the_folders_and_called_by_their_methods(pair):
     assert [subject.label for subject in subjects] == ["Natural", "Free-2"]
     examples = first_examples(subjects, data="", examples=20)
     images = jnp.asarray(examples.images / np.float32(255))
+    jitted = jax.jit(lambda logits_fn, images: logits_fn(images))
     for subject, workdir in zip(subjects, pair):
         np.testing.assert_allclose(
-            subject.logits_fn(images), load(workdir)(images), atol=1e-5
+            jitted(subject.logits_fn, images), load(workdir)(images), atol=1e-5
         )
     assert examples.class_names == tuple("0123456789")
 

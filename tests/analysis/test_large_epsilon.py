@@ -65,7 +65,7 @@ def test_gradient_of_a_linear_model_is_known():
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = (softmax - np.eye(3)[labels]) @ weights.T
     found = input_gradients(linear, images, labels)
-    np.testing.assert_allclose(found.reshape(5, 8), expected, atol=1e-6)
+    np.testing.assert_allclose(np.reshape(found, (5, 8)), expected, atol=1e-6)
 
 
 def test_gradient_picture_is_grey_at_nothing_and_cut_at_three_deviations():

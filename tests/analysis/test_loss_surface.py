@@ -147,6 +147,7 @@ def test_command_draws_writes_its_numbers_and_measures_once(
     assert json.loads(out.with_suffix(".json").read_text()) == numbers
 
 
+@pytest.mark.slow
 def test_cut_command_goes_on_with_the_images_that_are_missing(pair, tmp_path):
     made = []
 

@@ -90,6 +90,7 @@ def test_second_call_attacks_nothing_and_finds_the_same(pair, monkeypatch):
     assert found(subjects, examples=EXAMPLES + 1) is None
 
 
+@pytest.mark.slow
 def test_cut_measurement_goes_on_with_what_is_missing(trained_pair, tmp_path, pair):
     whole = measured(pair)[1]
     run = shutil.copytree(trained_pair[1], tmp_path / "run")
