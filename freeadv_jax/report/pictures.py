@@ -95,7 +95,7 @@ def _grid(run, chosen):
 
 def _picture(image, description, found, index, says):
     label, text = says
-    right = label == found.labels[index]
+    right = bool(label == found.labels[index])
     return Picture(
         data_address(image), f"{description}; the network says {text}", text, right
     )

@@ -167,8 +167,8 @@ def test_without_measuring_the_rest_is_shown(trained_pair, tmp_path):
     text = render([run], tmp_path / "report.html", "--no-measure")
     parsed = Page(text)
     assert not parsed.of("img")
-    # Of the training alone: what was held out, loss, against updates and minutes.
-    assert len(parsed.of("svg")) == 6
+    # Six of the training, and the classes of the evaluation.
+    assert len(parsed.of("svg")) == 7
     assert "were not measured" in text
     assert not (run / "report.npz").exists()
 
