@@ -189,7 +189,7 @@ def measure(
 
 def draw(subjects: list[Subject], measured: list[dict], image: int):
     """A matplotlib Figure: a row a model, each plane as surface and as contours."""
-    figure = new_figure(11.5, 3.2 * len(subjects))
+    figure = new_figure(11.5, 3.5 * len(subjects))
     rows = figure.subfigures(len(subjects), 1, squeeze=False)[:, 0]
     highest = max(one[plane].max() for one in measured for plane in PLANES)
     for row, subject, one in zip(rows, subjects, measured):

@@ -67,10 +67,12 @@ def save(figure, path: pathlib.Path, *, dpi: int = 110) -> None:
         from PIL import Image
 
         canvas = io.BytesIO()
-        figure.savefig(canvas, format="png", dpi=dpi, facecolor="white")
+        figure.savefig(
+            canvas, format="png", dpi=dpi, facecolor="white", bbox_inches="tight"
+        )
         Image.open(canvas).convert("RGB").quantize(256).save(path, optimize=True)
     else:
-        figure.savefig(path, facecolor="white")
+        figure.savefig(path, facecolor="white", bbox_inches="tight")
 
 
 def as_svg(figure, name: str, description: str) -> str:
