@@ -11,12 +11,8 @@ measured is kept in RUN/loss_surface.npz, and the same command goes on where it 
 off.
 """
 
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
 
 from freeadv_jax.analysis.command import Parser, count, place, run_command
 from freeadv_jax.analysis.comparison import (
@@ -27,108 +23,19 @@ from freeadv_jax.analysis.comparison import (
     open_subjects,
     threat,
 )
+from freeadv_jax.analysis.flatness import flatness, loss_grid, random_direction
 from freeadv_jax.analysis.plotting import INK, check_figure_path, new_figure, save
 from freeadv_jax.attacks.attack import attack_keys
 from freeadv_jax.attacks.campaign import Campaign
-from freeadv_jax.attacks.losses import cross_entropy
-from freeadv_jax.attacks.pgd import projected_ascent
-from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.errors import InputError
 from freeadv_jax.metrics import Progress
 from freeadv_jax.record import write_json
 
 # The pictures are a little wider than the ball, whose edge is at 1.
 _WIDTH = 1.5
-# Grid points in one pass of the network, and images in one ascent.
-_POINTS_A_PASS, _BATCH = 128, 50
-# Of the ascents that look for the highest point and for the largest error, the step
-# in epsilons: 5 of them in all.
-STEPS, _STEP = 50, 0.1
+# Images in one ascent.
+_BATCH = 50
 PLANES = ("adversarial", "random")
-
-
-@jax.jit
-def loss_grid(
-    logits_fn: Callable,
-    image: Float[Array, "h w c"],
-    label: Int[Array, ""],
-    directions: Float[Array, "2 h w c"],
-    coordinates: Float[Array, " k"],
-) -> Float[Array, "k k"]:
-    """Cross-entropy at image + a * directions[0] + b * directions[1], a the row.
-
-    The points of the plane as they are: clipping to the pixel box would bend it. The
-    whole grid is one call, in the memory of a hundred images.
-    """
-
-    def loss(point):
-        shift = jnp.tensordot(point, directions, axes=1)
-        return cross_entropy(logits_fn((image + shift)[None]), label[None])[0]
-
-    a, b = jnp.meshgrid(coordinates, coordinates, indexing="ij")
-    points = jnp.stack([a.ravel(), b.ravel()], axis=1)
-    losses = jax.lax.map(loss, points, batch_size=_POINTS_A_PASS)
-    return losses.reshape(a.shape)
-
-
-@jax.jit(static_argnames=("norm", "epsilon"))
-def flatness(
-    logits_fn: Callable,
-    images: Float[Array, "b h w c"],
-    labels: Int[Array, " b"],
-    keys: Key[Array, " b"],
-    *,
-    norm: str,
-    epsilon: float,
-) -> dict[str, Array]:
-    """For each image the 'rise' and the 'error' f32[b], and the 'worst' point's shift.
-
-    The rise is the largest loss in the ball and the pixel box, less that of the image.
-    The error is the largest |loss(x + d) - loss(x) - d . gradient(x)| there, gamma of
-    Qin et al. (NeurIPS 2019): 0 where the loss is linear. Both are the
-    best of two ascents from a random start, one for each, so from below.
-    """
-    ball = Threat(norm, epsilon)
-
-    def loss(points):
-        return cross_entropy(logits_fn(points), labels)
-
-    def of_image(values):
-        return values.sum(axis=(1, 2, 3))
-
-    here = loss(images)
-    gradient = jax.grad(lambda points: loss(points).sum())(images)
-
-    def rise(points):
-        return loss(points) - here
-
-    def error(points):
-        return jnp.abs(rise(points) - of_image((points - images) * gradient))
-
-    start = ball.random_start(keys, images.shape[1:])
-    ends = {
-        of: projected_ascent(
-            objective,
-            images,
-            start,
-            threat=ball,
-            steps=STEPS,
-            step_size=_STEP * epsilon,
-        )
-        for of, objective in (("rise", rise), ("error", error))
-    }
-    return {
-        "rise": jnp.maximum(rise(ends["rise"]), rise(ends["error"])),
-        "error": jnp.maximum(error(ends["rise"]), error(ends["error"])),
-        "worst": ends["rise"] - images,
-    }
-
-
-def random_direction(seed: int, shape, *, norm: str, epsilon: float) -> np.ndarray:
-    """A Rademacher direction that reaches the edge of the ball: f32[h, w, c]."""
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=shape)
-    length = 1.0 if norm == "linf" else np.sqrt(signs.size)
-    return (epsilon / length * signs).astype(np.float32)
 
 
 def measure(

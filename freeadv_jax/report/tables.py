@@ -53,33 +53,26 @@ def results_table(shown: list[Shown]) -> Table:
 
 
 def seeds_table(shown: list[Shown]) -> Table | None:
-    """Mean and deviation over the seeds of a kind; None where each has but one."""
+    """Mean and deviation over the seeds of a kind; None where there are none to compare."""
     groups = {run.kind: [one for one in shown if one.kind == run.kind] for run in shown}
-    names = [
-        name
-        for name in attack_names(shown)
-        if any(
-            len(runs) > 1 and all(name in run.rows for run in runs)
-            for runs in groups.values()
-        )
-    ]
-    if not names:
+    names = [name for name in attack_names(shown) if comparable(shown, name)]
+    if not names or all(len(runs) == 1 for runs in groups.values()):
         return None
     means = {
         (kind, name): statistics.mean(run.rows[name]["accuracy"] for run in runs)
         for kind, runs in groups.items()
         for name in names
-        if all(name in run.rows for run in runs)
     }
     rows = []
     for kind, runs in groups.items():
-        row = [Cell(f"{kind}, {len(runs)} runs")]
+        row = [Cell(f"{kind}, {len(runs)} run{'s' if len(runs) > 1 else ''}")]
         for name in names:
             row.append(_mean(runs, name, means, best=_highest(means, name, groups)))
         rows.append(row)
     caption = (
         "Mean and standard deviation, in percent, of the runs that differ in their seed "
-        "alone: a difference between methods counts if it is several deviations."
+        "alone, under the attacks made on all: a difference between methods counts if "
+        "it is several deviations."
     )
     return Table("seeds", "Over the seeds", caption, ("method", *names), rows)
 
@@ -172,14 +165,11 @@ def _published(accuracy):
 
 
 def _highest(means, name, groups):
-    found = [means[kind, name] for kind in groups if (kind, name) in means]
-    return max(found) if len(found) == len(groups) > 1 else None
+    return max(means[kind, name] for kind in groups) if len(groups) > 1 else None
 
 
 def _mean(runs, name, means, *, best):
-    mean = means.get((runs[0].kind, name))
-    if mean is None:
-        return NONE
+    mean = means[runs[0].kind, name]
     numbers = {"accuracy": mean}
     note = ""
     if len(runs) > 1:

@@ -84,6 +84,8 @@ def test_seeds_have_mean_and_deviation():
     (line,) = seeds_table(runs).rows
     assert (line[0].text, line[1].text) == ("Free-2, 3 runs", "45.0")
     assert line[1].note == "± 5.0"
+    runs[0].rows["pgd-20"] = row(80, steps=40)
+    assert seeds_table(runs) is None
 
 
 def test_white_box_is_framed_and_a_stronger_transfer_is_a_red_flag():
