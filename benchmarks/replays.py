@@ -102,7 +102,8 @@ def draw(results):
         axes.set_xscale("log", base=2)
         axes.set_xticks(REPLAYS, map(str, REPLAYS))
         axes.set(title=name, xlabel="replays m", ylabel="percent right", ylim=(0, 100))
-    panels[0].legend(loc="lower left", fontsize=8)
+    lines = panels[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
