@@ -40,7 +40,7 @@ def verdict(shown: list[Shown]) -> list[str]:
 def _headline(ranked, attack):
     best, *others = ranked
     if not others:
-        return f"{best[0].kind} keeps {_share(best, attack)} of the images right."
+        return f"{best[0].kind} keeps {_share(best, attack)} right under attack."
     if _clear(best, others[0], attack):
         return f"{best[0].kind} is the most robust of these models."
     return (

@@ -47,7 +47,7 @@ def test_seeds_count_by_their_spread():
 
 def test_single_run_is_told_without_a_comparison():
     headline = verdict(runs(4, 100)[1:])[0]
-    assert headline == "Free-2 keeps 50.0 % of the images right."
+    assert headline == "Free-2 keeps 50.0 % right under attack."
 
 
 def test_runs_attacked_differently_are_not_ranked():
