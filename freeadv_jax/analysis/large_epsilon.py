@@ -56,6 +56,11 @@ def target_classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return ((labels + num_classes // 2) % num_classes).astype(np.int32)
 
 
+def radius(norm: str, epsilon: float, *, times: float) -> float:
+    """So many times epsilon; beyond 1 an L-inf ball holds no more images."""
+    return min(times * epsilon, 1.0 if norm == "linf" else math.inf)
+
+
 def make(
     subject: Subject, examples: Examples, *, times: float, campaign: Campaign
 ) -> dict[str, np.ndarray]:
@@ -65,8 +70,7 @@ def make(
     """
     config = subject.run.config
     ball = threat(config)
-    most = 1.0 if ball["norm"] == "linf" else math.inf
-    epsilon = min(times * ball["epsilon"], most)
+    epsilon = radius(times=times, **ball)
     about = {"norm": ball["norm"], "epsilon": epsilon, "data": config.data.name}
     kept = subject.kept("large_epsilon", about | {"examples": len(examples.labels)})
     arrays = kept.arrays
@@ -130,7 +134,7 @@ def draw(
     """A matplotlib Figure: a column an image, and below it three rows a model."""
     columns, names = len(examples.labels), examples.class_names
     config = subjects[0].run.config
-    radius = number(min(times * config.attack.epsilon, 1.0))
+    within = number(radius(times=times, **threat(config)))
     targets = target_classes(examples.labels, len(names))
     figure = new_figure(1.3 * columns + 1.1, 1.42 * (3 * len(subjects) + 1))
     grid = figure.subplots(3 * len(subjects) + 1, columns, squeeze=False)
@@ -144,8 +148,8 @@ def draw(
     for place, (subject, one) in enumerate(zip(subjects, made)):
         rows = grid[3 * place + 1 : 3 * place + 4]
         _name_row(rows[0, 0], f"{subject.label}\ninput gradient")
-        _name_row(rows[1, 0], f"{subject.label}\naway, {radius}")
-        _name_row(rows[2, 0], f"{subject.label}\nto a class, {radius}")
+        _name_row(rows[1, 0], f"{subject.label}\naway, {within}")
+        _name_row(rows[2, 0], f"{subject.label}\nto a class, {within}")
         for column in range(columns):
             picture = gradient_picture(one["gradient"][column])
             _show(rows[0, column], picture, _says(names, one["image logits"][column]))

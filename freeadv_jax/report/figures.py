@@ -220,7 +220,7 @@ def _epsilon_plot(shown, curves, epsilon):
         "Accuracy against epsilon",
         figure,
         f"Percent right by epsilon. {said}.",
-        "How far a pixel may be changed, against what the model still gets right. A "
+        "How far an image may be changed, against what the model still gets right. A "
         "robust model falls slowly; every model must reach zero, or the attack fails.",
     )
 

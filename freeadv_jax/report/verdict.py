@@ -60,7 +60,7 @@ def _robustness(ranked, attack):
     examples = ranked[0][0].rows[attack]["examples"]
     what = "All attacks together" if attack == WORST_CASE else f"The attack {attack}"
     return (
-        f"{what} may change every pixel within {threat_text(**threat(config))} (pixels "
+        f"{what} may change every image within {threat_text(**threat(config))} (pixels "
         f"range from 0 to 1). Of {examples:,} test images, attacked, still classified "
         f"right: {', '.join(means)}."
     )

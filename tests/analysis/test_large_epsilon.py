@@ -14,6 +14,7 @@ from freeadv_jax.analysis.large_epsilon import (
     main,
     make,
     one_of_each_class,
+    radius,
     target_classes,
 )
 from freeadv_jax.attacks.campaign import Campaign
@@ -79,6 +80,12 @@ def test_gradient_picture_is_grey_at_nothing_and_cut_at_three_deviations():
     half = gradient.std() * 1.5
     gradient[1, 1] = half
     assert 0.7 < gradient_picture(gradient)[1, 1, 0] < 0.76
+
+
+def test_radius_is_a_multiple_up_to_the_whole_range_of_a_pixel():
+    assert radius("linf", 0.1, times=4) == 0.4
+    assert radius("linf", 0.1, times=40) == 1.0
+    assert radius("l2", 0.5, times=4) == 2.0
 
 
 def test_targets_are_never_the_class_itself():
