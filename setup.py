@@ -16,6 +16,9 @@ TENSORFLOW = [
     'tensorflow>=2.20; platform_system != "Linux" or platform_machine != "x86_64"',
 ]
 
+# Figures, the page, and its pictures.
+REPORT = ["jinja2>=3.1", "matplotlib>=3.9", "pillow>=10"]
+
 setup(
     name="freeadv_jax",
     version=VERSION,
@@ -24,6 +27,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["freeadv_jax", "freeadv_jax.*"]),
+    package_data={"freeadv_jax.report": ["*.jinja"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -47,16 +51,15 @@ setup(
         # TensorFlow no longer brings tensorboard, and clu declares neither.
         "tensorboard": ["clu>=0.0.12", "tensorboard>=2.20", *TENSORFLOW],
         "export": ["safetensors>=0.4.5"],
+        "report": REPORT,
         # What benchmarks.attack_parity and attack_speed compare with.
         "references": ["foolbox==3.3.4", "pyautoattack==0.2.0", "torch>=2.4"],
         "dev": [
+            *REPORT,
             "PyYAML>=6",
             "beartype>=0.20",
             "ipykernel>=6.29",
-            "jinja2>=3.1",
-            "matplotlib>=3.9",
             "nbclient>=0.10",
-            "pillow>=10.1",
             "pytest>=8.0",
             "ruff>=0.17,<0.18",
             "safetensors>=0.4.5",

@@ -7,10 +7,10 @@ __all__ = ["load"]
 def load(workdir, *, checkpoint: str = "last"):
     """The trained model of a run folder: images in [0, 1] to logits.
 
-    See `freeadv_jax.run.Classifier` for its shapes. `checkpoint` is 'last' or 'best'
+    See `freeadv_jax.trained.Classifier` for its shapes. `checkpoint` is 'last' or 'best'
     (by robust validation accuracy). InputError where the folder holds no such model.
     """
     # Orbax takes a second to import, which `import freeadv_jax` need not cost.
-    from freeadv_jax import run
+    from freeadv_jax import trained
 
-    return run.load(workdir, checkpoint=checkpoint)
+    return trained.load(workdir, checkpoint=checkpoint)

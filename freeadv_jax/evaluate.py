@@ -30,7 +30,8 @@ from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.evaluation import evaluate, logits_functions, table
 from freeadv_jax.record import read_json
-from freeadv_jax.run import EXPORTED, load, read_run
+from freeadv_jax.run import read_run
+from freeadv_jax.trained import EXPORTED, load
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,9 +26,10 @@ from freeadv_jax.config import replays
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import build_model
 from freeadv_jax.record import partial_path, read_json, write_json
-from freeadv_jax.run import EXPORTED, Classifier, as_classifier, read_run
+from freeadv_jax.run import read_run
 from freeadv_jax.tensors import fitted, read_tensors, write_tensors
 from freeadv_jax.torch_weights import variables_from_torch
+from freeadv_jax.trained import EXPORTED, Classifier, as_classifier
 
 TENSORS = "model.safetensors"
 TORCH_MODELS = ("preact-resnet-18", "resnet-50", "resnet-101", "resnet-152")

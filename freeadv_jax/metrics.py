@@ -23,7 +23,7 @@ class MetricsLog:
     def __init__(self, workdir: pathlib.Path, *, last_step: int):
         """Continues after `last_step`: what a killed run wrote beyond it goes."""
         path = workdir / "metrics.jsonl"
-        self.lines = [line for line in _read(path) if line["step"] <= last_step]
+        self.lines = [line for line in read_lines(path) if line["step"] <= last_step]
         self._file = self._tensorboard = None
         if is_first():
             rewritten = path.with_suffix(".tmp")
@@ -113,7 +113,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _read(path):
+def read_lines(path):
     """The whole lines of a file whose last a kill may have cut short."""
     if not path.exists():
         return

@@ -32,7 +32,7 @@ class Outcomes:
         self.arrays: dict[str, np.ndarray] = {}
         self._next_save = time.monotonic() + _SECONDS
         if path.exists():
-            found = _read(path)
+            found = read_arrays(path)
             if json.loads(str(found.pop(_ABOUT, "null"))) == about:
                 self.arrays = found
         self.found = bool(self.arrays)
@@ -73,7 +73,8 @@ class Outcomes:
             del self.arrays[name]
 
 
-def _read(path):
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name; InputError where it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)

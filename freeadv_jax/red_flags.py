@@ -123,7 +123,7 @@ def _steps_and_restarts(attack, pgd, one, several):
     )
     return Flag(
         "steps and restarts",
-        _weaker(many, few) or bool(one.mean() - several.mean() > RESTART_GAIN),
+        weaker(many, few) or bool(one.mean() - several.mean() > RESTART_GAIN),
         f"the last iterate of PGD leaves {few.mean():.2%} after {FEW_STEPS} steps, "
         f"{many.mean():.2%} after {STEPS} (fallen to the few alone: "
         f"{np.sum(many & ~few)}, to the many alone: {np.sum(few & ~many)}); the best "
@@ -160,7 +160,7 @@ def _random_noise(attack, noise, one, left):
     missed, allowed = _missed(left, standing)
     return Flag(
         "random noise",
-        missed > allowed or _weaker(one, standing),
+        missed > allowed or weaker(one, standing),
         f"{noise.steps} random points leave {standing.mean():.2%}, PGD "
         f"{one.mean():.2%}; they break {missed} of the {left.sum()} images that all "
         f"PGD left ({allowed} allowed)",
@@ -227,7 +227,7 @@ def _epsilon_curve(attack, pgd, largest, right, one):
     rises = [
         f"; it rises from {smaller:.4g} to {larger:.4g}"
         for smaller, larger in itertools.pairwise(standing)
-        if _weaker(standing[larger], standing[smaller])
+        if weaker(standing[larger], standing[smaller])
     ]
     curve = {radius: images.mean() for radius, images in standing.items()}
     shown = ", ".join(f"{curve[radius]:.2%} at {radius:.4g}" for radius in curve)
@@ -240,7 +240,7 @@ def _missed(left, standing):
     return int(np.sum(left & ~standing)), max(1, int(MISSED * len(left)))
 
 
-def _weaker(one, other):
+def weaker(one, other):
     """Whether the attack that leaves `one` standing is weaker than that of `other`."""
     against, in_favour = int(np.sum(one & ~other)), int(np.sum(other & ~one))
     tosses = against + in_favour

@@ -8,7 +8,21 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 install_import_hook("freeadv_jax", "typecheck.check")
+
+
+@pytest.fixture(scope="session")
+def trained_pair(tmp_path_factory):
+    """Run folders of natural and Free-2 on digits, trained and evaluated: copy them."""
+    from tiny_run import train_and_evaluate
+
+    folder = tmp_path_factory.mktemp("pair")
+    sparing = {"validation__every_passes": 2.0}
+    return [
+        train_and_evaluate(folder / method, method=method, updates=128, **sparing)
+        for method in ("natural", "free")
+    ]

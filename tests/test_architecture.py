@@ -54,6 +54,28 @@ def test_only_one_module_knows_pytorch_and_one_safetensors():
     assert importers("safetensors") == {"tensors.py"}
 
 
+def test_figures_and_pages_are_imported_only_when_made():
+    late = {"matplotlib", "PIL", "jinja2"}
+    assert importers(*late) == {
+        "analysis/plotting.py",
+        "report/page.py",
+        "report/pictures.py",
+    }
+    for path in MODULES:
+        top = {name.split(".")[0] for name in imports(path, top_level_only=True)}
+        assert not top & late, path
+
+
+def test_only_the_commands_that_look_need_the_analyses():
+    for path in MODULES:
+        if path.parent.name not in ("analysis", "report"):
+            used = set(imports(path))
+            assert not any(
+                name.startswith(("freeadv_jax.analysis", "freeadv_jax.report"))
+                for name in used
+            ), path
+
+
 def test_only_what_reads_tensorflow_datasets_and_tensorboard_needs_tensorflow():
     tensorflow = ("tensorflow", "tensorflow_datasets", "clu", "tensorboard")
     encoded = {"jpeg", "stream", "imagenet", "folder", "tf_import"}

@@ -171,3 +171,13 @@ def test_every_result_says_how_it_came_about():
         environment = record["environment"]
         assert environment["commit"], path
         assert {"versions", "device_kind", "processor"} <= environment.keys(), path
+
+
+def test_flatness_figures_are_those_of_the_committed_record():
+    section = " ".join(README.split("## Look at it")[1].split("\n## ")[0].split())
+    for figure, name in (("rise", "largest rise"), ("error", "local linearity error")):
+        said = section.split(name)[1]
+        for row in results("figures").values():
+            mean = row["flatness"][figure]["mean"]
+            digits = 1 if mean >= 1 else 2
+            assert f"{mean:.{digits}f}" in said[:300], (name, mean)

@@ -10,8 +10,9 @@ from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.recipes import digits
 from freeadv_jax.red_flags import as_lines, as_record, red_flags
-from freeadv_jax.run import load, open_run
+from freeadv_jax.run import open_run
 from freeadv_jax.train import train
+from freeadv_jax.trained import load
 
 pytestmark = pytest.mark.slow
 

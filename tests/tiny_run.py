@@ -32,6 +32,22 @@ def tiny_config(**fields):
     return config
 
 
+def train_and_evaluate(workdir, **fields):
+    """A whole run in this process, as the main job makes it; its folder."""
+    # Imported here, so that what only needs the command starts no devices.
+    from freeadv_jax.data.dataset import load_dataset
+    from freeadv_jax.evaluation import evaluate_run
+    from freeadv_jax.run import open_run
+    from freeadv_jax.train import train
+
+    config = tiny_config(**fields)
+    dataset = load_dataset(**config.data)
+    run = open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1))
+    state, training = train(run, dataset)
+    evaluate_run(run, state.variables, dataset.test, training=training)
+    return workdir
+
+
 def command(workdir, **fields):
     """The main job of the same configuration, as a user types it."""
     given = {name.replace("__", "."): value for name, value in fields.items()}

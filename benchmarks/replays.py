@@ -1,0 +1,130 @@
+"""What replaying a minibatch costs: accuracy against m, natural training and Free-m.
+
+    python -m benchmarks.replays --data=DIR [--runs=DIR]          digits, CIFAR-10, a CPU
+    python -m benchmarks.replays --data=DIR --full [--runs=DIR]   CIFAR-10 and -100, a GPU
+
+At the same number of updates: each minibatch replayed m times in natural training, the
+same with batches m times as large (which see as many images as m = 1), and Free-m. The
+figure is written beside the record. DIR holds the archives of all sets; whole runs lie
+under --runs, and the same command goes on with them.
+"""
+
+import argparse
+import pathlib
+import statistics
+
+from benchmarks.cifar10_cpu import SCALED_DOWN
+from benchmarks.record import write_record
+from benchmarks.runs import finish
+from configs import cifar10_free8, cifar100_free8, digits_free8
+from freeadv_jax.analysis.plotting import colour_and_marker, new_figure, save
+
+REPLAYS = (1, 2, 4, 8, 16)
+# Free-m within nearly nothing is natural training with replays: delta changes no pixel
+# by more than this.
+NOTHING = 1e-9
+CURVES = {
+    "natural, replayed": ("natural",),
+    "natural, larger batches": ("natural",),
+    "Free-m": ("natural", "pgd-20"),
+}
+_SMALL = SCALED_DOWN | {"checkpoint.every_updates": 2000}
+# Small batches on digits too: sixteen times as large, they still fit its images.
+SETS = {
+    "digits": (digits_free8, {"batch_size": 32}),
+    "cifar10": (cifar10_free8, _SMALL),
+}
+FULL_SETS = {"cifar10": (cifar10_free8, {}), "cifar100": (cifar100_free8, {})}
+
+
+def configured(module, fields, curve, replays, seed):
+    """The configuration of one run."""
+    config = module.get_config()
+    config.update_from_flattened_dict(fields)
+    config.seed = seed
+    config.method = "free"
+    config.attack.replays = replays
+    config.evaluation.attacks = CURVES[curve]
+    # Nothing is chosen by it.
+    config.data.validation_examples = 0
+    if curve != "Free-m":
+        config.attack.epsilon = config.attack.step_size = NOTHING
+    if curve == "natural, larger batches":
+        config.batch_size *= replays
+    return config
+
+
+def measure(sets, runs, data, seeds):
+    """{set: {curve: {m: {attack: mean, deviation, values}}}} in [0, 1]."""
+    results = {}
+    for name, (module, fields) in sets.items():
+        for curve, attacks in CURVES.items():
+            for replays in REPLAYS:
+                found = {attack: [] for attack in attacks}
+                for seed in range(seeds):
+                    config = configured(module, fields, curve, replays, seed)
+                    config.data.dir = "" if name == "digits" else data
+                    folder = f"{name}-{curve.replace(', ', '-').replace(' ', '-')}"
+                    rows = finish(config, runs / f"{folder}-m{replays}-{seed}")
+                    for attack, values in found.items():
+                        values.append(rows["evaluation"][attack]["accuracy"])
+                row = results.setdefault(name, {}).setdefault(curve, {})
+                row[str(replays)] = {
+                    attack: {
+                        "mean": statistics.mean(values),
+                        "deviation": statistics.stdev(values) if seeds > 1 else None,
+                        "values": values,
+                    }
+                    for attack, values in found.items()
+                }
+    return results
+
+
+def draw(results):
+    """A panel a data set: accuracy against m, with deviations over the seeds."""
+    figure = new_figure(4.6 * len(results), 3.6)
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, (name, curves) in zip(panels, results.items(), strict=True):
+        place = 0
+        for curve, attacks in CURVES.items():
+            for attack in attacks:
+                points = [curves[curve][str(m)][attack] for m in REPLAYS]
+                robust = "" if attack == "natural" else f", {attack}"
+                axes.errorbar(
+                    REPLAYS,
+                    [100 * point["mean"] for point in points],
+                    [100 * (point["deviation"] or 0) for point in points],
+                    label=curve + robust,
+                    capsize=3,
+                    **colour_and_marker(place),
+                )
+                place += 1
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(REPLAYS, map(str, REPLAYS))
+        axes.set(title=name, xlabel="replays m", ylabel="percent right", ylim=(0, 100))
+    lines = panels[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="where the archives lie")
+    parser.add_argument("--full", action="store_true", help="WRN-32-10, 80,000 updates")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--figure", type=pathlib.Path)
+    options = parser.parse_args()
+    name = "replays_full" if options.full else "replays"
+    runs = options.runs or pathlib.Path("runs") / f"benchmark-{name}"
+    out = options.out or pathlib.Path("benchmarks/results") / f"{name}.json"
+    figure = options.figure or pathlib.Path("docs") / f"{name}.png"
+    sets = FULL_SETS if options.full else SETS
+    results = measure(sets, runs, options.data, options.seeds)
+    save(draw(results), figure)
+    write_record(out, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Trained models looked into: what a table of accuracies does not show."""

@@ -1,0 +1,1 @@
+"""Run folders shown: tables, figures, and one page that holds them all."""

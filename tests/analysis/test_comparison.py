@@ -1,0 +1,109 @@
+"""Which runs can be compared, and what they are called."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import tiny_config
+
+from freeadv_jax.analysis.comparison import (
+    first_examples,
+    method_name,
+    number,
+    open_subjects,
+    threat_text,
+)
+from freeadv_jax.errors import InputError
+from freeadv_jax.record import read_json, write_json
+from freeadv_jax.trained import load
+
+
+def change_config(workdir, field, value):
+    """The run says of itself that it was made so."""
+    record = read_json(workdir / "run.json")
+    *groups, name = field.split(".")
+    part = record["config"]
+    for group in groups:
+        part = part[group]
+    part[name] = value
+    write_json(workdir / "run.json", record)
+
+
+@pytest.fixture
+def pair(trained_pair, tmp_path):
+    return [shutil.copytree(run, tmp_path / run.name) for run in trained_pair]
+
+
+def test_models_are_those_of_the_folders_and_called_by_their_methods(pair):
+    subjects = open_subjects(pair)
+    assert [subject.label for subject in subjects] == ["Natural", "Free-2"]
+    examples = first_examples(subjects, data="", examples=20)
+    images = jnp.asarray(examples.images / np.float32(255))
+    jitted = jax.jit(lambda logits_fn, images: logits_fn(images))
+    for subject, workdir in zip(subjects, pair):
+        np.testing.assert_allclose(
+            jitted(subject.logits_fn, images), load(workdir)(images), atol=1e-5
+        )
+    assert examples.class_names == tuple("0123456789")
+
+
+def test_weights_have_the_checksum_the_evaluation_gave_them(pair):
+    for subject, workdir in zip(open_subjects(pair), pair):
+        with np.load(workdir / "evaluation.npz") as file:
+            assert f'"model": {subject.checksum},' in str(file["about"])
+
+
+def test_seeds_share_a_kind_and_other_recipes_do_not(pair, tmp_path):
+    seed = shutil.copytree(pair[1], tmp_path / "seed")
+    change_config(seed, "seed", 7)
+    first, second = open_subjects([pair[1], seed])
+    assert (first.kind, second.kind) == ("Free-2", "Free-2")
+    assert (first.label, second.label) == ("Free-2, seed 0", "Free-2, seed 7")
+    change_config(seed, "optimizer.learning_rate", 0.3)
+    kinds = [subject.kind for subject in open_subjects([*pair, seed])]
+    assert kinds == ["Natural", "Free-2, recipe 1", "Free-2, recipe 2"]
+
+
+def test_runs_alike_in_all_are_told_apart_by_their_folders(pair, tmp_path):
+    again = shutil.copytree(pair[0], tmp_path / "again")
+    labels = [subject.label for subject in open_subjects([*pair, again])]
+    assert labels == ["Natural (natural)", "Free-2", "Natural (again)"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.name", "mnist", "different data sets: .* has digits, .* has mnist"),
+        ("attack.epsilon", 0.1, "different threats: .* epsilon 0.2, .* epsilon 0.1"),
+        ("attack.norm", "l2", "different threats: .* L-inf .* L2"),
+    ],
+)
+def test_runs_of_different_sets_or_threats_are_refused(pair, field, value, message):
+    change_config(pair[1], field, value)
+    with pytest.raises(InputError, match=message):
+        open_subjects(pair)
+
+
+def test_folder_without_a_run_and_one_given_twice_are_refused(pair, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no run"):
+        open_subjects([pair[0], tmp_path / "empty"])
+    with pytest.raises(InputError, match="is given twice"):
+        open_subjects([pair[0], pair[0]])
+
+
+def test_radii_and_methods_are_written_as_people_do():
+    assert [number(x) for x in (8 / 255, 0.2, 0.5, 0.0123)] == [
+        "8/255",
+        "0.2",
+        "0.5",
+        "0.0123",
+    ]
+    assert threat_text("l2", 0.5) == "L2 epsilon 0.5"
+    names = [
+        method_name(tiny_config(method=method))
+        for method in ("natural", "free", "pgd", "fgsm-rs", "trades")
+    ]
+    assert names == ["Natural", "Free-2", "7-PGD", "FGSM-RS", "TRADES"]

@@ -1,0 +1,114 @@
+"""What a report measures: against doing it by hand, and after a cut."""
+
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freeadv_jax.analysis import measurement
+from freeadv_jax.analysis.comparison import first_examples, open_subjects
+from freeadv_jax.analysis.measurement import found, measure
+from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.trained import load
+
+EXAMPLES = 64
+
+
+@pytest.fixture(autouse=True)
+def fewer_points(monkeypatch):
+    monkeypatch.setattr(measurement, "RADII", (0.5, 1, 8))
+    monkeypatch.setattr(measurement, "STEP_COUNTS", (1, 20))
+
+
+@pytest.fixture(scope="module")
+def pair(trained_pair, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured")
+    return [shutil.copytree(run, folder / run.name) for run in trained_pair]
+
+
+def measured(pair):
+    subjects = open_subjects(pair)
+    return measure(
+        subjects,
+        lambda: first_examples(subjects, data="", examples=EXAMPLES),
+        examples=EXAMPLES,
+    )
+
+
+def test_curves_pass_through_the_figures_of_the_evaluation(pair):
+    for one, workdir in zip(measured(pair), pair):
+        with np.load(workdir / "evaluation.npz") as file:
+            natural, robust = file["natural"], file["pgd-20"]
+        np.testing.assert_array_equal(one.by_epsilon[0.2], robust)
+        np.testing.assert_array_equal(one.by_steps[20], robust)
+        np.testing.assert_array_equal(one.by_epsilon[0.0], natural)
+        np.testing.assert_array_equal(one.right, natural)
+        assert list(one.by_epsilon) == [0.0, 0.1, 0.2, 1.0]
+        assert one.by_epsilon[0.1].mean() >= one.by_epsilon[0.2].mean()
+        assert one.by_epsilon[1.0].mean() == 0
+
+
+def test_transfer_is_what_each_model_says_of_the_others_images(pair):
+    results = measured(pair)
+    labels = ["Natural", "Free-2"]
+    models = [load(workdir) for workdir in pair]
+    for one, model in zip(results, models):
+        for other, label in zip(results, labels):
+            delta = np.abs(other.attacked - other.images / np.float32(255))
+            assert 0.19 < delta.max() <= 0.2 + 1e-6
+            by_hand = (
+                np.argmax(model(jnp.asarray(other.attacked)), axis=-1) == one.labels
+            )
+            as_it_is = (
+                np.argmax(model(jnp.asarray(one.images / np.float32(255))), axis=-1)
+                == one.labels
+            )
+            standing = one.standing_under(label)
+            np.testing.assert_array_equal(standing, by_hand & as_it_is)
+    natural, free = results
+    # Who knows the model does it more harm.
+    assert natural.standing_under("Natural").mean() < (
+        natural.standing_under("Free-2").mean()
+    )
+    assert free.standing_under("Free-2").mean() < free.standing_under("Natural").mean()
+
+
+def test_second_call_attacks_nothing_and_finds_the_same(pair, monkeypatch):
+    before = measured(pair)
+
+    def forbidden(*_):
+        raise AssertionError("attacked or loaded again")
+
+    monkeypatch.setattr(Campaign, "attack", forbidden)
+    monkeypatch.setattr(Campaign, "logits", forbidden)
+    subjects = open_subjects(pair)
+    after = measure(subjects, forbidden, examples=EXAMPLES)
+    for one, other in zip(before, after):
+        np.testing.assert_array_equal(one.attacked, other.attacked)
+    assert len(found(subjects, examples=EXAMPLES)) == 2
+    assert found(subjects, examples=EXAMPLES + 1) is None
+
+
+@pytest.mark.slow
+def test_cut_measurement_goes_on_with_what_is_missing(trained_pair, tmp_path, pair):
+    whole = measured(pair)[1]
+    run = shutil.copytree(trained_pair[1], tmp_path / "run")
+    attack, attacks = Campaign.attack, []
+
+    def cut_at_the_third(self, made, *arguments, **options):
+        attacks.append(made)
+        if len(attacks) == 3:
+            raise KeyboardInterrupt
+        return attack(self, made, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Campaign, "attack", cut_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            measured([run])
+        (resumed,) = measured([run])
+    # The images, three radii and two counts of steps: the cut one twice.
+    assert len(attacks) == 1 + 3 + 2 + 1
+    np.testing.assert_array_equal(resumed.attacked, whole.attacked)
+    for radius, standing in whole.by_epsilon.items():
+        np.testing.assert_array_equal(resumed.by_epsilon[radius], standing)

@@ -1,0 +1,187 @@
+"""The report's page in a browser: silent, alone, readable in the dark and on a phone."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from tiny_run import ROOT
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--enable-logging=stderr",
+    # No name is found, no host is reached.
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
+EXAMPLE = ROOT / "docs" / "report.html"
+DARK = "--blink-settings=preferredColorScheme=0"
+LIGHT = "--blink-settings=preferredColorScheme=1"
+ASK = """
+<script>
+frame = document.querySelector("iframe");
+frame.onload = () => {
+  const page = frame.contentDocument, root = page.documentElement;
+  const wide = [...page.querySelectorAll("body *")].filter(e =>
+    !e.closest(".scroll") && !e.closest("svg") &&
+    e.getBoundingClientRect().right > root.clientWidth + 1);
+  const style = frame.contentWindow.getComputedStyle(page.body);
+  document.querySelector("#said").textContent = JSON.stringify({
+    width: root.clientWidth,
+    scrolled: root.scrollWidth,
+    wide: wide.map(e => e.outerHTML.slice(0, 80)),
+    paper: style.backgroundColor,
+    ink: style.color,
+    broken: [...page.images].filter(i => !i.naturalWidth).length,
+    images: page.images.length,
+    plots: [...page.querySelectorAll("svg")].map(
+      s => s.getBoundingClientRect().width),
+    smallest: Math.min(...[...page.querySelectorAll("svg text")].map(
+      t => t.getBoundingClientRect().height)),
+  });
+};
+frame.srcdoc = document.querySelector("#page").textContent;
+</script>
+"""
+
+
+def browse(url, profile, *flags):
+    """What Chromium wrote, to standard output and of its log."""
+    found = subprocess.run(
+        [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, str(url)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return found.stdout, found.stderr
+
+
+def look(page, folder, width, *flags):
+    """What the page is like in a window so wide, from within the browser.
+
+    In a frame, because a window of Chromium has a least width.
+    """
+    outer = folder / "outer.html"
+    outer.write_text(
+        f'<!DOCTYPE html><iframe style="width:{width}px; height: 800px; border: 0">'
+        f'</iframe><pre id="said"></pre><template></template>'
+        f'<textarea id="page">{html.escape(page)}</textarea>{ASK}'
+    )
+    arguments = ("--dump-dom", "--virtual-time-budget=10000", "--window-size=1400,900")
+    shown, _ = browse(outer.as_uri(), folder / "profile", *arguments, *flags)
+    return json.loads(html.unescape(re.search(r'id="said">(.*?)</pre>', shown)[1]))
+
+
+def requests(folder, url):
+    """The addresses that the page asked for, and the lines of its console.
+
+    What Chromium asks of its maker on its own has no page for its origin.
+    """
+    log = folder / "net.json"
+    _, said = browse(
+        url, folder / "profile", f"--log-net-log={log}", "--dump-dom", "--timeout=3000"
+    )
+    asked = {
+        given["url"]
+        for event in json.loads(log.read_text())["events"]
+        if (given := event.get("params", {})).get("initiator", "not an origin")
+        != "not an origin"
+    }
+    return asked, [line for line in said.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture(scope="module")
+def page():
+    return EXAMPLE.read_text()
+
+
+def test_page_is_silent_and_asks_nobody(tmp_path):
+    asked, console = requests(tmp_path, EXAMPLE.as_uri())
+    assert console == []
+    assert asked == set()
+
+
+def test_request_and_error_of_another_page_would_be_seen(tmp_path):
+    other = tmp_path / "other.html"
+    other.write_text(
+        '<!DOCTYPE html><img src="http://nobody.test/x.png">'
+        "<script>console.error('heard')</script>"
+    )
+    asked, console = requests(tmp_path, other.as_uri())
+    assert asked == {"http://nobody.test/x.png"}
+    assert any("heard" in line for line in console)
+
+
+@pytest.mark.parametrize("width", [375, 768, 1280])
+def test_nothing_is_wider_than_the_window(page, tmp_path, width):
+    seen = look(page, tmp_path, width)
+    assert seen["width"] == width
+    assert seen["scrolled"] == width
+    assert seen["wide"] == []
+    assert seen["broken"] == 0
+    assert seen["images"] >= 18
+    assert min(seen["plots"]) > 200
+    assert seen["smallest"] >= 8
+
+
+def test_wide_page_would_be_seen(tmp_path):
+    wide = '<!DOCTYPE html><html><body><div style="width: 600px">x</div></body></html>'
+    seen = look(wide.replace("x<", "x<svg><text>t</text></svg><"), tmp_path, 375)
+    assert seen["scrolled"] > 375
+    assert seen["wide"]
+
+
+def test_ink_stands_out_from_the_paper_in_light_and_dark(page, tmp_path):
+    light = look(page, tmp_path, 375, LIGHT)
+    dark = look(page, tmp_path, 375, DARK)
+    for seen, lighter, darker in ((light, "paper", "ink"), (dark, "ink", "paper")):
+        assert luminance(seen[lighter]) > 0.7
+        assert luminance(seen[darker]) < 0.1
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_every_colour_of_text_and_plots_has_contrast(page, place):
+    """WCAG 2: 4.5 for text, 3 for lines; in light, in dark, and in print."""
+    colours = [
+        dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{3,6})", block))
+        for block in re.findall(r":root \{(.*?)\}", page, re.DOTALL)
+    ]
+    assert len(colours) == 3
+    chosen = colours[0] | colours[place]
+    for name in ("--ink", "--soft", "--accent", "--bad", "--good"):
+        assert contrast(chosen[name], chosen["--paper"]) >= 4.5, name
+        assert contrast(chosen[name], chosen["--panel"]) >= 4.5, name
+    for series in range(6):
+        assert contrast(chosen[f"--series-{series}"], chosen["--paper"]) >= 3
+
+
+def luminance(colour):
+    """Relative, of WCAG 2, of '#fff', '#ffffff' or 'rgb(1, 2, 3)'."""
+    if colour.startswith("#"):
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * d for d in colour[1:])
+        parts = [int(digits[place : place + 2], 16) for place in (0, 2, 4)]
+    else:
+        parts = map(int, re.findall(r"\d+", colour)[:3])
+    linear = [
+        part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4
+        for part in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    dark, light = sorted(map(luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
