@@ -2,68 +2,23 @@
 
 import json
 import signal
-import socket
-import subprocess
 import time
 
 import jax
 import numpy as np
 import pytest
-from tiny_run import ROOT, command, environment, run_main
+from tiny_run import run_main
+from two_processes import (
+    FIELDS,
+    assert_same_training,
+    finish,
+    run_two,
+    start,
+    state_of,
+)
 
 from freeadv_jax import processes
 from freeadv_jax.errors import InputError
-from freeadv_jax.run import read_run
-
-FIELDS = {"updates": 12, "evaluation__examples": 100}
-
-
-def start(workdirs, *, own_flags=((), ()), **fields):
-    """Two processes of one job, each with its workdir and flags."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    together = ["--multihost", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    return [
-        subprocess.Popen(
-            [
-                *command(workdir, **FIELDS | fields),
-                *together,
-                f"--process_id={i}",
-                *own,
-            ],
-            cwd=ROOT,
-            env=environment(devices=4),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i, (workdir, own) in enumerate(zip(workdirs, own_flags))
-    ]
-
-
-def finish(pair):
-    """(exit status, standard output, standard error) of each."""
-    texts = [process.communicate(timeout=300) for process in pair]
-    return [(p.returncode, *text) for p, text in zip(pair, texts)]
-
-
-def run_two(workdir, **options):
-    return finish(start([workdir] * 2, **options))
-
-
-def state_of(workdir):
-    return read_run(workdir).trained_state("last")
-
-
-def assert_same_training(folder, other):
-    ours, expected = state_of(folder), state_of(other)
-    assert ours.step == expected.step
-    for name in ("params", "batch_stats", "delta"):
-        for x, y in zip(
-            *map(jax.tree.leaves, (getattr(ours, name), getattr(expected, name)))
-        ):
-            np.testing.assert_allclose(x, y, atol=1e-6, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from image_files import (
     picture,
     write_archives,
 )
+from tiny_run import run_main
+from two_processes import assert_same_training, run_two
 
 from freeadv_jax import parallel
 from freeadv_jax.data import jpeg
@@ -278,6 +280,35 @@ def test_photographs_in_archives_are_drawn_once_a_pass_by_two_processes(
         for half in (slice(steps), slice(steps, 2 * steps))
     )
     assert np.mean(first == second) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_two_processes_train_on_imagenet_what_one_does(prepared, tmp_path):
+    fields = {
+        # Pictures of one color: the signs of their gradients would be chance.
+        "method": "natural",
+        "updates": 12,  # Two passes of six minibatches.
+        "batch_size": 8,
+        "data__name": "imagenet",
+        "data__dir": str(prepared),
+        "data__image_size": 32,
+        "data__validation_examples": 0,
+        "optimizer__learning_rate": 0.001,
+        "attack__epsilon": 4 / 255,
+        "attack__step_size": 4 / 255,
+        "evaluation__examples": 0,
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = run_main(one, devices=8, **fields)
+    assert alone.returncode == 0, alone.stderr
+    outcomes = run_two(two, **fields)
+    assert [status for status, *_ in outcomes] == [0, 0], outcomes
+    assert_same_training(one, two)
+    ours, expected = (np.load(folder / "evaluation.npz") for folder in (two, one))
+    assert len(ours["label"]) == VAL
+    for attack in ("natural", "pgd-20"):
+        np.testing.assert_array_equal(ours[attack], expected[attack])
 
 
 @pytest.mark.tensorflow
