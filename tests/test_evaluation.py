@@ -188,6 +188,7 @@ def encoded(monkeypatch):
     return EncodedImages.of([bytes([level]) for level in LEVELS], size=4), decoded
 
 
+@pytest.mark.slow
 def test_images_decoded_on_demand_give_the_figures_of_their_pixels(tmp_path, encoded):
     images, decoded = encoded
     checked = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
@@ -277,6 +278,7 @@ class Cut(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_evaluation_cut_off_anywhere_ends_in_the_same_figures(tmp_path, monkeypatch):
     """Cut within each attack again and again, after ever more looks at the batch."""
     names = ("natural", "pgd-1-x5", "autoattack")

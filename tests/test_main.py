@@ -142,7 +142,7 @@ def run_copy(finished, tmp_path):
         ("--config.method=freee", "'freee'", "natural, free, pgd, fgsm-rs, trades"),
         ("--config.attack.norm=l1", "'l1'", "linf, l2"),
         ("--config.model.name=resnet-51", "'resnet-51'", "resnet-50"),
-        ("--config.optimizer.schedule=cosine", "'cosine'", "step, triangular"),
+        ("--config.optimizer.schedule=linear", "'linear'", "step, triangular, cosine"),
         ("--config.model.dtype=float16", "'float16'", "float32, bfloat16"),
         ("--config.evaluation.attacks=('pgd',)", "'pgd'", "pgd-<steps>"),
         ("--config.evaluation.attacks=('pgd-0',)", "'pgd-0'", "pgd-<steps>"),

@@ -5,7 +5,9 @@ import dataclasses
 from ml_collections import ConfigDict
 
 _ATTACKS = ("natural", "pgd-20", "pgd-100", "cw-100", "pgd-20-x10")
+_IMAGENET_ATTACKS = ("natural", "pgd-10", "pgd-50", "pgd-100")
 _TABLE_1 = "Shafahi et al. 2019, Table 1"
+_SLIDES = "Shafahi et al. 2019, the authors' slides"
 _README = "Shafahi et al., README of free_adv_train"
 _RERUN = "a rerun of Wong et al. 2020, locuslab/fast_adversarial issue 8"
 _WRN = ("wrn-32-10-madry", 80_000)
@@ -14,7 +16,7 @@ _RESNET = "preact-resnet-18"
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Accuracies in percent by attack, at L-inf epsilon 8/255.
+    """Accuracies in percent by attack, at L-inf `epsilon` in [0, 1] pixels.
 
     `strength` is m of Free-m and K of K-PGD, 0 elsewhere; `minutes` on the hardware of
     the source, None where it does not say.
@@ -28,6 +30,7 @@ class Published:
     updates: int
     accuracy: dict[str, float]
     minutes: float | None
+    epsilon: float = 8 / 255
 
     def same_recipe(self, config: ConfigDict) -> bool:
         """Whether a run had this network and budget too."""
@@ -36,11 +39,16 @@ class Published:
 
 def published_row(config: ConfigDict) -> Published | None:
     """The row of a run's data set, method and threat, of its network if there is one."""
-    if config.attack.norm != "linf" or abs(config.attack.epsilon - 8 / 255) > 1e-6:
-        return None
-    strength = {"free": config.attack.replays, "pgd": config.attack.steps}
+    attack = config.attack
+    strength = {"free": attack.replays, "pgd": attack.steps}
     of_run = (config.data.name, config.method, strength.get(config.method, 0))
-    rows = [row for row in ROWS if (row.data, row.method, row.strength) == of_run]
+    rows = [
+        row
+        for row in ROWS
+        if (row.data, row.method, row.strength) == of_run
+        and attack.norm == "linf"
+        and abs(attack.epsilon - row.epsilon) < 1e-6
+    ]
     return min(rows, key=lambda row: row.model != config.model.name, default=None)
 
 
@@ -53,6 +61,20 @@ def _fast(method, strength, updates, natural, robust):
     accuracy = {"natural": natural, "pgd-50-x10": robust}
     return Published(
         _RERUN, "cifar10", method, strength, _RESNET, updates, accuracy, None
+    )
+
+
+def _imagenet(model, figures):
+    return Published(
+        source=_SLIDES,
+        data="imagenet",
+        method="free",
+        strength=4,
+        model=model,
+        updates=23 * 5004 * 4,
+        accuracy=dict(zip(_IMAGENET_ATTACKS, figures, strict=True)),
+        minutes=None,
+        epsilon=4 / 255,
     )
 
 
@@ -73,4 +95,7 @@ ROWS = (
     _fast("fgsm-rs", 0, 15 * 390, 79.30, 45.31),
     _fast("free", 8, 10 * 390 * 8, 76.95, 45.98),
     _fast("pgd", 7, 15 * 390, 76.64, 47.25),
+    _imagenet("resnet-50", (60.206, 32.768, 31.878, 31.816)),
+    _imagenet("resnet-101", (63.340, 35.388, 34.402, 34.328)),
+    _imagenet("resnet-152", (64.446, 36.992, 36.044, 35.994)),
 )

@@ -41,7 +41,7 @@ def fewer_queries(monkeypatch):
     [
         ("standard", 2),
         ("standard", 3),
-        ("standard", 10),
+        pytest.param("standard", 10, marks=pytest.mark.slow),
         pytest.param("plus", 3, marks=pytest.mark.slow),
     ],
 )
@@ -84,7 +84,10 @@ def test_cascade_attacks_what_the_attacks_before_left_standing():
     assert list(seen) == list(found.standing)[1:]
 
 
-@pytest.mark.parametrize(("batch_size", "most"), [(8, 9), (48, 9 + 4 * 4)])
+@pytest.mark.parametrize(
+    ("batch_size", "most"),
+    [(8, 9), pytest.param(48, 9 + 4 * 4, marks=pytest.mark.slow)],
+)
 def test_programs_are_two_for_each_attack_and_few_for_smaller_batches(batch_size, most):
     """And one for the logits; eight devices have no batch below eight."""
     logits_fn, images, labels, _ = linear_problem(4)
@@ -115,6 +118,7 @@ def test_plus_has_five_restarts_and_the_untargeted_attacks():
     }
 
 
+@pytest.mark.slow
 def test_rand_averages_gradients_and_breaks_a_randomised_model():
     """Noise on the logits: the model takes a key for each image as well."""
     logits_fn, images, labels, distance = linear_problem(4)

@@ -34,7 +34,7 @@ def test_rematerialisation_changes_no_gradient_and_keeps_the_parameters():
     found = {}
     for remat in (False, True):
         model = build_model(
-            "preact-resnet-18",
+            "wrn-10-1",
             num_classes=3,
             image_shape=(8, 8, 3),
             normalization="mean_std",
