@@ -24,6 +24,8 @@ _START = 300
 _END = 60
 # What a launcher of several processes leaves in the environment.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# And a TPU pod: the names of all its machines.
+_WORKERS = "TPU_WORKER_HOSTNAMES"
 _LONGEST_MESSAGE = 2000
 
 
@@ -83,8 +85,10 @@ def _require_alone(given):
     for flag, value in given.items():
         if value is not None:
             raise InputError(f"--{flag} goes with --multihost")
-    for name in _COUNTS:
-        if (count := os.environ.get(name, "1")) != "1":
+    counts = {name: os.environ.get(name, "1") for name in _COUNTS}
+    counts[_WORKERS] = str(len(os.environ.get(_WORKERS, "").split(",")))
+    for name, count in counts.items():
+        if count != "1":
             raise InputError(
                 f"{name} says that {count} processes were started: add --multihost, "
                 "or start only one"

@@ -163,12 +163,19 @@ def test_flags_of_several_processes_need_multihost(flag):
         )
 
 
-@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_several_processes_of_a_launcher_never_run_alone(monkeypatch, name):
-    monkeypatch.setenv(name, "4")
+@pytest.mark.parametrize(
+    ("name", "four", "one"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "4", "1"),
+        ("OMPI_COMM_WORLD_SIZE", "4", "1"),
+        ("TPU_WORKER_HOSTNAMES", "t0,t1,t2,t3", "localhost"),
+    ],
+)
+def test_several_processes_of_a_launcher_never_run_alone(monkeypatch, name, four, one):
+    monkeypatch.setenv(name, four)
     with pytest.raises(InputError, match=f"{name} says that 4 processes.*--multihost"):
         processes.start(multihost=False)
-    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv(name, one)
     processes.start(multihost=False)
     assert jax.process_count() == 1
 
