@@ -15,8 +15,6 @@ import argparse
 import dataclasses
 import fractions
 import pathlib
-import signal
-import sys
 import zipfile
 from collections.abc import Callable
 
@@ -25,6 +23,7 @@ import numpy as np
 from freeadv_jax.attacks.checks import check_images, check_labels
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.threat import NORMS
+from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.config import replays
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
@@ -52,7 +51,6 @@ class Subject:
 
 def main(argv):
     given = _parser().parse_args(argv[1:])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     workdir = pathlib.Path(given.workdir).expanduser()
     exported = (workdir / EXPORTED).exists()
     subject = (_exported if exported else _run)(workdir, given)
@@ -85,18 +83,8 @@ def main(argv):
     print(f"written to {folder}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(message)
-
-
 def _parser():
-    parser = _Parser(
-        prog="python -m freeadv_jax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("freeadv_jax.evaluate", __doc__)
     say = parser.add_argument
     say("--workdir", required=True, help="a run or an exported model")
     say(
@@ -104,7 +92,7 @@ def _parser():
         default="natural,pgd-20,pgd-100,cw-100,autoattack",
         help="names with commas between",
     )
-    say("--examples", type=_count, help="only the first so many images")
+    say("--examples", type=count, help="only the first so many images")
     say("--norm", choices=NORMS, help="by default that of the training")
     say("--epsilon", type=_number, help="in [0, 1] pixels, such as 8/255")
     say("--step_size", type=_number, help="of pgd-, cw- and dlr-; in [0, 1] pixels")
@@ -112,7 +100,7 @@ def _parser():
     say("--data", help="where the data set lies, if not where it did in training")
     say("--images", help="an .npz file to attack in place of the test set")
     say("--out", help="for the results on --images; by default RUN/<name of FILE>")
-    say("--batch_size", type=_count, help="images at a time, over all devices")
+    say("--batch_size", type=count, help="images at a time, over all devices")
     say("--save_images", action="store_true", help="keep the attacked images as well")
     say(
         "--red_flags",
@@ -121,12 +109,6 @@ def _parser():
         help="look for signs that the evaluation is too weak",
     )
     return parser
-
-
-def _count(text):
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number above 0")
-    return int(text)
 
 
 def _number(text):
@@ -238,9 +220,4 @@ def _read_images(path, subject):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except InputError as fault:
-        sys.exit(f"error: {fault}")
-    except OSError as fault:  # A full disk, say, or a folder in place of a file.
-        sys.exit(f"error: {fault.filename}: {fault.strerror}")
+    run_command(main)

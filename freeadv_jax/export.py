@@ -14,7 +14,6 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from absl import flags
 from flax import traverse_util
 
 import freeadv_jax
+from freeadv_jax.command import run_command
 from freeadv_jax.config import replays
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import build_model
@@ -228,9 +228,4 @@ def _numbers(given, flag, kind, count=None):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except InputError as fault:
-        sys.exit(f"error: {fault}")
-    except OSError as fault:  # A full disk, say, or a folder in place of a file.
-        sys.exit(f"error: {fault.filename}: {fault.strerror}")
+    run_command(main)

@@ -10,19 +10,18 @@ cluster, --coordinator=HOST:PORT --num_processes=N --process_id=I say how.
 
 import pathlib
 import re
-import signal
-import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from freeadv_jax.command import run_command
 from freeadv_jax.config_rules import (
     field_names,
     unknown_field,
     validate,
     wrong_type,
 )
-from freeadv_jax.errors import InputError, TrainingStoppedError
+from freeadv_jax.errors import InputError
 from freeadv_jax.processes import start
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
@@ -44,7 +43,6 @@ def main(argv):
         fields = "".join(f"\n    {name}" for name in field_names())
         print(f"{__doc__}\nFields, explained in freeadv_jax/config.py:{fields}")
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config, workdir = _parse(argv)
     validate(config)
     start(
@@ -131,9 +129,4 @@ def _one_line(fault):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except (InputError, TrainingStoppedError) as fault:
-        sys.exit(f"error: {fault}")
-    except OSError as fault:  # A full disk, say, or a folder in place of a file.
-        sys.exit(f"error: {fault.filename}: {fault.strerror}")
+    run_command(main)

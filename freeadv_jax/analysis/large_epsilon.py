@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from freeadv_jax.analysis.command import Parser, count, run_command
+from freeadv_jax.analysis.command import Parser
 from freeadv_jax.analysis.comparison import (
     Examples,
     Subject,
@@ -31,6 +31,7 @@ from freeadv_jax.analysis.plotting import check_figure_path, new_figure, save
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import PGD
+from freeadv_jax.command import count, run_command
 from freeadv_jax.metrics import Progress
 
 # The path is 2.5 times the radius, as for Madry et al.'s attacks.

@@ -14,7 +14,7 @@ off.
 import jax.numpy as jnp
 import numpy as np
 
-from freeadv_jax.analysis.command import Parser, count, place, run_command
+from freeadv_jax.analysis.command import Parser, place
 from freeadv_jax.analysis.comparison import (
     Examples,
     Subject,
@@ -27,6 +27,7 @@ from freeadv_jax.analysis.flatness import flatness, loss_grid, random_direction
 from freeadv_jax.analysis.plotting import INK, check_figure_path, new_figure, save
 from freeadv_jax.attacks.attack import attack_keys
 from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.command import count, run_command
 from freeadv_jax.errors import InputError
 from freeadv_jax.metrics import Progress
 from freeadv_jax.record import write_json

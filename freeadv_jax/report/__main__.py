@@ -12,10 +12,11 @@ off. --no-measure shows what is there.
 
 import argparse
 
-from freeadv_jax.analysis.command import Parser, count, run_command
+from freeadv_jax.analysis.command import Parser
 from freeadv_jax.analysis.comparison import first_examples, open_subjects
 from freeadv_jax.analysis.measurement import found, measure
 from freeadv_jax.analysis.plotting import new_figure
+from freeadv_jax.command import count, run_command
 from freeadv_jax.record import partial_path
 from freeadv_jax.report.page import FORMATS, render
 from freeadv_jax.report.shown import read_shown
