@@ -181,3 +181,24 @@ def test_flatness_figures_are_those_of_the_committed_record():
             mean = row["flatness"][figure]["mean"]
             digits = 1 if mean >= 1 else 2
             assert f"{mean:.{digits}f}" in said[:300], (name, mean)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [("natural", "natural"), ("free4", "Free-4")]
+)
+def test_folder_figures_are_those_of_the_committed_runs(name, title):
+    rows = results("imagenet_folder_cpu")[name]["evaluation"]
+    cells = []
+    for attack in ("natural", "pgd-10"):
+        low, high = (100 * bound for bound in rows[attack]["interval"])
+        cells.append(f"{100 * rows[attack]['accuracy']:.1f} ({low:.1f} to {high:.1f})")
+    assert f"| {title} | {' | '.join(cells)} |" in README
+
+
+def test_decoded_images_are_those_of_the_committed_count():
+    counts = [
+        row["images_decoded"] for row in results("input_rate")["methods"].values()
+    ]
+    first, *others, last = (f"{count:,}" for count in counts)
+    said = f"{first} for natural training, {', '.join(others)} and {last} for Free-2"
+    assert said in " ".join(README.split())
