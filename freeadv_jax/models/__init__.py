@@ -45,7 +45,8 @@ def build_model(
 
     `mean` and `std` are read where `normalization` is 'mean_std'; `batch_norm_axis`
     is the pmapped axis over which batch statistics are taken, None for each device's
-    own; `remat` as in `Classifier`. Raises InputError where the network is unknown or cannot take these images.
+    own; `remat` as in `Classifier`. Raises InputError where the network is unknown or
+    cannot take these images.
     """
     constructor = _constructor(name)
     _check_image_shape(name, image_shape)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from freeadv_jax.attacks.attack import run_attack
-from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.campaign import Campaign, _Slots
 from freeadv_jax.attacks.pgd import PGD
 
 RNG = np.random.default_rng(0)
@@ -228,3 +228,23 @@ def test_last_images_go_on_in_a_smaller_batch_to_the_same_outcome():
     assert campaign.compilations == 2 + len(parts) <= 6
     wrong = np.argmax(LOGITS_FN(adversarial), axis=-1) != LABELS
     np.testing.assert_array_equal(wrong[few], ~found[few])
+
+
+def test_a_process_reads_the_images_of_its_own_places_also_in_a_smaller_batch(
+    monkeypatch,
+):
+    """Here the second of two: the other's places stay empty."""
+    monkeypatch.setattr(
+        "freeadv_jax.parallel.rows", lambda size: slice(size // 2, size)
+    )
+    images = np.arange(1, 17, dtype=np.float32).reshape(16, 1, 1, 1) / 16
+    slots = _Slots(images, np.zeros(16, np.int32), 16)
+    slots.fill((0, index) for index in range(16))
+    np.testing.assert_array_equal(slots.batch["image"][8:], images[8:])
+    assert not slots.batch["image"][:8].any()
+    slots.release(np.arange(16) >= 6)
+    slots.fill(iter(()))
+    assert slots.smaller_size(steps=100) == 8
+    slots.shrink(8)
+    np.testing.assert_array_equal(slots.batch["image"][4:], images[slots.index[4:]])
+    assert list(slots.index[:6]) == [0, 1, 2, 3, 4, 5]
