@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("step", "triangular", "cosine")
 DECAYED = ("kernels", "all")
 
 
@@ -26,7 +25,7 @@ def learning_rate_schedule(
     schedule's shape. During the warm-up the rate is that part of the schedule's which
     has passed of it (Goyal et al. 2017, section 2.2, from 0).
     """
-    schedule = _SCHEDULES[name](peak, updates, turns)
+    schedule = SCHEDULES[name](peak, updates, turns)
     if not warmup:
         return schedule
     return lambda update: (
@@ -52,7 +51,7 @@ def _cosine(peak, updates, turns):
     )
 
 
-_SCHEDULES = dict(zip(SCHEDULES, (_step, _triangular, _cosine), strict=True))
+SCHEDULES = {"step": _step, "triangular": _triangular, "cosine": _cosine}
 
 
 def sgd(
