@@ -1,0 +1,145 @@
+"""Batch normalisation: Flax's figures, and a backward pass of our own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freeadv_jax.models.batch_norm import BatchNorm
+
+EPSILON = 1e-3
+
+
+def example(shape, seed=0):
+    """Images, variables and a cotangent, no two channels alike."""
+    features = shape[-1]
+    keys = jax.random.split(jax.random.key(seed), 5)
+    images = 2 * jax.random.normal(keys[0], shape) + jnp.arange(1.0, features + 1)
+    variables = {
+        "params": {
+            "scale": jax.random.uniform(keys[1], (features,), minval=0.5, maxval=2.0),
+            "bias": jax.random.normal(keys[2], (features,)),
+        },
+        "batch_stats": {
+            "mean": jax.random.normal(keys[3], (features,)),
+            "var": jnp.arange(1.0, features + 1),
+        },
+    }
+    return images, variables, jax.random.normal(keys[4], shape)
+
+
+def outcome(apply, images, variables, cotangent):
+    """Outputs, new averages, and the gradients of images and parameters."""
+
+    def forward(images, params):
+        return apply({**variables, "params": params}, images)
+
+    outputs, pull_back, averages = jax.vjp(
+        forward, images, variables["params"], has_aux=True
+    )
+    return outputs, averages, pull_back(cotangent)
+
+
+# 40 images are summed as XLA likes, 5 and 32 in two stages of our own, the last of
+# whose windows is not full with 5.
+@pytest.mark.parametrize("shape", [(5, 6, 7, 3), (32, 4, 4, 8), (40, 3, 5, 4)])
+def test_in_training_outputs_averages_and_gradients_are_those_of_flax(shape):
+    ours = BatchNorm(epsilon=EPSILON, axis_name=None)
+    flax = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=EPSILON)
+    found = outcome(
+        lambda v, x: ours.apply(v, x, train=True, mutable=["batch_stats"]),
+        *example(shape),
+    )
+    expected = outcome(
+        lambda v, x: flax.apply(v, x, mutable=["batch_stats"]), *example(shape)
+    )
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+def test_out_of_training_the_averages_stand_in_and_do_not_move():
+    images, variables, _ = example((6, 4, 4, 3))
+    outputs, mutated = BatchNorm(epsilon=EPSILON, axis_name=None).apply(
+        variables, images, train=False, mutable=["batch_stats"]
+    )
+    statistics, params = variables["batch_stats"], variables["params"]
+    expected = (images - statistics["mean"]) / np.sqrt(statistics["var"] + EPSILON)
+    np.testing.assert_allclose(
+        outputs, expected * params["scale"] + params["bias"], rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_array_equal(mutated["batch_stats"]["mean"], statistics["mean"])
+
+
+def test_over_devices_gradients_are_those_of_the_whole_batch():
+    shape = (16, 3, 3, 4)
+    images, variables, cotangent = example(shape)
+    over_devices = BatchNorm(epsilon=EPSILON, axis_name="devices")
+
+    def on_a_device(images, cotangent):
+        outputs, averages, gradients = outcome(
+            lambda v, x: over_devices.apply(v, x, train=True, mutable=["batch_stats"]),
+            images,
+            variables,
+            cotangent,
+        )
+        of_images, of_params = gradients
+        return outputs, averages, of_images, jax.lax.psum(of_params, "devices")
+
+    parts = [array.reshape(8, 2, *shape[1:]) for array in (images, cotangent)]
+    outputs, averages, of_images, of_params = jax.pmap(
+        on_a_device, axis_name="devices"
+    )(*parts)
+    expected_outputs, expected_averages, expected = outcome(
+        lambda v, x: BatchNorm(epsilon=EPSILON, axis_name=None).apply(
+            v, x, train=True, mutable=["batch_stats"]
+        ),
+        images,
+        variables,
+        cotangent,
+    )
+    close = {"rtol": 2e-5, "atol": 2e-5}
+    np.testing.assert_allclose(outputs.reshape(shape), expected_outputs, **close)
+    np.testing.assert_allclose(of_images.reshape(shape), expected[0], **close)
+    # Every device holds the same.
+    for one, other in ((averages, expected_averages), (of_params, expected[1])):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(
+                a, np.broadcast_to(b, a.shape), **close
+            ),
+            one,
+            other,
+        )
+
+
+def test_a_constant_channel_is_its_bias_and_takes_no_gradient_beyond_bounds():
+    images, variables, cotangent = example((4, 2, 2, 3))
+    images = images.at[..., 1].set(0.25)
+    outputs, _, (of_images, _) = outcome(
+        lambda v, x: BatchNorm(epsilon=EPSILON, axis_name=None).apply(
+            v, x, train=True, mutable=["batch_stats"]
+        ),
+        images,
+        variables,
+        cotangent,
+    )
+    np.testing.assert_allclose(
+        outputs[..., 1], variables["params"]["bias"][1], rtol=0, atol=1e-6
+    )
+    assert np.isfinite(of_images).all()
+
+
+def test_a_network_trained_with_flax_batch_norm_finds_its_weights_again():
+    """The names are Flax's: weights and checkpoints of either fit the other."""
+    images, variables, _ = example((2, 3, 3, 2))
+    ours = BatchNorm(epsilon=EPSILON, axis_name=None)
+    flax = nn.BatchNorm(use_running_average=True, momentum=0.9, epsilon=EPSILON)
+    np.testing.assert_allclose(
+        ours.apply(variables, images, train=False),
+        flax.apply(variables, images),
+        rtol=1e-5,
+        atol=1e-6,
+    )
