@@ -4,7 +4,7 @@
 
 PGD is compared with Foolbox on JAX, the rest with pyautoattack, the code of AutoAttack's
 authors, on PyTorch (`pip install '.[references]'`, see benchmarks/peers/references.py).
-The models are those of benchmarks.cifar10_cpu, whose runs must lie in --runs. Finished
+The models are those of benchmarks.reproduce, whose runs must lie in --runs. Finished
 rows are kept beside them, so that the same command goes on.
 """
 
@@ -118,7 +118,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
     parser.add_argument(
-        "--runs", type=pathlib.Path, default="runs/benchmark-cifar10-cpu"
+        "--runs", type=pathlib.Path, default="runs/reproduce_cifar10_scaled_down"
     )
     parser.add_argument("--examples", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=64)

@@ -2,14 +2,13 @@
 
     python -m benchmarks.figures --data=DIR [--runs=DIR]
 
-The runs are those of benchmarks.cifar10_cpu; what they lack is measured and kept in
+The runs are those of benchmarks.reproduce; what they lack is measured and kept in
 them, and the same command goes on.
 """
 
 import argparse
 import pathlib
 
-from benchmarks.cifar10_cpu import ROWS
 from benchmarks.record import write_record
 from freeadv_jax import evaluate
 from freeadv_jax.analysis import large_epsilon, loss_surface
@@ -20,13 +19,14 @@ from freeadv_jax.report import __main__ as report
 
 ATTACKS = "natural,fgsm,pgd-20,pgd-100,cw-100"
 EXAMPLES = 500
+ROWS = ("cifar10_natural", "cifar10_free8", "cifar10_pgd7")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
     parser.add_argument(
-        "--runs", type=pathlib.Path, default="runs/benchmark-cifar10-cpu"
+        "--runs", type=pathlib.Path, default="runs/reproduce_cifar10_scaled_down"
     )
     parser.add_argument("--docs", type=pathlib.Path, default="docs")
     parser.add_argument("--out", default="benchmarks/results/figures.json")

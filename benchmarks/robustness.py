@@ -2,7 +2,7 @@
 
     python -m benchmarks.robustness --data=DIR [--runs=DIR] [--digits=DIR]
 
-The runs are those of benchmarks.cifar10_cpu in --runs and of benchmarks.digits in
+The runs are those of benchmarks.reproduce in --runs and of benchmarks.digits in
 --digits; rows are added to their results.json, and the same command goes on.
 """
 
@@ -21,7 +21,7 @@ from freeadv_jax.run import read_run
 
 ATTACKS = ("natural", "pgd-20", "pgd-100", "cw-100", "pgd-20-x10", "autoattack")
 DIGITS = ("digits_natural-0", "digits_free8-0")
-CIFAR10 = ("cifar10_natural", "cifar10_free8")
+CIFAR10 = ("cifar10_natural", "cifar10_free8", "cifar10_pgd7")
 
 
 def robustness(workdir, data, examples):
@@ -56,7 +56,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
     parser.add_argument(
-        "--runs", type=pathlib.Path, default="runs/benchmark-cifar10-cpu"
+        "--runs", type=pathlib.Path, default="runs/reproduce_cifar10_scaled_down"
     )
     parser.add_argument(
         "--digits", type=pathlib.Path, default="runs/benchmark-digits/table"
