@@ -13,8 +13,8 @@ import argparse
 import pathlib
 import statistics
 
-from benchmarks.reproduce import SCALED_DOWN
 from benchmarks.record import write_record
+from benchmarks.reproduce import SCALED_DOWN
 from benchmarks.runs import finish
 from configs import cifar10_free8, cifar100_free8, digits_free8
 from freeadv_jax.analysis.plotting import colour_and_marker, new_figure, save

@@ -24,6 +24,7 @@ from freeadv_jax.attacks.checks import check_images, check_labels
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.threat import NORMS
 from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.compilation import keep_compiled
 from freeadv_jax.config import replays
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
@@ -65,6 +66,7 @@ def main(argv):
         images, labels = subject.test_set()
         folder = workdir
     folder.mkdir(parents=True, exist_ok=True)
+    keep_compiled(workdir)
     results = evaluate(
         subject.logits_fn,
         images,

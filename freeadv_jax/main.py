@@ -52,6 +52,7 @@ def main(argv):
         process_id=_PROCESS_ID.value,
     )
     # Imported here, so that a mistyped flag is answered at once.
+    from freeadv_jax.compilation import keep_compiled
     from freeadv_jax.data.dataset import load_dataset
     from freeadv_jax.evaluation import configured_attacks, evaluate_run, table
     from freeadv_jax.parallel import check_batch_size
@@ -74,6 +75,7 @@ def main(argv):
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
     )
+    keep_compiled(run.workdir)
     state, training = train(run, dataset)
     results = evaluate_run(run, state.variables, dataset.test, training=training)
     print(table(results))

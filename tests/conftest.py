@@ -12,6 +12,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Nothing from one test to the next; processes that tests start keep theirs.
+jax.config.update("jax_enable_compilation_cache", False)
 install_import_hook("freeadv_jax", "typecheck.check")
 
 

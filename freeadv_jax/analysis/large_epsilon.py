@@ -32,6 +32,7 @@ from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.command import count, run_command
+from freeadv_jax.compilation import keep_compiled
 from freeadv_jax.metrics import Progress
 
 # The path is 2.5 times the radius, as for Madry et al.'s attacks.
@@ -169,6 +170,7 @@ def main(argv):
     given = parser.parse_args(argv[1:])
     check_figure_path(given.out)
     subjects = open_subjects(given.runs)
+    keep_compiled(given.runs[0])
     choice = first_examples(subjects, data=given.data, examples=_CHOICE)
     examples = one_of_each_class(choice, given.images)
     campaign = Campaign(batch_size=len(examples.labels))

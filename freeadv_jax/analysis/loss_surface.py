@@ -28,6 +28,7 @@ from freeadv_jax.analysis.plotting import INK, check_figure_path, new_figure, sa
 from freeadv_jax.attacks.attack import attack_keys
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.command import count, run_command
+from freeadv_jax.compilation import keep_compiled
 from freeadv_jax.errors import InputError
 from freeadv_jax.metrics import Progress
 from freeadv_jax.record import write_json
@@ -174,6 +175,7 @@ def main(argv):
     given = parser.parse_args(argv[1:])
     check_figure_path(given.out)
     subjects = open_subjects(given.runs)
+    keep_compiled(given.runs[0])
     examples = first_examples(subjects, data=given.data, examples=given.examples)
     image = _chosen(subjects, examples, given.image)
     measured = [

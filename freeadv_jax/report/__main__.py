@@ -17,6 +17,7 @@ from freeadv_jax.analysis.comparison import first_examples, open_subjects
 from freeadv_jax.analysis.measurement import found, measure
 from freeadv_jax.analysis.plotting import new_figure
 from freeadv_jax.command import count, run_command
+from freeadv_jax.compilation import keep_compiled
 from freeadv_jax.record import partial_path
 from freeadv_jax.report.page import FORMATS, render
 from freeadv_jax.report.shown import read_shown
@@ -28,6 +29,7 @@ def main(argv):
     if given.format == "html":
         new_figure(1, 1)  # Says what is not installed before anything is measured.
     subjects = open_subjects(given.runs)
+    keep_compiled(given.runs[0])
     read_shown(subjects, None)  # The same, of what was not evaluated.
     if given.measure:
 
