@@ -75,6 +75,9 @@ def base_config() -> ConfigDict:
     config.attack.step_size = 8 / 255
     # m of Free-m.
     config.attack.replays = 8
+    # Of Free-m, where a minibatch's delta begins: carried (from the minibatch before,
+    # by place in the batch) | random (in the ball) | zero.
+    config.attack.start = "carried"
     # Of Free-m: delta's gradient is taken at the clipped image, not through the clip.
     config.attack.straight_through = False
     # K of K-PGD and of TRADES.

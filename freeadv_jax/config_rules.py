@@ -9,6 +9,7 @@ from freeadv_jax.attacks.threat import NORMS
 from freeadv_jax.config import base_config, replays
 from freeadv_jax.errors import InputError
 from freeadv_jax.optim import DECAYED, SCHEDULES
+from freeadv_jax.training.free import STARTS
 
 METHODS = ("natural", "free", "pgd", "fgsm-rs", "trades")
 NORMALIZATIONS = ("per_image", "mean_std")
@@ -45,6 +46,7 @@ def validate(config: ConfigDict) -> None:
         "optimizer.schedule": SCHEDULES,
         "optimizer.decayed": DECAYED,
         "attack.norm": NORMS,
+        "attack.start": STARTS,
     }.items():
         _require(config, field, allowed.__contains__, f"one of {', '.join(allowed)}")
     for field in (

@@ -62,6 +62,7 @@ def make_train_step(config: ConfigDict, *, model, tx):
             free_train_step,
             **adversarial,
             replays=attack.replays,
+            start=attack.start,
             straight_through=attack.straight_through,
         ),
         "pgd": partial(pgd_train_step, **adversarial, steps=attack.steps),

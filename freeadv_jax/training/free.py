@@ -1,5 +1,7 @@
 """Free adversarial training: Shafahi et al. (NeurIPS 2019), Free-m."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -8,6 +10,8 @@ from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.state import TrainState
 from freeadv_jax.training.update import measure, train_logits, unit_range
+
+STARTS = ("carried", "random", "zero")
 
 
 def free_train_step(
@@ -19,6 +23,7 @@ def free_train_step(
     threat: Threat,
     step_size: float,
     replays: int,
+    start: Literal["carried", "random", "zero"] = "carried",
     straight_through: bool = False,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
@@ -31,10 +36,14 @@ def free_train_step(
     a replay. With one replay and epsilon 0 this is natural training, and costs the
     same: the input gradient is then never computed.
 
+    A minibatch begins with the delta that the one before left in its places of the
+    batch, as in the paper, or, for each image anew, at a random point of the ball or 0.
+
     Attacked pixels are clipped to [0, 1]. As in the authors' code delta's gradient goes
     through that clip, so that a pixel pushed out of the box keeps its delta until
     another image takes its place; with `straight_through` it is the gradient at the
-    clipped image, as in the algorithm, which has no clip. That matters where pixels are exactly 0.
+    clipped image, as in the algorithm, which has no clip. That matters where pixels are
+    exactly 0.
 
     `batch` holds `image` u8[b, h, w, c] and `label` i32[b]; `step_size` is in [0, 1]
     pixels (the paper's is epsilon). The metrics are means over the replays.
@@ -74,5 +83,10 @@ def free_train_step(
         metrics = measure(loss, logits, labels, axis_name=axis_name)
         return state.replace(delta=delta), metrics
 
+    if start == "random":
+        keys = state.attack_keys(axis_name=axis_name)
+        state = state.replace(delta=threat.random_start(keys, images.shape[1:]))
+    elif start == "zero":
+        state = state.replace(delta=jnp.zeros_like(state.delta))
     state, metrics = lax.scan(replay, state, length=replays)
     return state.replace(step=state.step + 1), jax.tree.map(jnp.mean, metrics)

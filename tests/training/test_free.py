@@ -216,6 +216,33 @@ def test_a_pixel_pushed_out_of_the_box_is_stuck_unless_straight_through(
     np.testing.assert_array_equal(stuck[~outside], free[~outside])
 
 
+@pytest.mark.parametrize("start", ["zero", "random"])
+def test_a_start_of_its_own_takes_the_place_of_what_was_carried(
+    start, batch, make_state
+):
+    threat = Threat("linf", EPSILON)
+    step = partial(
+        free_train_step,
+        model=Linear(),
+        tx=optax.sgd(0.1),
+        threat=threat,
+        step_size=EPSILON / 3,
+        replays=2,
+    )
+    carried = jnp.full((8, 4, 4, 1), EPSILON / 2)
+    begun = make_state(delta=carried, step=jnp.array(5))
+    keys = begun.attack_keys()
+    first = {
+        "zero": jnp.zeros_like(carried),
+        "random": threat.random_start(keys, (4, 4, 1)),
+    }[start]
+    found, _ = step(begun, batch, start=start)
+    expected, _ = step(begun.replace(delta=first), batch)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    np.testing.assert_array_equal(found.delta, expected.delta)
+    assert np.mean(found.delta != step(begun, batch)[0].delta) > 0.5
+
+
 def test_l2_delta_stays_in_its_ball_and_reaches_its_edge(batch, make_state):
     state, _ = free_train_step(
         make_state(),
