@@ -1,6 +1,7 @@
 """One training method on one network, ready to step, in turns with others."""
 
 import dataclasses
+import math
 import multiprocessing
 import pathlib
 import re
@@ -80,15 +81,26 @@ class Contender:
             "input_wait_fraction": clock.seconds["waiting"] / seconds,
         }
 
+    def steps_in(self, seconds: float) -> int:
+        """Whole steps that last so long, at least one; two are run, to warm up."""
+        self.take(1)
+        step = self.take(1)["seconds_per_update"] * self.replays
+        return math.ceil(seconds / step)
+
     def costs(self) -> dict:
-        """What it took besides time; resident is the process, libraries and all."""
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        """What it took besides time."""
         return {
             "compile_seconds": self.compile_seconds,
             "peak_memory": self.peak_memory(),
-            "peak_resident_bytes": 1024 * resident,
+            "process_memory": process_memory(),
             **self.remarks,
         }
+
+
+def process_memory() -> dict:
+    """The most this process had resident, libraries, data and all."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"bytes": 1024 * peak, "of": "process"}
 
 
 def ours(run: Run, batches: Iterator) -> Contender:
@@ -111,36 +123,35 @@ def ours(run: Run, batches: Iterator) -> Contender:
             return {"bytes": device["peak_bytes_in_use"], "of": "device"}
         return {"bytes": program_memory(compiled)["total"], "of": "compiled program"}
 
-    return Contender(advance, batches, replays(run.config), compile_seconds, peak_memory)
+    return Contender(
+        advance, batches, replays(run.config), compile_seconds, peak_memory
+    )
 
 
 class Worker:
     """A contender in a process of its own, made there by `build(*arguments)`.
 
-    It ends with this process, however that ends.
+    The process ends with this one, however this one ends.
     """
 
     def __init__(self, build: Callable[..., Contender], *arguments):
         processes = multiprocessing.get_context("spawn")
         self._pipe, theirs = processes.Pipe()
-        self._process = processes.Process(target=_serve, args=(theirs, build, arguments))
+        self._process = processes.Process(
+            target=_serve, args=(theirs, build, arguments)
+        )
         self._process.start()
         theirs.close()
         self._answer()
 
-    def take(self, steps: int) -> dict:
-        return self._ask("take", steps)
-
-    def costs(self) -> dict:
-        return self._ask("costs")
+    def ask(self, method: str, *arguments) -> Any:
+        """What the contender's `method` returns."""
+        self._pipe.send((method, arguments))
+        return self._answer()
 
     def close(self) -> None:
         self._pipe.close()
         self._process.join()
-
-    def _ask(self, method, *arguments):
-        self._pipe.send((method, arguments))
-        return self._answer()
 
     def _answer(self):
         try:
