@@ -6,6 +6,7 @@ import multiprocessing
 import pathlib
 import re
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -158,10 +159,10 @@ class Worker:
             return self._pipe.recv()
         except EOFError:
             self._process.join()
-            raise ChildProcessError(
-                f"a contender ended with status {self._process.exitcode}; "
+            sys.exit(
+                f"error: a contender ended with status {self._process.exitcode}; "
                 "what it said stands above"
-            ) from None
+            )
 
 
 def _serve(pipe, build, arguments):

@@ -47,6 +47,7 @@ NETWORKS_ON_CPU = (*NETWORKS, "wrn-16-4", "wrn-10-1", "small-cnn-bn")
 METHODS = ("natural", "free-8", "7-pgd")
 DTYPES = ("float32", "bfloat16")
 PEERS = ("pytorch", "reference-style")
+_CIFAR = "CIFAR-10"
 # Random images for ImageNet's networks, in batches.
 _GENERATED_BATCHES = 4
 
@@ -117,6 +118,8 @@ def _training_images(run, data):
 def measure(setting, data):
     """The rows of one network in one precision, all methods in turns."""
     network, dtype, batch = (setting[name] for name in ("network", "dtype", "batch"))
+    if setting["images"] == _CIFAR:
+        load_arrays("cifar10", data, validation_examples=0)  # Or InputError, here.
     rate = product_rate(dtype)
     workers, steps = {}, {}
     turns = {
@@ -232,7 +235,7 @@ def settings(options):
                 "network": network,
                 "dtype": dtype,
                 "batch": run.config.batch_size,
-                "images": "CIFAR-10" if cifar else "generated at random",
+                "images": _CIFAR if cifar else "generated at random",
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "methods": list(options.methods),
                 "who": ["ours", *who],

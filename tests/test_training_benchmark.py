@@ -1,11 +1,14 @@
 """What benchmarks.training counts and divides."""
 
+import itertools
 import json
+import math
+import time
 
 import pytest
 
 from benchmarks import training
-from benchmarks.contender import configured_run
+from benchmarks.contender import Contender, Worker, configured_run
 from benchmarks.scaling import forward_flop
 from freeadv_jax.errors import InputError
 
@@ -146,3 +149,46 @@ def test_a_finished_network_is_not_measured_again_unless_in_another_way(
     assert "256.0       25.0%" in capsys.readouterr().out
     run("wrn-10-1", rounds=2)
     assert measured[2:] == [("wrn-10-1", 2)]
+
+
+def sleepy(replays):
+    """Waits 30 ms for each batch and computes for 10."""
+
+    def batches():
+        for number in itertools.count():
+            time.sleep(0.03)
+            yield number
+
+    def step(number):
+        time.sleep(0.01)
+        return {"loss": float(number)}
+
+    memory = {"bytes": 1, "of": "device"}
+    return Contender(step, batches(), replays, 0.5, lambda: memory, {"said": "so"})
+
+
+def test_a_turn_is_divided_by_its_updates_and_knows_its_waiting():
+    contender = sleepy(replays=2)
+    turn = contender.take(5)
+    assert 0.02 <= turn["seconds_per_update"] < 0.06
+    assert 0.5 < turn["input_wait_fraction"] < 0.9
+    # 41 at 40 ms; fewer where the machine is busy.
+    assert 1 < contender.steps_in(1.6) <= 41
+    assert contender.steps_in(1e-3) == 1
+
+
+def test_a_worker_answers_for_its_contender_and_has_a_memory_of_its_own():
+    worker = Worker(sleepy, 1)
+    try:
+        assert worker.ask("take", 1)["seconds_per_update"] >= 0.04
+        costs = worker.ask("costs")
+    finally:
+        worker.close()
+    assert costs["said"] == "so"
+    assert costs["compile_seconds"] == 0.5
+    assert costs["process_memory"]["bytes"] > 1e7
+
+
+def test_a_worker_that_fails_says_so():
+    with pytest.raises(SystemExit, match="a contender ended with status 1"):
+        Worker(math.sqrt, -1)
