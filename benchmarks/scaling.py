@@ -82,15 +82,7 @@ def count(name):
     """
     run = configured_run(name, dtype="bfloat16")
     state = jax.eval_shape(run.initial_state)
-    image = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
-    # BatchNorm as in training, but without an axis to synchronise over.
-    run.config.model.sync_batch_norm = False
-    forward = jax.make_jaxpr(
-        lambda variables, images: run.model().apply(
-            variables, images, train=True, mutable=["batch_stats"]
-        )
-    )(state.variables, image)
-    products = list(_products(forward.jaxpr))
+    products = _forward_products(run)
     parameters, statistics = (
         sum(leaf.size for leaf in jax.tree.leaves(tree))
         for tree in (state.params, state.batch_stats)
@@ -101,13 +93,33 @@ def count(name):
         "statistics": statistics,
         "all_reduced_bytes": 4 * (parameters + statistics),
         "batch_norm_bytes": 4 * 4 * statistics // 2,
-        "forward_flop": sum(_flop(product) for product in products),
+        "forward_flop": forward_flop(run),
         "traffic": sum(
             _bytes(product.invars[0]) + _bytes(product.outvars[0])
             for product in products
         ),
         "delta_bytes": 4 * math.prod(run.image_shape),
     }
+
+
+def forward_flop(run):
+    """Of one image in training: the convolutions and matrix products alone."""
+    return sum(_flop(product) for product in _forward_products(run))
+
+
+def _forward_products(run):
+    state = jax.eval_shape(run.initial_state)
+    image = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
+    # BatchNorm as in training, but without an axis to synchronise over.
+    config = run.config.copy_and_resolve_references()
+    config.model.sync_batch_norm = False
+    model = dataclasses.replace(run, config=config).model()
+    forward = jax.make_jaxpr(
+        lambda variables, images: model.apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+    )(state.variables, image)
+    return list(_products(forward.jaxpr))
 
 
 def _products(jaxpr):
@@ -223,15 +235,19 @@ def memory(dtype):
     images = jax.ShapeDtypeStruct((batch, *run.image_shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     lowered = step.lower(state, {"image": images, "label": labels})
-    analysis = lowered.compile().memory_analysis()
+    return {"batch": batch, "replays": 4, **program_memory(lowered.compile())}
+
+
+def program_memory(compiled):
+    """Bytes of a compiled step on each device, as XLA reports them."""
+    analysis = compiled.memory_analysis()
     sizes = {
         "arguments": analysis.argument_size_in_bytes,
         "temporary": analysis.temp_size_in_bytes,
         "results": analysis.output_size_in_bytes,
         "donated": analysis.alias_size_in_bytes,
     }
-    total = sum(sizes.values()) - 2 * sizes["donated"]
-    return {"batch": batch, "replays": 4, **sizes, "total": total}
+    return sizes | {"total": sum(sizes.values()) - 2 * sizes["donated"]}
 
 
 def main():

@@ -7,94 +7,60 @@ else the machine does falls on all of them; medians over the rounds.
 """
 
 import argparse
-import pathlib
+import itertools
 import statistics
-import time
 
-import jax
 import numpy as np
 
+from benchmarks.contender import configured_run, ours
 from benchmarks.record import write_record
 from freeadv_jax import parallel
-from freeadv_jax.config import base_config, replays
 from freeadv_jax.parallel import SPLIT
-from freeadv_jax.run import Run
-from freeadv_jax.train import STATE_LAYOUT, make_train_step
 
 NETWORKS = ("preact-resnet-18", "wrn-16-4")
-METHODS = {
-    "natural": {"method": "natural"},
-    "free-2": {"method": "free", "attack.replays": 2},
-    "free-8": {"method": "free", "attack.replays": 8},
-    "7-pgd": {"method": "pgd", "attack.steps": 7, "attack.step_size": 2 / 255},
-}
+METHODS = ("natural", "free-2", "free-8", "7-pgd")
 BATCH = 128
+# In a turn at least so many, in whole steps.
+UPDATES = 4
 
 
-class Contender:
-    """One method on one network, compiled and ready to step."""
-
-    def __init__(self, network, fields):
-        config = base_config()
-        config.update_from_flattened_dict(
-            {"model.name": network, "batch_size": BATCH, **fields}
-        )
-        run = Run(pathlib.Path(), config, num_classes=10, image_shape=(32, 32, 3))
-        rng = np.random.default_rng(0)
-        self._batch = parallel.place(
-            {
-                "image": rng.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8),
-                "label": rng.integers(0, 10, BATCH, dtype=np.int32),
-            },
-            SPLIT,
-        )
-        self._state = parallel.place(run.initial_state(), STATE_LAYOUT)
-        self._replays = replays(config)
-        step = make_train_step(config, model=run.model(), tx=run.optimizer())
-        lowered = step.lower(self._state, self._batch)
-        started = time.perf_counter()
-        self._step = lowered.compile()
-        self.compile_seconds = time.perf_counter() - started
-        self.seconds_per_update = []
-
-    def take(self, updates):
-        """Times at least so many updates, in whole steps."""
-        steps = -(-updates // self._replays)
-        started = time.perf_counter()
-        for _ in range(steps):
-            self._state, metrics = self._step(self._state, self._batch)
-        jax.block_until_ready(metrics)
-        seconds = time.perf_counter() - started
-        self.seconds_per_update.append(seconds / (steps * self._replays))
+def contender(network, method):
+    """On one batch, drawn once."""
+    run = configured_run(network, method, batch_size=BATCH)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (BATCH, *run.image_shape), dtype=np.uint8),
+        "label": rng.integers(0, run.num_classes, BATCH, dtype=np.int32),
+    }
+    return ours(run, itertools.repeat(parallel.place(batch, SPLIT)))
 
 
 def measure(network, rounds):
-    contenders = {name: Contender(network, fields) for name, fields in METHODS.items()}
-    for contender in contenders.values():
-        contender.take(1)
-        contender.seconds_per_update.clear()
+    contenders = {method: contender(network, method) for method in METHODS}
+    for each in contenders.values():
+        each.take(1)
+    seconds = {method: [] for method in METHODS}
     for number in range(rounds):
-        for name, contender in contenders.items():
-            contender.take(4)
+        for method, each in contenders.items():
+            taken = each.take(-(-UPDATES // each.replays))["seconds_per_update"]
+            seconds[method].append(taken)
             print(
-                f"{network} round {number + 1}/{rounds} {name:8} "
-                f"{contender.seconds_per_update[-1]:.3f} s/update",
+                f"{network} round {number + 1}/{rounds} {method:8} {taken:.3f} s/update",
                 flush=True,
             )
     rows = {
-        name: {
-            "seconds_per_update": statistics.median(contender.seconds_per_update),
-            "all_seconds_per_update": contender.seconds_per_update,
-            "compile_seconds": contender.compile_seconds,
+        method: {
+            "seconds_per_update": statistics.median(seconds[method]),
+            "all_seconds_per_update": seconds[method],
+            "compile_seconds": each.compile_seconds,
         }
-        for name, contender in contenders.items()
+        for method, each in contenders.items()
     }
-    natural = np.array(contenders["natural"].seconds_per_update)
     ratios = {
-        f"{name} / natural": float(
-            np.median(np.array(contenders[name].seconds_per_update) / natural)
+        f"{method} / natural": float(
+            np.median(np.divide(seconds[method], seconds["natural"]))
         )
-        for name in ("free-2", "free-8", "7-pgd")
+        for method in METHODS[1:]
     }
     ratios["compilation free-8 / free-2"] = (
         rows["free-8"]["compile_seconds"] / rows["free-2"]["compile_seconds"]

@@ -1,4 +1,4 @@
-"""Our pre-activation residual networks in PyTorch, with the weights of a run."""
+"""Our networks in PyTorch, with the weights of a run; children named as in Flax."""
 
 import numpy as np
 import torch
@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from freeadv_jax.models.preact_resnet import PreActResNet
+from freeadv_jax.models.resnet import ResNet
+from freeadv_jax.models.small_cnn import SmallCNN
+from freeadv_jax.models.wide_resnet import MadryWideResNet
 from freeadv_jax.run import Run
-
-_BATCH_NORM_EPSILON = 1e-5
 
 _LEAVES = {
     "kernel": "weight",
@@ -22,17 +23,17 @@ _AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 
 
 class TorchUnit(nn.Module):
-    """The counterpart of models.preact_resnet.PreActUnit; children named as in Flax."""
+    """The counterpart of models.preact_resnet.PreActUnit."""
 
     def __init__(self, channels: int, features: int, *, stride: int):
         super().__init__()
-        self.BatchNorm_0 = nn.BatchNorm2d(channels, eps=_BATCH_NORM_EPSILON)
+        self.BatchNorm_0 = nn.BatchNorm2d(channels)
         self.Conv_0 = _conv3x3(channels, features, stride=stride)
-        self.BatchNorm_1 = nn.BatchNorm2d(features, eps=_BATCH_NORM_EPSILON)
+        self.BatchNorm_1 = nn.BatchNorm2d(features)
         self.Conv_1 = _conv3x3(features, features, stride=1)
         self.projection = None
         if stride != 1 or channels != features:
-            self.projection = nn.Conv2d(channels, features, 1, stride, bias=False)
+            self.projection = _conv1x1(channels, features, stride=stride)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         active = F.relu(self.BatchNorm_0(images))
@@ -56,7 +57,7 @@ class TorchPreActResNet(nn.Module):
                 layer = TorchUnit(channels, features, stride=stride)
                 self.add_module(self.units[-1], layer)
                 channels = features
-        self.BatchNorm_0 = nn.BatchNorm2d(channels, eps=_BATCH_NORM_EPSILON)
+        self.BatchNorm_0 = nn.BatchNorm2d(channels)
         self.Dense_0 = nn.Linear(channels, network.num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -65,6 +66,139 @@ class TorchPreActResNet(nn.Module):
             hidden = self.get_submodule(name)(hidden)
         hidden = F.relu(self.BatchNorm_0(hidden))
         return self.Dense_0(hidden.mean(dim=(2, 3)))
+
+
+class TorchMadryUnit(nn.Module):
+    """The counterpart of models.wide_resnet.MadryUnit."""
+
+    def __init__(self, channels: int, features: int, *, stride: int, first: bool):
+        super().__init__()
+        self.stride, self.first, self.extra = stride, first, features - channels
+        self.BatchNorm_0 = nn.BatchNorm2d(channels, eps=1e-3)
+        self.Conv_0 = nn.Conv2d(channels, features, 3, stride, bias=False)
+        self.BatchNorm_1 = nn.BatchNorm2d(features, eps=1e-3)
+        self.Conv_1 = _conv3x3(features, features, stride=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        active = F.leaky_relu(self.BatchNorm_0(images), 0.1)
+        # TensorFlow's padding: a stride of 2 leaves nothing to pad in front.
+        before = 2 - self.stride
+        branch = self.Conv_0(F.pad(active, (before, 1, before, 1)))
+        branch = self.Conv_1(F.leaky_relu(self.BatchNorm_1(branch), 0.1))
+        shortcut = active if self.first else images
+        if self.extra:
+            sides = (self.extra // 2, self.extra - self.extra // 2)
+            shortcut = F.avg_pool2d(shortcut, self.stride)
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, *sides))
+        return shortcut + branch
+
+
+class TorchMadryWideResNet(nn.Module):
+    """The counterpart of models.wide_resnet.MadryWideResNet."""
+
+    def __init__(self, channels: int, network: MadryWideResNet):
+        super().__init__()
+        self.Conv_0 = _conv3x3(channels, 16, stride=1)
+        channels, self.units = 16, []
+        for stage in range(3):
+            features = 16 * network.widen_factor * 2**stage
+            for unit in range(network.units):
+                first = not self.units
+                stride = 2 if stage > 0 and unit == 0 else 1
+                layer = TorchMadryUnit(channels, features, stride=stride, first=first)
+                self.units.append(f"MadryUnit_{len(self.units)}")
+                self.add_module(self.units[-1], layer)
+                channels = features
+        self.BatchNorm_0 = nn.BatchNorm2d(channels, eps=1e-3)
+        self.Dense_0 = nn.Linear(channels, network.num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.Conv_0(images)
+        for name in self.units:
+            hidden = self.get_submodule(name)(hidden)
+        hidden = F.leaky_relu(self.BatchNorm_0(hidden), 0.1)
+        return self.Dense_0(hidden.mean(dim=(2, 3)))
+
+
+class TorchBottleneck(nn.Module):
+    """The counterpart of models.resnet.Bottleneck."""
+
+    def __init__(self, channels: int, width: int, *, stride: int):
+        super().__init__()
+        self.Conv_0 = _conv1x1(channels, width, stride=1)
+        self.BatchNorm_0 = nn.BatchNorm2d(width)
+        self.Conv_1 = _conv3x3(width, width, stride=stride)
+        self.BatchNorm_1 = nn.BatchNorm2d(width)
+        self.Conv_2 = _conv1x1(width, 4 * width, stride=1)
+        self.BatchNorm_2 = nn.BatchNorm2d(4 * width)
+        self.projection = None
+        if stride != 1 or channels != 4 * width:
+            self.projection = _conv1x1(channels, 4 * width, stride=stride)
+            self.BatchNorm_3 = nn.BatchNorm2d(4 * width)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        branch = F.relu(self.BatchNorm_0(self.Conv_0(images)))
+        branch = F.relu(self.BatchNorm_1(self.Conv_1(branch)))
+        branch = self.BatchNorm_2(self.Conv_2(branch))
+        shortcut = images
+        if self.projection is not None:
+            shortcut = self.BatchNorm_3(self.projection(images))
+        return F.relu(branch + shortcut)
+
+
+class TorchResNet(nn.Module):
+    """The counterpart of models.resnet.ResNet."""
+
+    def __init__(self, channels: int, network: ResNet):
+        super().__init__()
+        self.Conv_0 = nn.Conv2d(channels, 64, 7, 2, padding=3, bias=False)
+        self.BatchNorm_0 = nn.BatchNorm2d(64)
+        channels, self.units = 64, []
+        for stage, units in enumerate(network.units):
+            for unit in range(units):
+                stride = 2 if stage > 0 and unit == 0 else 1
+                layer = TorchBottleneck(channels, 64 * 2**stage, stride=stride)
+                self.units.append(f"Bottleneck_{len(self.units)}")
+                self.add_module(self.units[-1], layer)
+                channels = 4 * 64 * 2**stage
+        self.Dense_0 = nn.Linear(channels, network.num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = F.relu(self.BatchNorm_0(self.Conv_0(images)))
+        hidden = F.max_pool2d(hidden, 3, 2, padding=1)
+        for name in self.units:
+            hidden = self.get_submodule(name)(hidden)
+        return self.Dense_0(hidden.mean(dim=(2, 3)))
+
+
+class TorchSmallCNN(nn.Module):
+    """The counterpart of models.small_cnn.SmallCNN, for images of `image_shape`."""
+
+    def __init__(self, image_shape: tuple[int, int, int], network: SmallCNN):
+        super().__init__()
+        height, width, channels = image_shape
+        self.stages = range(len(network.features))
+        self.batch_norm = network.batch_norm
+        for stage, features in enumerate(network.features):
+            bias = not network.batch_norm
+            layer = nn.Conv2d(channels, features, 3, padding=1, bias=bias)
+            self.add_module(f"Conv_{stage}", layer)
+            if network.batch_norm:
+                self.add_module(f"BatchNorm_{stage}", nn.BatchNorm2d(features))
+            height, width, channels = height // 2, width // 2, features
+        self.Dense_0 = nn.Linear(height * width * channels, network.hidden)
+        self.Dense_1 = nn.Linear(network.hidden, network.num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = images
+        for stage in self.stages:
+            hidden = self.get_submodule(f"Conv_{stage}")(hidden)
+            if self.batch_norm:
+                hidden = self.get_submodule(f"BatchNorm_{stage}")(hidden)
+            hidden = F.max_pool2d(F.relu(hidden), 2)
+        # In Flax's order; no copy where the memory format is channels_last.
+        hidden = hidden.permute(0, 2, 3, 1).flatten(1)
+        return self.Dense_1(F.relu(self.Dense_0(hidden)))
 
 
 class TorchClassifier(nn.Module):
@@ -87,16 +221,20 @@ class TorchClassifier(nn.Module):
 
 
 def torch_classifier(run: Run, variables) -> TorchClassifier:
-    """The PreActResNet of `run` with its `variables`, for evaluation only, in float32.
+    """The network of `run` with its `variables`, in float32, for evaluation.
 
-    Images are float32 [b, c, h, w] in [0, 1]; no gradient of the weights is kept.
+    Images are float32 [b, c, h, w] in [0, 1]; no gradient of the weights is kept,
+    unless `.train().requires_grad_()` makes it one for training.
     """
     model = run.model()
-    if not isinstance(model.network, PreActResNet):
-        raise TypeError(f"{run.config.model.name} is no PreActResNet")
-    network = TorchPreActResNet(run.image_shape[-1], model.network)
-    weights = dict(_flat(variables["params"]["network"]))
-    weights |= dict(_flat(variables["batch_stats"]["network"]))
+    kind, described_by = {
+        PreActResNet: (TorchPreActResNet, run.image_shape[-1]),
+        MadryWideResNet: (TorchMadryWideResNet, run.image_shape[-1]),
+        ResNet: (TorchResNet, run.image_shape[-1]),
+        SmallCNN: (TorchSmallCNN, run.image_shape),
+    }[type(model.network)]
+    network = kind(described_by, model.network)
+    weights = torch_tensors(variables)
     for name, count in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
             weights[name] = count
@@ -105,6 +243,19 @@ def torch_classifier(run: Run, variables) -> TorchClassifier:
         network, normalization=model.normalization, mean=model.mean, std=model.std
     )
     return classifier.eval().requires_grad_(False)
+
+
+def torch_tensors(variables) -> dict[str, torch.Tensor]:
+    """Weights and running averages by the names of the networks here, copied."""
+    return {
+        name: tensor
+        for kind in ("params", "batch_stats")
+        for name, tensor in _flat(variables[kind].get("network", {}))
+    }
+
+
+def _conv1x1(channels, features, *, stride):
+    return nn.Conv2d(channels, features, 1, stride, bias=False)
 
 
 def _conv3x3(channels, features, *, stride):

@@ -1,0 +1,176 @@
+"""One training method on one network, ready to step, in turns with others."""
+
+import dataclasses
+import math
+import multiprocessing
+import pathlib
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from benchmarks.scaling import program_memory
+from freeadv_jax import parallel, recipes
+from freeadv_jax.config import base_config, replays
+from freeadv_jax.errors import InputError
+from freeadv_jax.run import Run
+from freeadv_jax.train import STATE_LAYOUT, make_train_step
+from freeadv_jax.watch import Clock
+
+
+def configured_run(network: str, method: str, *, dtype="float32", batch_size=None):
+    """The recipe of the network, ImageNet's for a ResNet, else CIFAR-10's.
+
+    Methods are natural, free-<m> and <K>-pgd. The batch is the recipe's where None.
+    """
+    on_imagenet = network.startswith("resnet")
+    config = recipes.imagenet() if on_imagenet else base_config()
+    fields = {"model.name": network, "model.dtype": dtype, **_fields(method)}
+    config.update_from_flattened_dict(fields)
+    config.batch_size = batch_size or config.batch_size
+    pixels, classes = (config.data.image_size, 1000) if on_imagenet else (32, 10)
+    return Run(pathlib.Path(), config, classes, (pixels, pixels, 3))
+
+
+def _fields(method):
+    if method == "natural":
+        return {"method": "natural"}
+    if free := re.fullmatch(r"free-([1-9]\d*)", method):
+        return {"method": "free", "attack.replays": int(free[1])}
+    if pgd := re.fullmatch(r"([1-9]\d*)-pgd", method):
+        steps = {"attack.steps": int(pgd[1]), "attack.step_size": 2 / 255}
+        return {"method": "pgd", **steps}
+    raise InputError(
+        f"unknown method {method!r}; allowed: natural, free-<m>, <K>-pgd with m, K >= 1"
+    )
+
+
+@dataclasses.dataclass
+class Contender:
+    """A step that was compiled, and its batches.
+
+    `step` takes a batch to metrics, numbers that may still be on their way from the
+    device; one step is `replays` updates.
+    """
+
+    step: Callable[[Any], dict]
+    batches: Iterator
+    replays: int
+    compile_seconds: float
+    # The most memory it has taken: {"bytes": ..., "of": ...}.
+    peak_memory: Callable[[], dict]
+    # Whatever else the record is to say of it.
+    remarks: dict = dataclasses.field(default_factory=dict)
+
+    def take(self, steps: int) -> dict:
+        """Seconds an update, and the share of them spent waiting for batches."""
+        clock = Clock({})
+        with clock.spending("training"):
+            for _ in range(steps):
+                with clock.spending("waiting"):
+                    batch = next(self.batches)
+                metrics = self.step(batch)
+            for value in metrics.values():
+                float(value)  # Once it is there the device has done all of them.
+        seconds = clock.seconds["training"]
+        return {
+            "seconds_per_update": seconds / (steps * self.replays),
+            "input_wait_fraction": clock.seconds["waiting"] / seconds,
+        }
+
+    def steps_in(self, seconds: float) -> int:
+        """Whole steps that last so long, at least one; two are run, to warm up."""
+        self.take(1)
+        step = self.take(1)["seconds_per_update"] * self.replays
+        return math.ceil(seconds / step)
+
+    def costs(self) -> dict:
+        """What it took besides time."""
+        return {
+            "compile_seconds": self.compile_seconds,
+            "peak_memory": self.peak_memory(),
+            "process_memory": process_memory(),
+            **self.remarks,
+        }
+
+
+def process_memory() -> dict:
+    """The most this process had resident, libraries, data and all."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"bytes": 1024 * peak, "of": "process"}
+
+
+def ours(run: Run, batches: Iterator) -> Contender:
+    """The step that `train` runs. Tracing and lowering count as compilation."""
+    state = parallel.place(run.initial_state(), STATE_LAYOUT)
+    batch = jax.block_until_ready(next(batches))
+    started = time.perf_counter()
+    step = make_train_step(run.config, model=run.model(), tx=run.optimizer())
+    compiled = step.lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - started
+
+    def advance(batch):
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return metrics
+
+    def peak_memory():
+        device = jax.local_devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in device:
+            return {"bytes": device["peak_bytes_in_use"], "of": "device"}
+        return {"bytes": program_memory(compiled)["total"], "of": "compiled program"}
+
+    return Contender(
+        advance, batches, replays(run.config), compile_seconds, peak_memory
+    )
+
+
+class Worker:
+    """A contender in a process of its own, made there by `build(*arguments)`.
+
+    The process ends with this one, however this one ends.
+    """
+
+    def __init__(self, build: Callable[..., Contender], *arguments):
+        processes = multiprocessing.get_context("spawn")
+        self._pipe, theirs = processes.Pipe()
+        self._process = processes.Process(
+            target=_serve, args=(theirs, build, arguments)
+        )
+        self._process.start()
+        theirs.close()
+        self._answer()
+
+    def ask(self, method: str, *arguments) -> Any:
+        """What the contender's `method` returns."""
+        self._pipe.send((method, arguments))
+        return self._answer()
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+    def _answer(self):
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            sys.exit(
+                f"error: a contender ended with status {self._process.exitcode}; "
+                "what it said stands above"
+            )
+
+
+def _serve(pipe, build, arguments):
+    contender = build(*arguments)
+    pipe.send("ready")
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(getattr(contender, method)(*arguments))

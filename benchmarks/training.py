@@ -1,0 +1,280 @@
+"""What an update of natural, Free-m and K-PGD training costs, and against PyTorch.
+
+    python -m benchmarks.training --data=DIR [--networks ...] [--methods ...]
+        [--dtypes ...] [--batch_size=N] [--rounds=5] [--turn_seconds=2]
+        [--peer [NAME ...]] [--runs=DIR] [--out=FILE]
+
+Every contender is a process of its own: its peak memory is then its own, and JAX and
+PyTorch need not share CUDA's libraries. (It costs no speed: on 2 CPU cores our step
+took 53 ms in turns with PyTorch's in one process and in two.) They take turns, each
+turn whole steps for --turn_seconds or one step; the first is not counted, the others'
+medians are.
+
+CIFAR-10 is drawn and augmented on the device as in training. ResNets get 224 x 224
+random pixels in 1,000 random classes, drawn likewise: the decoding of photographs is
+benchmarks.input_rate's matter. Finished networks are kept under --runs, so that the
+same command goes on where it was cut off; those measured in another way are measured
+again.
+
+With --peer PyTorch takes turns too (`pip install '.[references]'`), as its users would
+write it today and, in float32, in the reference code's style: see
+benchmarks/peers/torch_training.py.
+"""
+
+import math
+import os
+import pathlib
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.contender import Worker, configured_run, ours
+from benchmarks.record import write_record
+from benchmarks.scaling import forward_flop
+from freeadv_jax import parallel
+from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.data.sampling import array_batches
+from freeadv_jax.data.split import Split
+from freeadv_jax.errors import InputError
+from freeadv_jax.record import read_json, write_json
+
+NETWORKS = ("wrn-32-10-madry", "preact-resnet-18", "resnet-50")
+NETWORKS_ON_CPU = (*NETWORKS, "wrn-16-4", "wrn-10-1", "small-cnn-bn")
+METHODS = ("natural", "free-8", "7-pgd")
+DTYPES = ("float32", "bfloat16")
+PEERS = ("pytorch", "reference-style")
+_CIFAR = "CIFAR-10"
+# Random images for ImageNet's networks, in batches.
+_GENERATED_BATCHES = 4
+
+
+def update_flop(config, forward):
+    """FLOP an image of one update, from those of its forward pass.
+
+    A backward pass computes two gradients, each for a forward pass's FLOP; in an attack
+    step only one of the two. The first layer's input gradient, which natural training
+    does without, is counted to all.
+    """
+    attack = 2 * config.attack.steps if config.method == "pgd" else 0
+    return (attack + 3) * forward
+
+
+def utilisation(*, flop, seconds, rate):
+    """The part of `rate`, FLOP a second, at which `flop` in `seconds` were computed."""
+    return flop / seconds / rate
+
+
+def product_rate(dtype):
+    """FLOP/s of a matrix product on all devices: the best of 5 times 4 on one."""
+    size = _product_size()
+    square = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(square, square).block_until_ready()
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(4):
+            last = product(square, square)
+        last.block_until_ready()
+        best = min(best, (time.perf_counter() - started) / 4)
+    return jax.device_count() * 2 * size**3 / best
+
+
+def _product_size():
+    return 2048 if jax.default_backend() == "cpu" else 4096
+
+
+def build(who, data, network, method, dtype, batch_size):
+    """The contender, in its own process."""
+    run = configured_run(network, method, dtype=dtype, batch_size=batch_size)
+    split = _training_images(run, data)
+    if who in PEERS:
+        from benchmarks.peers.torch_training import theirs
+
+        return theirs(run, split, reference_style=who == "reference-style")
+    batches = array_batches(
+        split,
+        batch_size=batch_size,
+        seed=run.config.seed,
+        pad=run.config.data.pad,
+        flip=run.config.data.flip,
+    )
+    return ours(run, batches(0))
+
+
+def _training_images(run, data):
+    if run.config.data.name == "cifar10":
+        return load_arrays("cifar10", data, validation_examples=0).train
+    rng = np.random.default_rng(0)
+    examples = _GENERATED_BATCHES * run.config.batch_size
+    images = rng.integers(0, 256, (examples, *run.image_shape), dtype=np.uint8)
+    return Split(images, rng.integers(0, run.num_classes, examples, dtype=np.int32))
+
+
+def measure(setting, data):
+    """The rows of one network in one precision, all methods in turns."""
+    network, dtype, batch = (setting[name] for name in ("network", "dtype", "batch"))
+    if setting["images"] == _CIFAR:
+        load_arrays("cifar10", data, validation_examples=0)  # Or InputError, here.
+    rate = product_rate(dtype)
+    workers, steps = {}, {}
+    turns = {
+        (method, who): [] for method in setting["methods"] for who in setting["who"]
+    }
+    try:
+        for method, who in turns:
+            print(f"{network} {dtype} {method} {who}: compiling", flush=True)
+            worker = Worker(build, who, data, network, method, dtype, batch)
+            workers[method, who] = worker
+            steps[method, who] = worker.ask("steps_in", setting["turn_seconds"])
+        for number in range(setting["rounds"]):
+            for (method, who), worker in workers.items():
+                turn = worker.ask("take", steps[method, who])
+                turns[method, who].append(turn)
+                print(
+                    f"{network} {dtype} round {number + 1}/{setting['rounds']} "
+                    f"{method:8} {who:16}{turn['seconds_per_update']:9.4f} s/update",
+                    flush=True,
+                )
+        costs = {key: worker.ask("costs") for key, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.close()
+    rate = max(rate, product_rate(dtype))
+    rows = {}
+    for (method, who), taken in turns.items():
+        run = configured_run(network, method, dtype=dtype, batch_size=batch)
+        flop = update_flop(run.config, forward_flop(run))
+        seconds = [turn["seconds_per_update"] for turn in taken]
+        waits = [turn["input_wait_fraction"] for turn in taken]
+        median = statistics.median(seconds)
+        rows.setdefault(method, {})[who] = {
+            "seconds_per_update": median,
+            "all_seconds_per_update": seconds,
+            "images_per_second": batch / median,
+            "flop_per_image": flop,
+            "utilisation": utilisation(flop=batch * flop, seconds=median, rate=rate),
+            "input_wait_fraction": statistics.median(waits),
+            "steps_per_turn": steps[method, who],
+            **costs[method, who],
+        }
+    product = {"size": _product_size(), "flop_per_second": rate}
+    return {"product": product, "methods": rows, "ratios": ratios(rows)}
+
+
+def ratios(rows):
+    """By method, each peer's time over ours in the same round; the medians."""
+    return {
+        method: {
+            f"{who} / ours": float(
+                np.median(
+                    np.divide(
+                        row["all_seconds_per_update"],
+                        sides["ours"]["all_seconds_per_update"],
+                    )
+                )
+            )
+            for who, row in sides.items()
+            if who != "ours"
+        }
+        for method, sides in rows.items()
+    }
+
+
+def show(setting, result):
+    """Prints the table of one network in one precision."""
+    product = result["product"]
+    print(
+        f"\n{setting['network']}, {setting['dtype']}, batches of {setting['batch']} "
+        f"({setting['images']}), on {setting['devices']}\n"
+        f"a product of {product['size']} x {product['size']}: "
+        f"{product['flop_per_second'] / 1e12:.3f} TFLOP/s\n"
+        f"{'':26}{'s/update':>10}{'images/s':>10}{'of product':>12}{'waiting':>9}"
+        f"{'compile':>9}{'peak memory':>13}{'/ ours':>8}"
+    )
+    for method, sides in result["methods"].items():
+        for who, row in sides.items():
+            ratio = result["ratios"][method].get(f"{who} / ours")
+            print(
+                f"{method:10}{who:16}{row['seconds_per_update']:10.4f}"
+                f"{row['images_per_second']:10.1f}{row['utilisation']:12.1%}"
+                f"{row['input_wait_fraction']:9.1%}{row['compile_seconds']:7.1f} s"
+                f"{row['peak_memory']['bytes'] / 1e9:10.2f} GB"
+                + (f"{ratio:8.2f}" if ratio else ""),
+                flush=True,
+            )
+
+
+def settings(options):
+    """What is to be measured, and how, by network and precision.
+
+    InputError where that cannot be.
+    """
+    # Not given at all, or without a name.
+    peers = () if options.peer is None else options.peer or PEERS
+    if peers and jax.device_count() > 1:
+        raise InputError(f"--peer is for 1 device, and there are {jax.device_count()}")
+    for network in options.networks:
+        for dtype in options.dtypes:
+            for method in options.methods:
+                run = configured_run(
+                    network, method, dtype=dtype, batch_size=options.batch_size
+                )
+                run.model()
+            parallel.check_batch_size(run.config.batch_size)
+            cifar = run.config.data.name == "cifar10"
+            if cifar and not options.data:
+                raise InputError(f"{network} needs --data, the folder with CIFAR-10")
+            # The reference code knows no other precision.
+            who = [x for x in peers if x == "pytorch" or dtype == "float32"]
+            yield {
+                "network": network,
+                "dtype": dtype,
+                "batch": run.config.batch_size,
+                "images": _CIFAR if cifar else "generated at random",
+                "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                "methods": list(options.methods),
+                "who": ["ours", *who],
+                "rounds": options.rounds,
+                "turn_seconds": options.turn_seconds,
+            }
+
+
+def main(argv):
+    parser = Parser("benchmarks.training", __doc__)
+    parser.add_argument("--data", help="where CIFAR-10 lies")
+    parser.add_argument("--networks", nargs="+")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--batch_size", type=count, help="the recipes' if not given")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--turn_seconds", type=float, default=2.0)
+    parser.add_argument("--peer", nargs="*", choices=PEERS, metavar="NAME")
+    parser.add_argument("--runs", type=pathlib.Path, default="runs/benchmark-training")
+    parser.add_argument("--out", default="benchmarks/results/training.json")
+    options = parser.parse_args(argv[1:])
+    # This process and the contenders share the accelerator's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    on_cpu = jax.default_backend() == "cpu"
+    options.networks = options.networks or (NETWORKS_ON_CPU if on_cpu else NETWORKS)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for setting in list(settings(options)):
+        name = f"{setting['network']} {setting['dtype']}"
+        kept = options.runs / f"{name.replace(' ', '-')}.json"
+        result = read_json(kept) if kept.exists() else {}
+        if result.get("setting") != setting:
+            result = {"setting": setting, **measure(setting, options.data)}
+            write_json(kept, result)
+        show(setting, result)
+        results[name] = result
+    packages = ("torch",) if options.peer is not None else ()
+    write_record(options.out, results, packages=packages)
+
+
+if __name__ == "__main__":
+    run_command(main)

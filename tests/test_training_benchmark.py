@@ -1,0 +1,194 @@
+"""What benchmarks.training counts and divides."""
+
+import itertools
+import json
+import math
+import time
+
+import pytest
+
+from benchmarks import training
+from benchmarks.contender import Contender, Worker, configured_run
+from benchmarks.scaling import forward_flop
+from freeadv_jax.errors import InputError
+
+
+def multiplications(*layers):
+    """Of layers (taps, channels in, channels out, pixels a side, how many)."""
+    return sum(
+        taps * inputs * outputs * side**2 * number
+        for taps, inputs, outputs, side, number in layers
+    )
+
+
+BY_HAND = {
+    "preact-resnet-18": multiplications(
+        (9, 3, 64, 32, 1),
+        (9, 64, 64, 32, 4),
+        *(
+            layer
+            for width, side in ((128, 16), (256, 8), (512, 4))
+            for layer in (
+                (9, width // 2, width, side, 1),
+                (1, width // 2, width, side, 1),
+                (9, width, width, side, 3),
+            )
+        ),
+        (1, 512, 10, 1, 1),
+    ),
+    # Its shortcuts have no weights.
+    "wrn-32-10-madry": multiplications(
+        (9, 3, 16, 32, 1),
+        *(
+            layer
+            for inputs, width, side in ((16, 160, 32), (160, 320, 16), (320, 640, 8))
+            for layer in ((9, inputs, width, side, 1), (9, width, width, side, 9))
+        ),
+        (1, 640, 10, 1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "billions"), [("preact-resnet-18", 0.5554), ("wrn-32-10-madry", 6.6301)]
+)
+def test_forward_flop_are_two_for_each_multiplication_counted_by_hand(
+    network, billions
+):
+    run = configured_run(network, "natural")
+    assert forward_flop(run) == 2 * BY_HAND[network]
+    assert BY_HAND[network] / 1e9 == pytest.approx(billions, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"), [("natural", 3), ("free-8", 3), ("7-pgd", 17), ("1-pgd", 5)]
+)
+def test_an_update_is_three_forward_passes_and_two_more_for_each_attack_step(
+    method, passes
+):
+    config = configured_run("wrn-10-1", method).config
+    assert training.update_flop(config, 100) == 100 * passes
+
+
+def test_utilisation_is_the_share_of_the_products_rate():
+    # 8 images of 3 GFLOP in 2 seconds, where the product runs at 48 GFLOP/s.
+    assert training.utilisation(flop=8 * 3e9, seconds=2.0, rate=48e9) == 0.25
+
+
+def test_ratios_are_medians_of_rounds_not_ratios_of_medians():
+    # In the middle round something else slowed both down.
+    rows = {
+        "natural": {
+            "ours": {"all_seconds_per_update": [1.0, 10.0, 2.0]},
+            "pytorch": {"all_seconds_per_update": [2.0, 30.0, 2.0]},
+        }
+    }
+    assert training.ratios(rows) == {"natural": {"pytorch / ours": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--methods", "free"], "unknown method 'free'; allowed: natural, free-<m>"),
+        (["--networks", "wrn-10-1"], "wrn-10-1 needs --data"),
+        (["--networks", "vgg", "--data=x"], "unknown model 'vgg'"),
+        (["--networks", "wrn-10-1", "--peer", "--data=x"], "--peer is for 1 device"),
+        (["--batch_size=9"], "batch_size must be a multiple of 8"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is(arguments, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        training.main(["training", f"--runs={tmp_path}", *arguments])
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_finished_network_is_not_measured_again_unless_in_another_way(
+    tmp_path, monkeypatch, capsys
+):
+    measured = []
+
+    def measure(setting, data):
+        measured.append((setting["network"], setting["rounds"]))
+        row = {
+            "seconds_per_update": 0.5,
+            "images_per_second": 256.0,
+            "utilisation": 0.25,
+            "input_wait_fraction": 0.0,
+            "compile_seconds": 1.0,
+            "peak_memory": {"bytes": 10**9, "of": "device"},
+        }
+        return {
+            "product": {"size": 2048, "flop_per_second": 1e12},
+            "methods": {"natural": {"ours": row}},
+            "ratios": {"natural": {}},
+        }
+
+    monkeypatch.setattr(training, "measure", measure)
+    out = tmp_path / "out.json"
+
+    def run(*networks, rounds):
+        training.main(
+            [
+                "training",
+                "--data=unread",
+                "--networks",
+                *networks,
+                "--methods=natural",
+                "--dtypes=float32",
+                f"--rounds={rounds}",
+                f"--runs={tmp_path / 'runs'}",
+                f"--out={out}",
+            ]
+        )
+
+    run("wrn-10-1", rounds=1)
+    run("wrn-10-1", "small-cnn", rounds=1)
+    assert measured == [("wrn-10-1", 1), ("small-cnn", 1)]
+    results = json.loads(out.read_text())["results"]
+    assert list(results) == ["wrn-10-1 float32", "small-cnn float32"]
+    assert "256.0       25.0%" in capsys.readouterr().out
+    run("wrn-10-1", rounds=2)
+    assert measured[2:] == [("wrn-10-1", 2)]
+
+
+def sleepy(replays):
+    """Waits 30 ms for each batch and computes for 10."""
+
+    def batches():
+        for number in itertools.count():
+            time.sleep(0.03)
+            yield number
+
+    def step(number):
+        time.sleep(0.01)
+        return {"loss": float(number)}
+
+    memory = {"bytes": 1, "of": "device"}
+    return Contender(step, batches(), replays, 0.5, lambda: memory, {"said": "so"})
+
+
+def test_a_turn_is_divided_by_its_updates_and_knows_its_waiting():
+    contender = sleepy(replays=2)
+    turn = contender.take(5)
+    assert 0.02 <= turn["seconds_per_update"] < 0.06
+    assert 0.5 < turn["input_wait_fraction"] < 0.9
+    # 41 at 40 ms; fewer where the machine is busy.
+    assert 1 < contender.steps_in(1.6) <= 41
+    assert contender.steps_in(1e-3) == 1
+
+
+def test_a_worker_answers_for_its_contender_and_has_a_memory_of_its_own():
+    worker = Worker(sleepy, 1)
+    try:
+        assert worker.ask("take", 1)["seconds_per_update"] >= 0.04
+        costs = worker.ask("costs")
+    finally:
+        worker.close()
+    assert costs["said"] == "so"
+    assert costs["compile_seconds"] == 0.5
+    assert costs["process_memory"]["bytes"] > 1e7
+
+
+def test_a_worker_that_fails_says_so():
+    with pytest.raises(SystemExit, match="a contender ended with status 1"):
+        Worker(math.sqrt, -1)
