@@ -52,7 +52,7 @@ setup(
         "tensorboard": ["clu>=0.0.12", "tensorboard>=2.20", *TENSORFLOW],
         "export": ["safetensors>=0.4.5"],
         "report": REPORT,
-        # What benchmarks.attack_parity and attack_speed compare with.
+        # What benchmarks.attack_parity, attack_speed and training compare with.
         "references": ["foolbox==3.3.4", "pyautoattack==0.2.0", "torch>=2.4"],
         "dev": [
             *REPORT,

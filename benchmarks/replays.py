@@ -93,12 +93,12 @@ def draw(results):
         for curve, attacks in CURVES.items():
             for attack in attacks:
                 points = [curves[curve][str(m)][attack] for m in REPLAYS]
-                robust = "" if attack == "natural" else f", {attack}"
+                which = f", {attack}" if len(attacks) > 1 else ""
                 axes.errorbar(
                     REPLAYS,
                     [100 * point["mean"] for point in points],
                     [100 * (point["deviation"] or 0) for point in points],
-                    label=curve + robust,
+                    label=curve + which,
                     capsize=3,
                     **colour_and_marker(place),
                 )

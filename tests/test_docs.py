@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RECORD = json.loads((ROOT / "benchmarks" / "results" / "figures.json").read_text())
@@ -10,9 +12,29 @@ RECORD = json.loads((ROOT / "benchmarks" / "results" / "figures.json").read_text
 
 def test_examples_are_there_and_below_300_kilobytes():
     names = {path.name for path in DOCS.iterdir()}
-    assert {"report.html", "loss_surface.png", "large_epsilon.png"} <= names
+    assert {
+        "report.html",
+        "loss_surface.png",
+        "large_epsilon.png",
+        "replays.png",
+    } <= names
     for path in DOCS.iterdir():
         assert path.stat().st_size < 300_000, path
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_replaying_costs_images_and_larger_batches_give_them_back(name):
+    record = ROOT / "benchmarks" / "results" / "replays.json"
+    curves = json.loads(record.read_text())["results"][name]
+
+    def at(curve, replays, attack="natural"):
+        point = curves[curve][str(replays)][attack]
+        assert len(point["values"]) == 3
+        return point["mean"]
+
+    assert at("natural, replayed", 1) > at("natural, replayed", 16)
+    assert at("natural, larger batches", 16) > at("natural, replayed", 16)
+    assert at("Free-m", 8, "pgd-20") > 2 * at("Free-m", 1, "pgd-20")
 
 
 def test_page_shows_the_figures_of_the_record():

@@ -1,0 +1,266 @@
+"""The README's figures, written from the records in benchmarks/results.
+
+    python -m benchmarks.readme
+
+renews what stands between `<!-- NAME -->` and `<!-- end -->`, for each NAME of BLOCKS.
+"""
+
+import pathlib
+import re
+
+from benchmarks.reproduce import ATTACKS, TABLES
+from freeadv_jax.record import read_json
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+_BLOCK = re.compile(r"<!-- (\w+) -->.*?<!-- end -->", re.DOTALL)
+_NOT_YET_RUN = "not yet run"
+_NAMES = {
+    "natural": "natural",
+    "fgsm": "FGSM",
+    "pgd-20": "PGD-20",
+    "pgd-100": "PGD-100",
+    "cw-100": "CW-100",
+    "pgd-20-x10": "PGD-20, ten restarts",
+    "apgd-ce": "APGD-CE",
+    "apgd-dlr": "APGD-DLR",
+    "apgd-t": "APGD-T",
+    "fab-t": "FAB-T",
+    "square": "Square",
+    "autoattack": "AutoAttack",
+    "pgd-10": "PGD-10",
+}
+
+
+def rendered(text: str) -> str:
+    """`text` with every block as the records say; KeyError for an unknown name."""
+    return _BLOCK.sub(
+        lambda block: f"<!-- {block[1]} -->{BLOCKS[block[1]]()}<!-- end -->", text
+    )
+
+
+def results(name: str) -> dict:
+    return read_json(RESULTS / f"{name}.json")["results"]
+
+
+def _table(heads, rows):
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _percent(share, digits=1):
+    return f"{100 * share:.{digits}f}"
+
+
+def _with_interval(row):
+    low, high = map(_percent, row["interval"])
+    return f"{_percent(row['accuracy'])} ({low} to {high})"
+
+
+def _quickstart():
+    return f"{results('quickstart')['median']:.0f} s"
+
+
+def _start_up():
+    return "; ".join(
+        f"{row['compile_seconds']['first']:.1f} s, then "
+        f"{row['compile_seconds']['second']:.1f} s for {name}"
+        for name, row in results("start_up").items()
+        if name != "import"
+    )
+
+
+def _digits():
+    attacks = ("natural", "fgsm", "pgd-20", "pgd-100", "cw-100")
+    titles = {"digits_natural": "natural", "digits_free8": "Free-8"}
+    rows = [
+        [
+            title,
+            *(
+                f"{_percent(accuracy['mean'])} ± {_percent(accuracy['deviation'])}"
+                for accuracy in map(results("digits")[name]["accuracy"].get, attacks)
+            ),
+        ]
+        for name, title in titles.items()
+    ]
+    return _table(["training", *map(_NAMES.get, attacks)], rows)
+
+
+def _reproduced(record):
+    """Ours above the published, row by row; what is missing is said to be."""
+    heads = ["training", *map(_NAMES.get, ATTACKS), "minutes"]
+    rows = []
+    for name, title in sorted(TABLES["cifar10"].items(), key=_by_strength):
+        result = record.get(name)
+        if not result:
+            rows.append([title, *[_NOT_YET_RUN] * (len(heads) - 1)])
+            continue
+        accuracies = (result["evaluation"][attack]["accuracy"] for attack in ATTACKS)
+        minutes = result["training"]["seconds"] / 60
+        rows.append([title, *map(_percent, accuracies), f"{minutes:.1f}"])
+        published = result["published"]
+        figures = (f"*{published['accuracy'][attack]:.1f}*" for attack in ATTACKS)
+        rows.append(["*published*", *figures, f"*{published['minutes']}*"])
+    return _table(heads, rows)
+
+
+def _by_strength(item):
+    """Natural training, Free-m by m, K-PGD."""
+    title = item[1]
+    kind = ("natural", "Free", "7").index(title.split("-")[0])
+    return kind, int(title.split("-")[1]) if kind == 1 else 0
+
+
+def _cost():
+    heads = ["network", "natural", "Free-2", "Free-8", "7-PGD"]
+    rows = [
+        [
+            network,
+            f"{result['methods']['natural']['seconds_per_update']:.2f} s",
+            *(
+                f"{result['ratios'][ratio]:.2f}"
+                for ratio in (
+                    "free-2 / natural",
+                    "free-8 / natural",
+                    "7-pgd / natural",
+                    "compilation free-8 / free-2",
+                )
+            ),
+        ]
+        for network, result in results("step_cost").items()
+    ]
+    return _table([*heads, "compilation, Free-8 to Free-2"], rows)
+
+
+def _robustness():
+    attacks = (*ATTACKS, "autoattack")
+    titles = {
+        "digits_natural-0": "digits, natural",
+        "digits_free8-0": "digits, Free-8",
+        "cifar10_natural": "CIFAR-10, natural",
+        "cifar10_free8": "CIFAR-10, Free-8",
+        "cifar10_pgd7": "CIFAR-10, 7-PGD",
+    }
+    rows = []
+    for name, result in results("robustness").items():
+        found = result["evaluation"]
+        cells = [_percent(found[attack]["accuracy"]) for attack in attacks[:-1]]
+        cells.append(_with_interval(found["autoattack"]))
+        rows.append([titles[name], str(found["autoattack"]["examples"]), *cells])
+    return _table(["model", "images", *map(_NAMES.get, attacks)], rows)
+
+
+def _parity():
+    attacks = ("pgd-20", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
+    attacks += ("autoattack",)
+    titles = {
+        "cifar10_free8 linf 0.0314": "Free-8, 8/255",
+        "cifar10_natural linf 0.0314": "natural, 8/255",
+        "cifar10_natural linf 0.0039": "natural, 1/255",
+        "cifar10_free8 l2 0.5000": "Free-8, L2 0.5",
+        "cifar10_natural l2 0.2500": "natural, L2 0.25",
+    }
+    rows = [
+        [
+            titles[setting],
+            *(
+                f"{row['ours']:.1f} / {row['reference']:.1f}" if row else _NOT_YET_RUN
+                for row in map(result["attacks"].get, attacks)
+            ),
+        ]
+        for setting, result in results("attack_parity").items()
+    ]
+    return _table(["CIFAR-10 model", *map(_NAMES.get, attacks)], rows)
+
+
+def _speed():
+    record = results("attack_speed")
+    said = [
+        f"{_NAMES[name]} {record[name]['seconds']['ours']:.0f} s against "
+        f"{record[name]['seconds']['reference']:.0f} s "
+        f"({record[name]['reference / ours']:.2f} times as fast)"
+        for name in ("pgd-100", "autoattack")
+    ]
+    return f"{record['network']} on {record['examples']} images, {', '.join(said)}"
+
+
+def _flatness():
+    titles = {"cifar10_natural": "natural training"}
+    titles |= {"cifar10_free8": "Free-8", "cifar10_pgd7": "7-PGD"}
+
+    def said(figure):
+        means = {
+            title: results("figures")[name]["flatness"][figure]["mean"]
+            for name, title in titles.items()
+        }
+        return ", ".join(
+            f"{mean:.{1 if mean >= 1 else 2}f} for {title}"
+            for title, mean in means.items()
+        )
+
+    return (
+        f"the largest rise of the loss within the ball is\n{said('rise')};\n"
+        f"the local linearity error (Qin et al. 2019) {said('error')}"
+    )
+
+
+def _folder():
+    titles = {"natural": "natural", "free4": "Free-4"}
+    rows = [
+        [title, *(_with_interval(found[attack]) for attack in ("natural", "pgd-10"))]
+        for name, title in titles.items()
+        for found in [results("imagenet_folder_cpu")[name]["evaluation"]]
+    ]
+    return _table(["training", "natural", "PGD-10"], rows)
+
+
+def _decoded():
+    methods = results("input_rate")["methods"]
+    first, *others, last = (f"{row['images_decoded']:,}" for row in methods.values())
+    return (
+        f"{first} for natural training, {', '.join(others)} and {last} for Free-2, "
+        "-4 and -8"
+    )
+
+
+def _replays():
+    curves = results("replays")["cifar10"]
+
+    def at(curve, replays, attack="natural"):
+        return _percent(curves[curve][str(replays)][attack]["mean"], 0)
+
+    return (
+        f"natural training falls from {at('natural, replayed', 1)} % at m = 1 to "
+        f"{at('natural, replayed', 8)} % at\nm = 8 and "
+        f"{at('natural, replayed', 16)} % at m = 16; with batches m times as large it is "
+        f"{at('natural, larger batches', 8)} and\n"
+        f"{at('natural, larger batches', 16)} %"
+    )
+
+
+BLOCKS = {
+    "quickstart": _quickstart,
+    "start_up": _start_up,
+    "digits": _digits,
+    "cifar10_scaled_down": lambda: _reproduced(
+        results("reproduce_cifar10_scaled_down")
+    ),
+    "cost": _cost,
+    "robustness": _robustness,
+    "parity": _parity,
+    "speed": _speed,
+    "flatness": _flatness,
+    "folder": _folder,
+    "decoded": _decoded,
+    "replays": _replays,
+}
+
+
+def main():
+    README.write_text(rendered(README.read_text()))
+    print(f"written to {README}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What a start costs: the import, and compilation at the first start and the second.
+
+    python -m benchmarks.start_up --data=DIR [--rounds=3]
+
+The second start is the same run in another folder beside the first, whose compiled
+programs it finds. Tracing, which no cache saves, is part of the seconds.
+"""
+
+import argparse
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.record import write_record
+from freeadv_jax.record import read_json
+
+# Eight small batches: what is timed is everything but the steps.
+_BRIEF = ("updates=8", "batch_size=8", "evaluation.attacks=('natural',)")
+_CIFAR10 = "configs/cifar10_free8.py"
+STARTS = {
+    "digits": ("configs/digits_free8.py", ()),
+    "preact-resnet-18": (_CIFAR10, ("model.name=preact-resnet-18",)),
+    "wrn-32-10-madry": (_CIFAR10, ()),
+}
+
+
+def compile_seconds(workdir, config, fields, data):
+    """Those of `training` in the results of a short run."""
+    given = (*_BRIEF, "evaluation.examples=8", *fields)
+    if config == _CIFAR10:
+        given += (f"data.dir={data}", "data.validation_examples=0")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "freeadv_jax.main"),
+            *(f"--config={config}", f"--workdir={workdir}"),
+            *(f"--config.{field}" for field in given),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return read_json(workdir / "results.json")["training"]["compile_seconds"]
+
+
+def starts(config, fields, data, rounds):
+    """Seconds of compilation at first and second starts, and the medians' ratio."""
+    seconds = {"first": [], "second": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            for start, found in seconds.items():
+                workdir = pathlib.Path(folder) / start
+                found.append(compile_seconds(workdir, config, fields, data))
+    medians = {start: statistics.median(found) for start, found in seconds.items()}
+    return {
+        "compile_seconds": medians,
+        "all": seconds,
+        "second / first": medians["second"] / medians["first"],
+    }
+
+
+def import_seconds(rounds):
+    """Of `import freeadv_jax` in a process of its own, the interpreter included."""
+    found = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import freeadv_jax"], check=True)
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", default="benchmarks/results/start_up.json")
+    options = parser.parse_args()
+    results = {"import": import_seconds(options.rounds)}
+    print(f"import {results['import']:.2f} s")
+    for name, (config, fields) in STARTS.items():
+        row = results[name] = starts(config, fields, options.data, options.rounds)
+        first, second = row["compile_seconds"].values()
+        print(f"{name:20}{first:6.2f} s, then {second:.2f} s", flush=True)
+    write_record(options.out, results)
+
+
+if __name__ == "__main__":
+    main()
