@@ -100,7 +100,7 @@ def _reproduced(record):
         minutes = result["training"]["seconds"] / 60
         rows.append([title, *map(_percent, accuracies), f"{minutes:.1f}"])
         published = result["published"]
-        figures = (f"*{published['accuracy'][attack]:.1f}*" for attack in ATTACKS)
+        figures = (f"*{published['accuracy'][attack]:.2f}*" for attack in ATTACKS)
         rows.append(["*published*", *figures, f"*{published['minutes']}*"])
     return _table(heads, rows)
 
