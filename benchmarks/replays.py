@@ -9,7 +9,6 @@ figure is written beside the record. DIR holds the archives of all sets; whole r
 under --runs, and the same command goes on with them.
 """
 
-import argparse
 import pathlib
 import statistics
 
@@ -18,6 +17,8 @@ from benchmarks.reproduce import SCALED_DOWN
 from benchmarks.runs import finish
 from configs import cifar10_free8, cifar100_free8, digits_free8
 from freeadv_jax.analysis.plotting import colour_and_marker, new_figure, save
+from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.data.dataset import load_dataset
 
 REPLAYS = (1, 2, 4, 8, 16)
 # Free-m within nearly nothing is natural training with replays: delta changes no pixel
@@ -60,6 +61,10 @@ def configured(module, fields, curve, replays, seed):
 
 def measure(sets, runs, data, seeds):
     """{set: {curve: {m: {attack: mean, deviation, values}}}} in [0, 1]."""
+    # Before an hour of training on the first set, whether the others are there.
+    for name, (module, _) in sets.items():
+        if name != "digits":
+            load_dataset(**module.get_config().data.to_dict() | {"dir": data})
     results = {}
     for name, (module, fields) in sets.items():
         for curve, attacks in CURVES.items():
@@ -111,15 +116,15 @@ def draw(results):
     return figure
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    parser = Parser("benchmarks.replays", __doc__)
     parser.add_argument("--data", required=True, help="where the archives lie")
     parser.add_argument("--full", action="store_true", help="WRN-32-10, 80,000 updates")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=count, default=3)
     parser.add_argument("--runs", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--figure", type=pathlib.Path)
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     name = "replays_full" if options.full else "replays"
     runs = options.runs or pathlib.Path("runs") / f"benchmark-{name}"
     out = options.out or pathlib.Path("benchmarks/results") / f"{name}.json"
@@ -131,4 +136,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

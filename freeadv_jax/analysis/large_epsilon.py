@@ -170,7 +170,7 @@ def main(argv):
     given = parser.parse_args(argv[1:])
     check_figure_path(given.out)
     subjects = open_subjects(given.runs)
-    keep_compiled(given.runs[0])
+    keep_compiled(subjects[0].run.workdir)
     choice = first_examples(subjects, data=given.data, examples=_CHOICE)
     examples = one_of_each_class(choice, given.images)
     campaign = Campaign(batch_size=len(examples.labels))

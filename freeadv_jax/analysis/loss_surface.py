@@ -175,7 +175,7 @@ def main(argv):
     given = parser.parse_args(argv[1:])
     check_figure_path(given.out)
     subjects = open_subjects(given.runs)
-    keep_compiled(given.runs[0])
+    keep_compiled(subjects[0].run.workdir)
     examples = first_examples(subjects, data=given.data, examples=given.examples)
     image = _chosen(subjects, examples, given.image)
     measured = [

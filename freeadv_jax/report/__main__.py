@@ -29,7 +29,7 @@ def main(argv):
     if given.format == "html":
         new_figure(1, 1)  # Says what is not installed before anything is measured.
     subjects = open_subjects(given.runs)
-    keep_compiled(given.runs[0])
+    keep_compiled(subjects[0].run.workdir)
     read_shown(subjects, None)  # The same, of what was not evaluated.
     if given.measure:
 
