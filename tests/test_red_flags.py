@@ -115,7 +115,7 @@ def test_lines_and_record_hold_all_numbers(honest):
         ({"waves": 0.3}, {"unbounded attack", "random noise", "Square"}),
         ({"softmax": True}, {"forward pass"}),
     ],
-    ids=str,
+    ids=["rounded", "scaled", "shattered", "softmax"],
 )
 def test_model_that_masks_its_gradients_is_caught(flags_of, mask, expected):
     flags = flags_of(**mask)
