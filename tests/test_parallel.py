@@ -20,6 +20,9 @@ from freeadv_jax.training.trades import trades_train_step
 LINF, L2 = Threat("linf", 8 / 255), Threat("l2", 0.5)
 METHODS = {
     "free": partial(free_train_step, threat=LINF, step_size=8 / 255, replays=2),
+    "free, random start": partial(
+        free_train_step, threat=LINF, step_size=2 / 255, replays=2, start="random"
+    ),
     # Where a pixel's gradient is zero but for rounding, an L-inf attack of several
     # steps is led by that rounding; an L2 attack is not.
     "pgd": partial(pgd_train_step, threat=L2, step_size=0.25, steps=2),

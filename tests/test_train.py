@@ -1,4 +1,5 @@
 import json
+import pathlib
 import random
 import signal
 import subprocess
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 from tiny_run import ROOT, command, environment, metrics, run_main, tiny_config
 
+from freeadv_jax import parallel
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import TrainingStoppedError
-from freeadv_jax.run import open_run, read_run
-from freeadv_jax.train import train
+from freeadv_jax.run import Run, open_run, read_run
+from freeadv_jax.train import STATE_LAYOUT, make_train_step, train
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
 
@@ -255,3 +257,26 @@ def test_collapse_stops_the_run_if_so_configured_and_the_best_is_kept(
     lines = [x for x in metrics(run.workdir) if x["kind"] == "validation"]
     best = max(lines, key=lambda line: line["pgd-10"])
     assert int(saved_state(run.workdir, "best").step) == best["step"]
+
+
+@pytest.mark.parametrize("start", ["carried", "random", "zero"])
+def test_a_minibatch_starts_where_the_configuration_says(start):
+    """With a step of nearly nothing delta stays where it starts."""
+    config = tiny_config(attack__start=start, attack__step_size=1e-9)
+    run = Run(pathlib.Path(), config, num_classes=10, image_shape=(8, 8, 1))
+    carried = np.full((64, 8, 8, 1), 0.05, np.float32)
+    state = run.initial_state().replace(delta=carried)
+    batch = {
+        "image": np.zeros((64, 8, 8, 1), np.uint8),
+        "label": np.zeros(64, np.int32),
+    }
+    state = parallel.place(state, STATE_LAYOUT)
+    step = make_train_step(config, model=run.model(), tx=run.optimizer())
+    after, _ = step(state, parallel.place(batch, parallel.SPLIT))
+    delta = np.array(after.delta).reshape(carried.shape)
+    if start == "random":
+        assert np.abs(delta).max() <= config.attack.epsilon
+        assert delta.std() > config.attack.epsilon / 2
+    else:
+        expected = {"carried": carried, "zero": 0 * carried}[start]
+        np.testing.assert_allclose(delta, expected, rtol=0, atol=1e-7)

@@ -1,6 +1,6 @@
 """Free adversarial training: Shafahi et al. (NeurIPS 2019), Free-m."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.state import TrainState
 from freeadv_jax.training.update import measure, train_logits, unit_range
 
-STARTS = ("carried", "random", "zero")
+Start = Literal["carried", "random", "zero"]
+STARTS = get_args(Start)
 
 
 def free_train_step(
@@ -23,7 +24,7 @@ def free_train_step(
     threat: Threat,
     step_size: float,
     replays: int,
-    start: Literal["carried", "random", "zero"] = "carried",
+    start: Start = "carried",
     straight_through: bool = False,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
