@@ -3,8 +3,8 @@
     python -m benchmarks.ablation --data=DIR [--size=full|scaled-down] [--seeds=3]
 
 Every variant costs what Free-8 costs: the same network, updates and passes through it.
-Accuracies are those of the last 5,000 training images, which nothing is trained on, and
-differences to the paper's recipe are taken seed by seed. Cut off, the same command goes
+Accuracies are those of held-out training images, which nothing is trained on, and
+differences to Free-8 are taken seed by seed. Cut off, the same command goes
 on.
 """
 
@@ -19,7 +19,7 @@ from benchmarks.runs import finish
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.evaluation import WORST_CASE
 
-BASE = "as in the paper"
+BASE = "Free-8"
 # Fields by variant, from BASE; schedules are of the same peak.
 VARIANTS = {
     BASE: {},

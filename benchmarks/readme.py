@@ -143,11 +143,15 @@ def _robustness():
         "cifar10_pgd7": "CIFAR-10, 7-PGD",
     }
     rows = []
-    for name, result in results("robustness").items():
+    for name, title in titles.items():
+        result = results("robustness").get(name)
+        if not result:
+            rows.append([title, *[_NOT_YET_RUN] * (len(attacks) + 1)])
+            continue
         found = result["evaluation"]
         cells = [_percent(found[attack]["accuracy"]) for attack in attacks[:-1]]
         cells.append(_with_interval(found["autoattack"]))
-        rows.append([titles[name], str(found["autoattack"]["examples"]), *cells])
+        rows.append([title, str(found["autoattack"]["examples"]), *cells])
     return _table(["model", "images", *map(_NAMES.get, attacks)], rows)
 
 
