@@ -50,11 +50,11 @@ def state_of(workdir):
     return read_run(workdir).trained_state("last")
 
 
-def assert_same_training(folder, other):
+def assert_same_training(folder, other, *, tolerance=1e-6):
     ours, expected = state_of(folder), state_of(other)
     assert ours.step == expected.step
     for name in ("params", "batch_stats", "delta"):
         for x, y in zip(
             *map(jax.tree.leaves, (getattr(ours, name), getattr(expected, name)))
         ):
-            np.testing.assert_allclose(x, y, atol=1e-6, rtol=1e-6)
+            np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance)

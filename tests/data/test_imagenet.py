@@ -304,7 +304,8 @@ def test_two_processes_train_on_imagenet_what_one_does(prepared, tmp_path):
     assert alone.returncode == 0, alone.stderr
     outcomes = run_two(two, **fields)
     assert [status for status, *_ in outcomes] == [0, 0], outcomes
-    assert_same_training(one, two)
+    # In a picture of one color a thousand pixels stand at ReLU's kink together.
+    assert_same_training(one, two, tolerance=1e-5)
     ours, expected = (np.load(folder / "evaluation.npz") for folder in (two, one))
     assert len(ours["label"]) == VAL
     for attack in ("natural", "pgd-20"):
