@@ -87,7 +87,10 @@ def _backward(epsilon, axis_name, residuals, cotangents):
     normal = (images - mean) * inverse
     of_scale, of_bias = _sums(cotangent * normal), _sums(cotangent)
     along, across = _means((of_scale, of_bias), images, axis_name)
-    of_images = (cotangent - across - normal * along) * (inverse * scale)
+    # A difference of two full arrays at the end, or XLA's CPU backend computes it again
+    # for every use; see `relu`.
+    multiplier = inverse * scale
+    of_images = (cotangent - across) * multiplier - normal * (along * multiplier)
     return of_images, of_scale, of_bias
 
 

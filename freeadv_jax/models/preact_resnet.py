@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from freeadv_jax.models.batch_norm import batch_norm
 from freeadv_jax.models.conv import Conv
+from freeadv_jax.models.relu import relu
 
 # PyTorch's default for a dense kernel: uniform within 1 / sqrt(fan in).
 torch_dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -28,14 +29,14 @@ class PreActUnit(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
-        active = nn.relu(self.normalize(images))
+        active = relu(self.normalize(images))
         shortcut = images
         if self.stride != 1 or images.shape[-1] != self.features:
             shortcut = self.conv(self.features, 1, self.stride, name="projection")(
                 active
             )
         branch = self.conv(self.features, 3, self.stride, padding=1)(active)
-        branch = nn.relu(self.normalize(branch))
+        branch = relu(self.normalize(branch))
         branch = self.conv(self.features, 3, padding=1)(branch)
         return branch + shortcut
 
@@ -70,7 +71,7 @@ class PreActResNet(nn.Module):
             for unit in range(self.units):
                 stride = 2 if stage > 0 and unit == 0 else 1
                 hidden = PreActUnit(features, stride, conv, normalize)(hidden)
-        hidden = nn.relu(normalize(hidden))
+        hidden = relu(normalize(hidden))
         pooled = jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=torch_dense_init)(pooled)
 

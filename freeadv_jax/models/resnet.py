@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from freeadv_jax.models.batch_norm import batch_norm
 from freeadv_jax.models.conv import Conv
 from freeadv_jax.models.preact_resnet import torch_dense_init
+from freeadv_jax.models.relu import relu
 
 
 class Bottleneck(nn.Module):
@@ -23,15 +24,15 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
-        branch = nn.relu(self.normalize(self.conv(self.features, 1)(images)))
+        branch = relu(self.normalize(self.conv(self.features, 1)(images)))
         branch = self.conv(self.features, 3, self.stride, padding=1)(branch)
-        branch = nn.relu(self.normalize(branch))
+        branch = relu(self.normalize(branch))
         branch = self.normalize(self.conv(4 * self.features, 1)(branch))
         shortcut = images
         if self.stride != 1 or images.shape[-1] != 4 * self.features:
             projection = self.conv(4 * self.features, 1, self.stride, name="projection")
             shortcut = self.normalize(projection(images))
-        return nn.relu(branch + shortcut)
+        return relu(branch + shortcut)
 
 
 class ResNet(nn.Module):
@@ -54,7 +55,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.batch_norm_axis,
         )
-        hidden = nn.relu(normalize(conv(64, 7, 2, padding=3)(images)))
+        hidden = relu(normalize(conv(64, 7, 2, padding=3)(images)))
         hidden = nn.max_pool(hidden, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, units in enumerate(self.units):
             for unit in range(units):

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from freeadv_jax.models.batch_norm import batch_norm
 from freeadv_jax.models.conv import Conv
+from freeadv_jax.models.relu import relu
 
 
 class SmallCNN(nn.Module):
@@ -45,9 +46,9 @@ class SmallCNN(nn.Module):
                     dtype=self.dtype,
                     axis_name=self.batch_norm_axis,
                 )
-            hidden = _halve(nn.relu(hidden))
+            hidden = _halve(relu(hidden))
         hidden = hidden.reshape(hidden.shape[0], -1)
-        hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(hidden))
+        hidden = relu(nn.Dense(self.hidden, dtype=self.dtype)(hidden))
         return nn.Dense(self.num_classes)(hidden.astype(jnp.float32))
 
 
