@@ -90,7 +90,24 @@ def spmd(function, *, inputs, outputs, donate=()):
             out_specs=jax.tree.map(_spec, outputs, is_leaf=_is_none),
             check_vma=False,
         )
-    return jax.jit(whole, donate_argnums=donate, compiler_options=_compiler_options())
+    return jax.jit(whole, donate_argnums=donate, compiler_options=compiler_options())
+
+
+@functools.cache
+def compiler_options() -> dict | None:
+    """On CPU, convolutions kept away from YNNPACK, where the compiler knows how.
+
+    Its kernel gradients are 2 to 4 times slower from 64 channels up (jaxlib 0.10.2
+    to 0.12.0). Releases without the option refuse it, so it is tried out first.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
 
 
 def _mesh():
@@ -130,20 +147,3 @@ def _by_layout(function, layout, tree):
 
 def _is_none(axis):
     return axis is None
-
-
-@functools.cache
-def _compiler_options() -> dict | None:
-    """On CPU, convolutions kept away from YNNPACK, where the compiler knows how.
-
-    Its kernel gradients are 2 to 4 times slower from 64 channels up (jaxlib 0.10.2
-    to 0.12.0). Releases without the option refuse it, so it is tried out first.
-    """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    if jax.default_backend() != "cpu":
-        return None
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return options

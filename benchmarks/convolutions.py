@@ -1,0 +1,168 @@
+"""Where the CPU's time goes: each 3x3 convolution of the step, ours against PyTorch's.
+
+    python -m benchmarks.convolutions [--batch_size=32] [--rounds=7]
+
+Forward pass, gradient of the images and gradient of the kernel, as GFLOP/s; the two
+take turns in one process, float32, and the medians count. PyTorch (`pip install
+'.[references]'`) computes them in channels_last, by oneDNN.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from benchmarks.record import write_record
+from freeadv_jax import parallel
+from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.models.conv import convolution
+
+PADDING = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A 3x3 convolution of square images."""
+
+    side: int
+    channels: int
+    features: int
+    stride: int = 1
+
+    def flop(self, batch_size):
+        """Of the forward pass, and of either gradient."""
+        pixels = batch_size * (self.side // self.stride) ** 2
+        return 2 * 9 * self.channels * self.features * pixels
+
+    def __str__(self):
+        by_two = " / 2" if self.stride == 2 else ""
+        return f"{self.side} x {self.side}, {self.channels} -> {self.features}{by_two}"
+
+
+LAYERS = (
+    Layer(32, 16, 16),
+    Layer(32, 16, 64),
+    Layer(32, 64, 64),
+    Layer(32, 64, 128, 2),
+    Layer(16, 128, 128),
+    Layer(16, 128, 256, 2),
+    Layer(8, 256, 256),
+    Layer(8, 256, 512, 2),
+    Layer(4, 512, 512),
+)
+PASSES = ("forward", "images", "kernel")
+
+
+def ours(layer, arrays) -> dict[str, Callable]:
+    """By pass, a function that computes it and waits for it: NHWC and HWIO."""
+    images, kernel, cotangent = map(jnp.asarray, arrays)
+
+    def conv(images, kernel):
+        sides = ((PADDING, PADDING), (PADDING, PADDING))
+        return convolution(images, kernel, stride=layer.stride, padding=sides)
+
+    def gradient(argument, images, kernel, cotangent):
+        return jax.vjp(conv, images, kernel)[1](cotangent)[argument]
+
+    def ready(function, *arguments):
+        options = parallel.compiler_options()
+        compiled = jax.jit(function, compiler_options=options)
+        return lambda: np.asarray(compiled(*arguments))
+
+    return {
+        "forward": ready(conv, images, kernel),
+        "images": ready(lambda *a: gradient(0, *a), images, kernel, cotangent),
+        "kernel": ready(lambda *a: gradient(1, *a), images, kernel, cotangent),
+    }
+
+
+def theirs(layer, arrays) -> dict[str, Callable]:
+    """The same in PyTorch, with results in our order of axes."""
+    images, cotangent = (
+        torch.from_numpy(x).permute(0, 3, 1, 2) for x in (arrays[0], arrays[2])
+    )
+    kernel = torch.from_numpy(arrays[1]).permute(3, 2, 0, 1)
+    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    stride, padding = [layer.stride] * 2, [PADDING] * 2
+
+    def gradient(argument):
+        wanted = [argument == position for position in range(3)]
+        return torch.ops.aten.convolution_backward(
+            cotangent, images, kernel, None, stride, padding, [1, 1], False, [0, 0], 1,
+            wanted,
+        )[argument]  # fmt: skip
+
+    def forward():
+        return torch.nn.functional.conv2d(images, kernel, None, stride, padding)
+
+    return {
+        "forward": lambda: forward().permute(0, 2, 3, 1).numpy(),
+        "images": lambda: gradient(0).permute(0, 2, 3, 1).numpy(),
+        "kernel": lambda: gradient(1).permute(2, 3, 1, 0).numpy(),
+    }
+
+
+def example(layer, batch_size):
+    """Images, kernel and the cotangent of the outputs."""
+    rng = np.random.default_rng(0)
+    side = layer.side // layer.stride
+    return tuple(
+        rng.standard_normal(shape, np.float32)
+        for shape in (
+            (batch_size, layer.side, layer.side, layer.channels),
+            (3, 3, layer.channels, layer.features),
+            (batch_size, side, side, layer.features),
+        )
+    )
+
+
+def measure(layer, batch_size, rounds):
+    """GFLOP/s by pass and side, after a check that both compute the same."""
+    arrays = example(layer, batch_size)
+    sides = {"ours": ours(layer, arrays), "pytorch": theirs(layer, arrays)}
+    rates = {}
+    for name in PASSES:
+        found = [side[name]() for side in sides.values()]
+        scale = np.abs(found[0]).max()
+        np.testing.assert_allclose(*found, atol=1e-4 * scale, rtol=0)
+        seconds = {who: [] for who in sides}
+        for _ in range(rounds):
+            for who, side in sides.items():
+                begun = time.perf_counter()
+                side[name]()
+                seconds[who].append(time.perf_counter() - begun)
+        rates[name] = {
+            who: layer.flop(batch_size) / statistics.median(taken) / 1e9
+            for who, taken in seconds.items()
+        }
+    return rates
+
+
+def main(argv):
+    parser = Parser("benchmarks.convolutions", __doc__)
+    parser.add_argument("--batch_size", type=count, default=32)
+    parser.add_argument("--rounds", type=count, default=7)
+    parser.add_argument("--out", default="benchmarks/results/convolutions.json")
+    options = parser.parse_args(argv[1:])
+    print(f"GFLOP/s, ours / PyTorch's, batches of {options.batch_size}")
+    results = {}
+    for layer in LAYERS:
+        results[str(layer)] = measure(layer, options.batch_size, options.rounds)
+        print(
+            f"{layer!s:24}",
+            *(
+                f"{name} {rate['ours']:4.0f} / {rate['pytorch']:4.0f}  "
+                for name, rate in results[str(layer)].items()
+            ),
+            flush=True,
+        )
+    write_record(options.out, results, packages=("torch",))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,185 @@
+"""What each thing done for speed is worth: the step with it and without, in turns.
+
+    python -m benchmarks.step_changes [--networks ...] [--batch_sizes ...]
+        [--method=free-2] [--rounds=5]
+
+Every variant is a process of its own, on one batch drawn once. Each of VARIANTS undoes
+or adds one thing; those about the CPU's compiler are left out elsewhere.
+"""
+
+import itertools
+import os
+import statistics
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from benchmarks.contender import Worker, configured_run, ours
+from benchmarks.record import write_record
+from freeadv_jax import parallel
+from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.models import batch_norm, conv, preact_resnet
+from freeadv_jax.run import Run
+
+TURN_SECONDS = 2.0
+AS_IT_IS = "as it is"
+_BY_XLA = "convolutions' gradients as XLA derives them"
+
+
+class _FlaxBatchNorm(nn.Module):
+    epsilon: float
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+        )(images)
+
+
+def _flax_batch_norm():
+    batch_norm.BatchNorm = _FlaxBatchNorm
+
+
+def _unary_ends():
+    def backward(epsilon, axis_name, residuals, cotangents):
+        images, mean, inverse, scale = residuals
+        cotangent, _ = cotangents
+        normal = (images - mean) * inverse
+        sums = batch_norm._sums(cotangent * normal), batch_norm._sums(cotangent)
+        along, across = batch_norm._means(sums, images, axis_name)
+        product = (cotangent - across - normal * along) * (inverse * scale)
+        return product, *sums
+
+    batch_norm._normalised.defvjp(batch_norm._forward, backward)
+    preact_resnet.relu = nn.relu
+
+
+def _gradients_by_xla():
+    conv._loop_safe_convolution = conv._plain_convolution
+
+
+def _ynnpack():
+    parallel.compiler_options = lambda: None
+
+
+def _without_donation():
+    spmd = parallel.spmd
+    parallel.spmd = lambda *a, **options: spmd(*a, **options | {"donate": ()})
+
+
+def _one_vector():
+    optimizer = Run.optimizer
+    Run.optimizer = lambda run: optax.flatten(optimizer(run))
+
+
+def _nothing():
+    pass
+
+
+# By variant, what is bent in its process before the step is made.
+ON_CPU = {
+    "Flax's BatchNorm": _flax_batch_norm,
+    "ReLU a maximum, BatchNorm's gradient a product": _unary_ends,
+    _BY_XLA: _gradients_by_xla,
+    "convolutions by YNNPACK": _ynnpack,
+    "huge pages": _nothing,
+}
+VARIANTS = {
+    AS_IT_IS: _nothing,
+    "state not donated": _without_donation,
+    "optimizer on one vector": _one_vector,
+    "bfloat16": _nothing,
+    "rematerialisation": _nothing,
+}
+FIELDS = {
+    "bfloat16": {"model.dtype": "bfloat16"},
+    "rematerialisation": {"model.remat": True},
+}
+ENVIRONMENT = {"huge pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
+
+
+def build(variant, network, method, batch_size):
+    """The contender, in its own process, where the package may be bent."""
+    (VARIANTS | ON_CPU)[variant]()
+    run = configured_run(network, method, batch_size=batch_size)
+    run.config.update_from_flattened_dict(FIELDS.get(variant, {}))
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (batch_size, *run.image_shape), dtype=np.uint8),
+        "label": rng.integers(0, run.num_classes, batch_size, dtype=np.int32),
+    }
+    return ours(run, itertools.repeat(parallel.place(batch, parallel.SPLIT)))
+
+
+def worker(variant, *arguments):
+    """The process of a variant; what it sets of the environment is its own."""
+    before = os.environ.copy()
+    os.environ.update(ENVIRONMENT.get(variant, {}))
+    try:
+        return Worker(build, variant, *arguments)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def measure(variants, network, method, batch_size, rounds):
+    """Seconds an update and memory by variant, and times relative to ours."""
+    workers, steps = {}, {}
+    try:
+        for name in variants:
+            workers[name] = worker(name, network, method, batch_size)
+            steps[name] = workers[name].ask("steps_in", TURN_SECONDS)
+        seconds = {name: [] for name in variants}
+        for _ in range(rounds):
+            for name, contender in workers.items():
+                turn = contender.ask("take", steps[name])
+                seconds[name].append(turn["seconds_per_update"])
+        costs = {name: contender.ask("costs") for name, contender in workers.items()}
+    finally:
+        for contender in workers.values():
+            contender.close()
+    return {
+        name: {
+            "seconds_per_update": statistics.median(taken),
+            "all_seconds_per_update": taken,
+            "/ as it is": float(np.median(np.divide(taken, seconds[AS_IT_IS]))),
+            **costs[name],
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def main(argv):
+    parser = Parser("benchmarks.step_changes", __doc__)
+    parser.add_argument("--networks", nargs="+", default=("wrn-10-1", "wrn-16-4"))
+    parser.add_argument("--batch_sizes", nargs="+", type=count, default=(32, 128))
+    parser.add_argument("--method", default="free-2")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--out", default="benchmarks/results/step_changes.json")
+    options = parser.parse_args(argv[1:])
+    on_cpu = jax.default_backend() == "cpu"
+    variants = [*VARIANTS, *(ON_CPU if on_cpu else ())]
+    results = {}
+    for network, size in itertools.product(options.networks, options.batch_sizes):
+        name = f"{network}, batches of {size}"
+        # Hundreds of times slower on a larger network.
+        tried = [v for v in variants if v != _BY_XLA or network == "wrn-10-1"]
+        results[name] = measure(tried, network, options.method, size, options.rounds)
+        print(f"\n{name}, {options.method}")
+        for variant, row in results[name].items():
+            print(
+                f"  {variant:48}{1000 * row['seconds_per_update']:9.1f} ms "
+                f"{row['/ as it is']:6.2f}{row['peak_memory']['bytes'] / 1e6:8.0f} MB",
+                flush=True,
+            )
+    write_record(options.out, results)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,58 @@
+"""The variants of benchmarks.step_changes train as the step that they are held against."""
+
+import numpy as np
+import pytest
+
+from benchmarks import step_changes
+from benchmarks.contender import Worker
+
+# Where the arithmetic is the same, and in bfloat16.
+TOLERANCE = {"bfloat16": 0.05}
+
+
+class Losses:
+    """Of three updates."""
+
+    def __init__(self, variant):
+        self._contender = step_changes.build(variant, "wrn-10-1", "free-2", 8)
+
+    def losses(self):
+        contender = self._contender
+        metrics = [contender.step(next(contender.batches)) for _ in range(3)]
+        return [float(each["loss"]) for each in metrics]
+
+
+def losses(variant):
+    worker = Worker(Losses, variant)
+    try:
+        return worker.ask("losses")
+    finally:
+        worker.close()
+
+
+@pytest.fixture(scope="module")
+def as_it_is():
+    return losses(step_changes.AS_IT_IS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variant", sorted({**step_changes.VARIANTS, **step_changes.ON_CPU})
+)
+def test_a_variant_computes_what_the_step_computes(variant, as_it_is):
+    assert as_it_is[0] != as_it_is[2]
+    tolerance = TOLERANCE.get(variant, 1e-3)
+    np.testing.assert_allclose(losses(variant), as_it_is, rtol=tolerance)
+
+
+def test_a_variants_environment_is_its_own(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        step_changes,
+        "Worker",
+        lambda *a: seen.append(step_changes.os.environ.get("GLIBC_TUNABLES")),
+    )
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    step_changes.worker("huge pages", "wrn-10-1", "free-2", 8)
+    step_changes.worker(step_changes.AS_IT_IS, "wrn-10-1", "free-2", 8)
+    assert seen == ["glibc.malloc.hugetlb=1", None]
