@@ -30,6 +30,9 @@ VARIANTS = {
     "start at zero": {"attack.start": "zero"},
     "step of half epsilon": {"attack.step_size": 4 / 255},
     "step of 1.25 epsilon": {"attack.step_size": 10 / 255},
+    # Twice the minibatches for the same updates.
+    "four replays": {"attack.replays": 4},
+    "four replays, random start": {"attack.replays": 4, "attack.start": "random"},
 }
 HELD_OUT = 5000
 ATTACKS = ("natural", "pgd-20", "cw-20")
