@@ -33,6 +33,16 @@ VARIANTS = {
     # Twice the minibatches for the same updates.
     "four replays": {"attack.replays": 4},
     "four replays, random start": {"attack.replays": 4, "attack.start": "random"},
+    "smoothing, step of 1.25 epsilon": {
+        "optimizer.label_smoothing": 0.1,
+        "attack.step_size": 10 / 255,
+    },
+    "both, four replays, random start": {
+        "optimizer.label_smoothing": 0.1,
+        "attack.step_size": 10 / 255,
+        "attack.replays": 4,
+        "attack.start": "random",
+    },
 }
 HELD_OUT = 5000
 ATTACKS = ("natural", "pgd-20", "cw-20")
