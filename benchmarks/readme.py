@@ -1,4 +1,4 @@
-"""The README's figures, written from the records in benchmarks/results.
+"""The figures of the README and docs/, written from the records in benchmarks/results.
 
     python -m benchmarks.readme
 
@@ -8,13 +8,18 @@ renews what stands between `<!-- NAME -->` and `<!-- end -->`, for each NAME of 
 import pathlib
 import re
 
+from benchmarks.ablation import BASE
 from benchmarks.reproduce import ATTACKS, TABLES
+from benchmarks.step_changes import AS_IT_IS
+from freeadv_jax.evaluation import WORST_CASE
 from freeadv_jax.record import read_json
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- (\w+) -->.*?<!-- end -->", re.DOTALL)
+# The records of benchmarks.training against PyTorch.
+TRAINING = ("training_cpu",)
 _NOT_YET_RUN = "not yet run"
 _NAMES = {
     "natural": "natural",
@@ -77,10 +82,7 @@ def _digits():
     rows = [
         [
             title,
-            *(
-                f"{_percent(accuracy['mean'])} ± {_percent(accuracy['deviation'])}"
-                for accuracy in map(results("digits")[name]["accuracy"].get, attacks)
-            ),
+            *map(_mean, map(results("digits")[name]["accuracy"].get, attacks)),
         ]
         for name, title in titles.items()
     ]
@@ -131,6 +133,99 @@ def _cost():
         for network, result in results("step_cost").items()
     ]
     return _table([*heads, "compilation, Free-8 to Free-2"], rows)
+
+
+def _milliseconds(row):
+    return f"{1000 * row['seconds_per_update']:.0f} ms"
+
+
+def _megabytes(row):
+    return f"{row['peak_memory']['bytes'] / 1e6:,.0f} MB"
+
+
+def _training():
+    heads = ["network, precision, batch", "training", "ours", "PyTorch"]
+    heads += ["compilation", "memory", "PyTorch / ours"]
+    rows = []
+    for result in (each for name in TRAINING for each in results(name).values()):
+        setting = result["setting"]
+        title = f"{setting['network']}, {setting['dtype']}, {setting['batch']}"
+        for method, sides in result["methods"].items():
+            both = sides["ours"], sides["pytorch"]
+            cells = [
+                *map(_milliseconds, both),
+                " / ".join(f"{row['compile_seconds']:.0f} s" for row in both),
+                " / ".join(map(_megabytes, both)),
+                f"{result['ratios'][method]['pytorch / ours']:.2f}",
+            ]
+            rows.append([title, method, *cells])
+            title = ""
+    return _table(heads, rows)
+
+
+def _convolutions():
+    passes = {
+        "forward": "forward",
+        "images": "gradient of images",
+        "kernel": "gradient of kernel",
+    }
+    rows = [
+        [
+            layer,
+            *(
+                f"{rates[name]['ours']:.0f} / {rates[name]['pytorch']:.0f}"
+                for name in passes
+            ),
+        ]
+        for layer, rates in results("convolutions").items()
+    ]
+    return _table(["layer", *passes.values()], rows)
+
+
+def _changes():
+    record = results("step_changes")
+
+    def cell(rows, name):
+        if name not in rows:
+            return "not tried"
+        row = rows[name]
+        time = _milliseconds(row) if name == AS_IT_IS else f"{row['/ as it is']:.2f}"
+        return f"{time}, {_megabytes(row)}"
+
+    names = dict.fromkeys(name for rows in record.values() for name in rows)
+    rows = [[name, *(cell(found, name) for found in record.values())] for name in names]
+    return _table(["variant", *record], rows)
+
+
+def _mean(figure):
+    return f"{_percent(figure['mean'])} ± {_percent(figure['deviation'])}"
+
+
+def _gain(figure):
+    gain = figure["gain"]
+    return f"{100 * gain['mean']:+.1f} ± {_percent(gain['deviation'])}"
+
+
+def _ablation():
+    rows = [
+        [variant, *map(_mean, figures), "" if variant == BASE else _gain(figures[1])]
+        for variant, row in results("ablation")["variants"].items()
+        for figures in [(row["natural"], row[WORST_CASE])]
+    ]
+    return _table(["held-out images", "natural", "robust", "gain"], rows)
+
+
+def _modern():
+    attacks = ("natural", "pgd-20", "autoattack")
+    rows = [
+        [
+            training,
+            *(_mean(row["accuracy"][name]) for name in attacks),
+            "" if training == BASE else _gain(row["accuracy"]["autoattack"]),
+        ]
+        for training, row in results("modern")["rows"].items()
+    ]
+    return _table(["test images", *map(_NAMES.get, attacks), "gain"], rows)
 
 
 def _robustness():
@@ -251,6 +346,11 @@ BLOCKS = {
         results("reproduce_cifar10_scaled_down")
     ),
     "cost": _cost,
+    "training": _training,
+    "convolutions": _convolutions,
+    "changes": _changes,
+    "ablation": _ablation,
+    "modern": _modern,
     "robustness": _robustness,
     "parity": _parity,
     "speed": _speed,
@@ -262,8 +362,9 @@ BLOCKS = {
 
 
 def main():
-    README.write_text(rendered(README.read_text()))
-    print(f"written to {README}")
+    for document in DOCUMENTS:
+        document.write_text(rendered(document.read_text()))
+        print(f"written to {document}")
 
 
 if __name__ == "__main__":
