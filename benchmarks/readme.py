@@ -18,8 +18,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- (\w+) -->.*?<!-- end -->", re.DOTALL)
-# The records of benchmarks.training against PyTorch.
-TRAINING = ("training_cpu",)
+# The records of benchmarks.training against PyTorch, and of benchmarks.step_changes.
+TRAINING = ("training_cpu", "training_cpu_small")
+STEP_CHANGES = ("step_changes", "step_changes_128")
 _NOT_YET_RUN = "not yet run"
 _NAMES = {
     "natural": "natural",
@@ -183,7 +184,7 @@ def _convolutions():
 
 
 def _changes():
-    record = results("step_changes")
+    record = {k: v for name in STEP_CHANGES for k, v in results(name).items()}
 
     def cell(rows, name):
         if name not in rows:
