@@ -1,11 +1,13 @@
-"""What helps Free-8 at the same price: one change at a time, on images held out.
+"""What helps Free-8 at the same price, one change at a time.
 
     python -m benchmarks.ablation --data=DIR [--size=full|scaled-down] [--seeds=3]
+    python -m benchmarks.ablation --data=DIR --part=test --variants NAME...
+        --attacks natural pgd-20 autoattack --out=FILE
 
 Every variant costs what Free-8 costs: the same network, updates and passes through it.
-Accuracies are those of held-out training images, which nothing is trained on, and
-differences to Free-8 are taken seed by seed. Cut off, the same command goes
-on.
+Variants are chosen on held-out training images, which nothing is trained on; on the
+test images, those chosen are then confirmed. Differences to Free-8 are taken seed by
+seed. Cut off, the same command goes on.
 """
 
 import pathlib
@@ -16,8 +18,12 @@ import jax
 from benchmarks.record import write_record
 from benchmarks.reproduce import SIZES, configuration
 from benchmarks.runs import finish
+from benchmarks.scaling import forward_flop
+from benchmarks.training import update_flop
 from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.errors import InputError
 from freeadv_jax.evaluation import WORST_CASE
+from freeadv_jax.run import read_run
 
 BASE = "Free-8"
 # Fields by variant, from BASE; schedules are of the same peak.
@@ -48,19 +54,30 @@ HELD_OUT = 5000
 ATTACKS = ("natural", "pgd-20", "cw-20")
 
 
-def accuracies(variant, *, size, data, seed, examples, runs):
-    """{attack: accuracy}, the worst case over the attacks among them."""
-    config = configuration("cifar10_free8", size=size, data=data)
+def outcome(variant, seed, options):
+    """Accuracies, the worst case among them, FLOP and seconds of one training."""
+    attacks = tuple(dict.fromkeys(("natural", *options.attacks)))
+    config = configuration("cifar10_free8", size=options.size, data=options.data)
     config.update_from_flattened_dict(VARIANTS[variant])
     config.seed = seed
-    config.data.validation_examples = HELD_OUT
-    config.evaluation.attacks = ATTACKS
-    config.evaluation.examples = examples
-    # Nothing is chosen on the way.
-    config.validation.every_passes = 1e6
-    workdir = runs / f"{variant.replace(' ', '-')}-{seed}"
-    rows = finish(config, workdir, part="validation")["evaluation"]
-    return {name: rows[name]["accuracy"] for name in (*ATTACKS, WORST_CASE)}
+    config.evaluation.attacks = attacks
+    config.evaluation.examples = options.examples
+    if options.part == "validation":
+        config.data.validation_examples = HELD_OUT
+        # Nothing is chosen on the way.
+        config.validation.every_passes = 1e6
+    folder = f"{variant.replace(' ', '-')}-{seed}"
+    workdir = options.runs / options.size / options.part / folder
+    results = finish(config, workdir, part=options.part)
+    flop = update_flop(config, forward_flop(read_run(workdir)))
+    return {
+        "accuracy": {
+            name: results["evaluation"][name]["accuracy"]
+            for name in (*attacks, WORST_CASE)
+        },
+        "flop": flop * config.batch_size * config.updates,
+        "seconds": results["training"]["seconds"],
+    }
 
 
 def summary(values, base):
@@ -74,6 +91,16 @@ def summary(values, base):
     }
 
 
+def show(variant, row):
+    natural, robust = (row["accuracy"][name] for name in ("natural", WORST_CASE))
+    gain = robust["gain"]
+    print(
+        f"{variant:32} {row['flop']:.2e} FLOP  natural {100 * natural['mean']:5.1f}  "
+        f"robust {100 * robust['mean']:5.1f} ± {100 * robust['deviation']:.1f}  "
+        f"gain {100 * gain['mean']:+.1f} ± {100 * gain['deviation']:.1f}"
+    )
+
+
 def main(argv):
     parser = Parser("benchmarks.ablation", __doc__)
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
@@ -83,39 +110,39 @@ def main(argv):
         default="scaled-down" if jax.default_backend() == "cpu" else "full",
     )
     parser.add_argument("--seeds", type=count, default=3)
-    parser.add_argument("--examples", type=count, default=2000, help="held out")
+    parser.add_argument("--part", choices=("validation", "test"), default="validation")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--attacks", nargs="+", default=ATTACKS)
+    parser.add_argument("--examples", type=count, default=2000)
     parser.add_argument("--runs", type=pathlib.Path, default="runs/ablation")
     parser.add_argument("--out", default="benchmarks/results/ablation.json")
     options = parser.parse_args(argv[1:])
-    found = {}
+    if options.seeds == 1:
+        raise InputError("--seeds 1: a deviation takes at least 2")
     # Seed by seed, so that all variants are compared however early it is cut off.
+    found = {variant: [] for variant in dict.fromkeys((BASE, *options.variants))}
     for seed in range(options.seeds):
-        for variant in VARIANTS:
-            row = accuracies(
-                variant,
-                size=options.size,
-                data=options.data,
-                seed=seed,
-                examples=options.examples,
-                runs=options.runs / options.size,
-            )
-            found.setdefault(variant, []).append(row)
-    results = {}
-    for variant, rows in found.items():
-        results[variant] = {"fields": VARIANTS[variant]} | {
-            attack: summary(
-                [row[attack] for row in rows], [row[attack] for row in found[BASE]]
-            )
-            for attack in rows[0]
+        for variant, outcomes in found.items():
+            outcomes.append(outcome(variant, seed, options))
+    rows = {}
+    for variant, outcomes in found.items():
+        rows[variant] = {
+            "fields": VARIANTS[variant],
+            "flop": outcomes[0]["flop"],
+            "seconds": [each["seconds"] for each in outcomes],
+            "accuracy": {
+                name: summary(
+                    *(
+                        [each["accuracy"][name] for each in found[which]]
+                        for which in (variant, BASE)
+                    )
+                )
+                for name in outcomes[0]["accuracy"]
+            },
         }
-        natural, robust = results[variant]["natural"], results[variant][WORST_CASE]
-        print(
-            f"{variant:24} natural {100 * natural['mean']:5.1f}  robust "
-            f"{100 * robust['mean']:5.1f} ± {100 * robust['deviation']:.1f}  gain "
-            f"{100 * robust['gain']['mean']:+.1f} ± "
-            f"{100 * robust['gain']['deviation']:.1f}"
-        )
-    write_record(options.out, {"size": options.size, "variants": results})
+        show(variant, rows[variant])
+    record = {"size": options.size, "part": options.part, "variants": rows}
+    write_record(options.out, record)
 
 
 if __name__ == "__main__":
