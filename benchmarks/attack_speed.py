@@ -4,11 +4,15 @@
 
 The peers are Foolbox's PGD and pyautoattack, the AutoAttack of its authors, both on
 PyTorch with the weights of RUN (`pip install '.[references]'`). They take turns on the
-same images with ours, whose first round includes compilation and is not counted.
+same images with ours. What ours compiles is counted, in the first round. Finished turns
+are kept in RUN, so that the same command goes on.
 """
 
 import argparse
+import itertools
+import logging
 import pathlib
+import re
 import statistics
 import time
 
@@ -24,29 +28,29 @@ from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.evaluation import logits_functions
+from freeadv_jax.record import read_json, write_json
 from freeadv_jax.run import read_run
 
 PGD_STEPS = 100
 
 
 class Ours:
-    """A campaign that has compiled what it needs after its first round."""
+    """A campaign, which compiles what it needs when it first needs it."""
 
-    def __init__(self, run, variables, images, labels, batch_size):
+    def __init__(self, run, variables, batch_size):
         self._logits_fn = logits_functions(run.model())(variables)
         self._campaign = Campaign(batch_size=batch_size)
-        self._images, self._labels = images, labels
 
-    def attack(self, named):
+    def attack(self, named, images, labels):
         """Standing images and the seconds of each stage."""
         seconds, begun = {}, time.perf_counter()
-        logits = self._campaign.logits(self._logits_fn, self._images)
-        standing = logits.argmax(axis=-1) == self._labels
+        logits = self._campaign.logits(self._logits_fn, images)
+        standing = logits.argmax(axis=-1) == labels
         seconds["natural"] = time.perf_counter() - begun
         for name, stage in named.stages.items():
             begun = time.perf_counter()
             standing = self._campaign.attack(
-                stage, self._logits_fn, self._images, self._labels, standing
+                stage, self._logits_fn, images, labels, standing
             )
             seconds[name] = time.perf_counter() - begun
         return standing, seconds
@@ -55,46 +59,36 @@ class Ours:
 class Theirs:
     """The same attacks on the same weights in PyTorch, for L-inf."""
 
-    def __init__(self, run, variables, images, labels, batch_size):
+    def __init__(self, run, variables, batch_size):
         self._model = torch_classifier(run, variables)
-        self._images, self._labels = images, labels
         self._batch_size = batch_size
 
-    def attack(self, named):
-        """Standing images and the seconds in all."""
+    def attack(self, named, images, labels):
+        """Standing images and the seconds, of each stage where the peer says them."""
+        fields = {"norm": named.norm, "epsilon": named.epsilon}
+        fields["batch_size"] = self._batch_size
         begun = time.perf_counter()
         if named.name == "autoattack":
-            adversarial = reference("autoattack")(
-                self._model,
-                self._images,
-                self._labels,
-                norm=named.norm,
-                epsilon=named.epsilon,
-                seed=0,
-                batch_size=self._batch_size,
-            )
+            with _StageSeconds() as stages:
+                adversarial = reference("autoattack")(
+                    self._model, images, labels, seed=0, **fields
+                )
+            seconds = stages.seconds
+            seconds["natural"] = time.perf_counter() - begun - sum(seconds.values())
         else:
-            adversarial = self._pgd(named)
-        seconds = time.perf_counter() - begun
-        standing, _ = judged(
-            self._model,
-            self._images,
-            self._labels,
-            adversarial,
-            norm=named.norm,
-            epsilon=named.epsilon,
-            batch_size=self._batch_size,
-        )
-        return standing, {named.name: seconds}
+            adversarial = self._pgd(named, images, labels)
+            seconds = {named.name: time.perf_counter() - begun}
+        standing, _ = judged(self._model, images, labels, adversarial, **fields)
+        return standing, seconds
 
-    def _pgd(self, named):
+    def _pgd(self, named, images, labels):
         (stage,) = named.stages.values()
         attack = foolbox.attacks.LinfProjectedGradientDescentAttack(
             steps=stage.steps, abs_stepsize=stage.step_size
         )
         model = foolbox.models.PyTorchModel(self._model, bounds=(0, 1), device="cpu")
-        nchw = torch.from_numpy(self._images.transpose(0, 3, 1, 2).copy())
-        labels = torch.from_numpy(self._labels.astype(np.int64))
+        nchw = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        labels = torch.from_numpy(labels.astype(np.int64))
         size = self._batch_size
         batches = [
             attack.run(
@@ -108,8 +102,32 @@ class Theirs:
         return torch.cat(batches).numpy().transpose(0, 2, 3, 1).copy()
 
 
-def measure(name, contenders, config, rounds):
-    """Seconds of one attack, turn by turn."""
+class _StageSeconds(logging.Handler):
+    """Reads the seconds of AutoAttack's stages in its authors' log."""
+
+    _line = re.compile(r"robust accuracy after (\S+): .*total time ([\d.]+) s")
+    _logger = logging.getLogger("auto-attack")
+
+    def __enter__(self):
+        self.seconds = {}
+        self._level = self._logger.level
+        self._logger.setLevel(logging.DEBUG)
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *fault):
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
+
+    def emit(self, record):
+        if found := self._line.search(record.getMessage()):
+            stage, total = found.groups()
+            so_far = sum(self.seconds.values())
+            self.seconds[stage.lower()] = float(total) - so_far
+
+
+def measure(name, contenders, config, images, labels, *, rounds, kept):
+    """Seconds of one attack, turn by turn; those in the file `kept` are not repeated."""
     named = attack_by_name(
         name,
         norm="linf",
@@ -117,30 +135,28 @@ def measure(name, contenders, config, rounds):
         step_size=config.evaluation.step_size,
         num_classes=10,
     )
-    warm_up = contenders["ours"].attack(named)[1]
-    turns = {who: [] for who in contenders}
-    standing = {}
-    for number in range(rounds):
-        for who, contender in contenders.items():
-            found, seconds = contender.attack(named)
-            standing[who] = int(found.sum())
-            turns[who].append(seconds)
-            print(
-                f"{name} round {number + 1}/{rounds} {who:10}"
-                f"{sum(seconds.values()):8.1f} s, {standing[who]} stand",
-                flush=True,
-            )
+    turns = read_json(kept) if kept.exists() else {}
+    for number, who in itertools.product(range(rounds), contenders):
+        taken = turns.setdefault(who, [])
+        if number < len(taken):
+            continue
+        standing, seconds = contenders[who].attack(named, images, labels)
+        taken.append({"standing": int(standing.sum()), "seconds": seconds})
+        write_json(kept, turns)
+        print(
+            f"{name} round {number + 1}/{rounds} {who:10}"
+            f"{sum(seconds.values()):8.1f} s, {taken[-1]['standing']} stand",
+            flush=True,
+        )
     totals = {
-        who: [sum(seconds.values()) for seconds in taken]
+        who: [sum(turn["seconds"].values()) for turn in taken[:rounds]]
         for who, taken in turns.items()
     }
     pairs = zip(totals["reference"], totals["ours"], strict=True)
     return {
-        "standing": standing,
+        "standing": {who: taken[0]["standing"] for who, taken in turns.items()},
         "seconds": {who: statistics.median(taken) for who, taken in totals.items()},
-        "all_seconds": totals,
-        "seconds_by_stage": turns["ours"][-1],
-        "first_round_seconds": sum(warm_up.values()),
+        "turns": turns,
         "reference / ours": statistics.median(theirs / ours for theirs, ours in pairs),
     }
 
@@ -160,7 +176,7 @@ def main():
     run = read_run(options.workdir)
     variables = run.trained_state("last").variables
     contenders = {
-        who: kind(run, variables, images, labels, options.batch_size)
+        who: kind(run, variables, options.batch_size)
         for who, kind in {"ours": Ours, "reference": Theirs}.items()
     }
     results = {
@@ -171,7 +187,15 @@ def main():
         "devices": [device.device_kind for device in jax.devices()],
     }
     for name in (f"pgd-{PGD_STEPS}", "autoattack"):
-        results[name] = measure(name, contenders, run.config, options.rounds)
+        results[name] = measure(
+            name,
+            contenders,
+            run.config,
+            images,
+            labels,
+            rounds=options.rounds,
+            kept=options.workdir / f"attack_speed-{name}-{options.examples}.json",
+        )
         print(f"{name}: reference / ours {results[name]['reference / ours']:.2f}")
     write_record(options.out, results, packages=("torch", "pyautoattack", "foolbox"))
 
