@@ -260,7 +260,7 @@ def _parity():
         "cifar10_natural linf 0.0314": "natural, 8/255",
         "cifar10_natural linf 0.0039": "natural, 1/255",
         "cifar10_free8 l2 0.5000": "Free-8, L2 0.5",
-        "cifar10_natural l2 0.2500": "natural, L2 0.25",
+        "cifar10_natural l2 0.5000": "natural, L2 0.5",
     }
     rows = [
         [
