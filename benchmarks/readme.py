@@ -248,7 +248,11 @@ def _robustness():
         found = result["evaluation"]
         cells = [_percent(found[attack]["accuracy"]) for attack in attacks[:-1]]
         cells.append(_with_interval(found["autoattack"]))
-        rows.append([title, str(found["autoattack"]["examples"]), *cells])
+        images, fewer = (
+            found[attack]["examples"] for attack in ("natural", "autoattack")
+        )
+        said = str(images) if images == fewer else f"{images}, AutoAttack {fewer}"
+        rows.append([title, said, *cells])
     return _table(["model", "images", *map(_NAMES.get, attacks)], rows)
 
 
