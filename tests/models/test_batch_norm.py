@@ -61,6 +61,20 @@ def test_in_training_outputs_averages_and_gradients_are_those_of_flax(shape):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
+def test_a_channel_that_is_constant_but_for_rounding_stays_finite():
+    # The mean of squares less the squared mean is below zero for some of these.
+    values = jnp.linspace(900.0, 1100.0, 64)
+    images = jnp.broadcast_to(values, (40, 5, 5, 64))
+    variables = example((1, 1, 1, 64))[1]
+    outputs, mutated = BatchNorm(epsilon=1e-5, axis_name=None).apply(
+        variables, images, train=True, mutable=["batch_stats"]
+    )
+    assert np.isfinite(outputs).all()
+    assert (
+        mutated["batch_stats"]["var"] >= 0.9 * variables["batch_stats"]["var"]
+    ).all()
+
+
 def test_out_of_training_the_averages_stand_in_and_do_not_move():
     images, variables, _ = example((6, 4, 4, 3))
     outputs, mutated = BatchNorm(epsilon=EPSILON, axis_name=None).apply(
