@@ -1,11 +1,11 @@
 """Seconds of PGD-100 and of the whole AutoAttack, ours against PyTorch's.
 
-    python -m benchmarks.attack_speed --workdir=RUN --data=DIR [--examples=256]
+    python -m benchmarks.attack_speed --workdir=RUN --data=DIR [--examples=256 --parts=2]
 
 The peers are Foolbox's PGD and pyautoattack, the AutoAttack of its authors, both on
-PyTorch with the weights of RUN (`pip install '.[references]'`). They take turns on the
-same images with ours. What ours compiles is counted, in the first round. Finished turns
-are kept in RUN, so that the same command goes on.
+PyTorch with the weights of RUN (`pip install '.[references]'`). They take turns with
+ours, a part of the images each time. What ours compiles is counted, in the first part.
+Finished turns are kept in RUN, so that the same command goes on.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import itertools
 import logging
 import pathlib
 import re
-import statistics
 import time
 
 import foolbox
@@ -126,7 +125,7 @@ class _StageSeconds(logging.Handler):
             self.seconds[stage.lower()] = float(total) - so_far
 
 
-def measure(name, contenders, config, images, labels, *, rounds, kept):
+def measure(name, contenders, config, images, labels, *, parts, kept):
     """Seconds of one attack, turn by turn; those in the file `kept` are not repeated."""
     named = attack_by_name(
         name,
@@ -135,29 +134,31 @@ def measure(name, contenders, config, images, labels, *, rounds, kept):
         step_size=config.evaluation.step_size,
         num_classes=10,
     )
-    turns = read_json(kept) if kept.exists() else {}
-    for number, who in itertools.product(range(rounds), contenders):
-        taken = turns.setdefault(who, [])
-        if number < len(taken):
+    turns = read_json(kept) if kept.exists() else {who: [] for who in contenders}
+    rows = np.array_split(np.arange(len(labels)), parts)
+    for (number, part), who in itertools.product(enumerate(rows), contenders):
+        if number < len(turns[who]):
             continue
-        standing, seconds = contenders[who].attack(named, images, labels)
-        taken.append({"standing": int(standing.sum()), "seconds": seconds})
+        standing, seconds = contenders[who].attack(named, images[part], labels[part])
+        turn = {"examples": len(part), "standing": int(standing.sum())}
+        turns[who].append(turn | {"seconds": seconds})
         write_json(kept, turns)
         print(
-            f"{name} round {number + 1}/{rounds} {who:10}"
-            f"{sum(seconds.values()):8.1f} s, {taken[-1]['standing']} stand",
+            f"{name} part {number + 1}/{parts} {who:10}"
+            f"{sum(seconds.values()):8.1f} s, {turn['standing']} of {len(part)} stand",
             flush=True,
         )
-    totals = {
-        who: [sum(turn["seconds"].values()) for turn in taken[:rounds]]
+    seconds = {
+        who: sum(sum(turn["seconds"].values()) for turn in taken)
         for who, taken in turns.items()
     }
-    pairs = zip(totals["reference"], totals["ours"], strict=True)
     return {
-        "standing": {who: taken[0]["standing"] for who, taken in turns.items()},
-        "seconds": {who: statistics.median(taken) for who, taken in totals.items()},
+        "standing": {
+            who: sum(turn["standing"] for turn in taken) for who, taken in turns.items()
+        },
+        "seconds": seconds,
         "turns": turns,
-        "reference / ours": statistics.median(theirs / ours for theirs, ours in pairs),
+        "reference / ours": seconds["reference"] / seconds["ours"],
     }
 
 
@@ -167,7 +168,7 @@ def main():
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
     parser.add_argument("--examples", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", type=int, default=2)
     parser.add_argument("--out", default="benchmarks/results/attack_speed.json")
     options = parser.parse_args()
     dataset = load_arrays("cifar10", options.data, validation_examples=0).test
@@ -186,6 +187,7 @@ def main():
         "torch_threads": torch.get_num_threads(),
         "devices": [device.device_kind for device in jax.devices()],
     }
+    size = f"{options.examples}-{options.parts}"
     for name in (f"pgd-{PGD_STEPS}", "autoattack"):
         results[name] = measure(
             name,
@@ -193,8 +195,8 @@ def main():
             run.config,
             images,
             labels,
-            rounds=options.rounds,
-            kept=options.workdir / f"attack_speed-{name}-{options.examples}.json",
+            parts=options.parts,
+            kept=options.workdir / f"attack_speed-{name}-{size}.json",
         )
         print(f"{name}: reference / ours {results[name]['reference / ours']:.2f}")
     write_record(options.out, results, packages=("torch", "pyautoattack", "foolbox"))
