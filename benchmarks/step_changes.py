@@ -170,7 +170,7 @@ def main(argv):
         name = f"{network}, batches of {size}"
         # Minutes an update on anything larger.
         small = (network, size) == ("wrn-10-1", 32)
-        tried = [name for name in variants if name != _BY_XLA or small]
+        tried = [each for each in variants if each != _BY_XLA or small]
         results[name] = measure(tried, network, options.method, size, options.rounds)
         print(f"\n{name}, {options.method}")
         for variant, row in results[name].items():
