@@ -1,6 +1,7 @@
 """Two processes of four simulated devices, over loopback."""
 
 import json
+import re
 import signal
 import time
 
@@ -19,6 +20,11 @@ from two_processes import (
 
 from freeadv_jax import processes
 from freeadv_jax.errors import InputError
+
+GLOO = re.compile(
+    r"\[Gloo\] Rank | is connected to | peer ranks\. |"
+    r"Expected number of connected peer ranks is : |\d+|\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,8 @@ def test_the_first_process_alone_writes_and_speaks(one, two):
     ]
     assert len(lines[0]) == len(lines[1])
     assert "pgd-20" in first
-    assert [line for line in second.splitlines() if "Gloo" not in line] == []
+    # Gloo's threads speak at once, so their lines may lie inside one another.
+    assert GLOO.sub("", second) == ""
 
 
 @pytest.mark.slow
