@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks.scaling import program_memory
 from freeadv_jax import parallel, recipes
 from freeadv_jax.config import base_config, replays
 from freeadv_jax.errors import InputError
 from freeadv_jax.run import Run
-from freeadv_jax.train import STATE_LAYOUT, make_train_step
+from freeadv_jax.train import STATE_LAYOUT, make_train_steps, minibatches_per_call
 from freeadv_jax.watch import Clock
 
 
@@ -51,42 +52,42 @@ def _fields(method):
 
 @dataclasses.dataclass
 class Contender:
-    """A step that was compiled, and its batches.
+    """A program that was compiled, and its batches.
 
-    `step` takes a batch to metrics, numbers that may still be on their way from the
-    device; one step is `replays` updates.
+    `call` takes what `batches` gives to metrics, numbers that may still be on their way
+    from the device; one call is so many `updates`.
     """
 
-    step: Callable[[Any], dict]
+    call: Callable[[Any], dict]
     batches: Iterator
-    replays: int
+    updates: int
     compile_seconds: float
     # The most memory it has taken: {"bytes": ..., "of": ...}.
     peak_memory: Callable[[], dict]
     # Whatever else the record is to say of it.
     remarks: dict = dataclasses.field(default_factory=dict)
 
-    def take(self, steps: int) -> dict:
+    def take(self, calls: int) -> dict:
         """Seconds an update, and the share of them spent waiting for batches."""
         clock = Clock({})
         with clock.spending("training"):
-            for _ in range(steps):
+            for _ in range(calls):
                 with clock.spending("waiting"):
                     batch = next(self.batches)
-                metrics = self.step(batch)
+                metrics = self.call(batch)
             for value in metrics.values():
                 float(value)  # Once it is there the device has done all of them.
         seconds = clock.seconds["training"]
         return {
-            "seconds_per_update": seconds / (steps * self.replays),
+            "seconds_per_update": seconds / (calls * self.updates),
             "input_wait_fraction": clock.seconds["waiting"] / seconds,
         }
 
-    def steps_in(self, seconds: float) -> int:
-        """Whole steps that last so long, at least one; two are run, to warm up."""
+    def calls_in(self, seconds: float) -> int:
+        """Whole calls that last so long, at least one; two are made, to warm up."""
         self.take(1)
-        step = self.take(1)["seconds_per_update"] * self.replays
-        return math.ceil(seconds / step)
+        call = self.take(1)["seconds_per_update"] * self.updates
+        return math.ceil(seconds / call)
 
     def costs(self) -> dict:
         """What it took besides time."""
@@ -104,19 +105,24 @@ def process_memory() -> dict:
     return {"bytes": 1024 * peak, "of": "process"}
 
 
-def ours(run: Run, batches: Iterator) -> Contender:
-    """The step that `train` runs. Tracing and lowering count as compilation."""
+def ours(run: Run, batches: Iterator, *, per_call: int | None = None) -> Contender:
+    """The program that `train` runs. Tracing and lowering count as compilation.
+
+    `per_call` minibatches a call, where None as many as `train` takes.
+    """
     state = parallel.place(run.initial_state(), STATE_LAYOUT)
-    batch = jax.block_until_ready(next(batches))
+    per_call = per_call or minibatches_per_call(run.config)
+    groups = zip(*[batches] * per_call, strict=True)
+    group = jax.block_until_ready(next(groups))
     started = time.perf_counter()
-    step = make_train_step(run.config, model=run.model(), tx=run.optimizer())
-    compiled = step.lower(state, batch).compile()
+    steps = make_train_steps(run.config, model=run.model(), tx=run.optimizer())
+    compiled = steps.lower(state, group, np.int32(per_call)).compile()
     compile_seconds = time.perf_counter() - started
 
-    def advance(batch):
+    def advance(group):
         nonlocal state
-        state, metrics = compiled(state, batch)
-        return metrics
+        state, metrics = compiled(state, group, np.int32(per_call))
+        return {name: values[-1] for name, values in metrics.items()}
 
     def peak_memory():
         device = jax.local_devices()[0].memory_stats() or {}
@@ -124,9 +130,8 @@ def ours(run: Run, batches: Iterator) -> Contender:
             return {"bytes": device["peak_bytes_in_use"], "of": "device"}
         return {"bytes": program_memory(compiled)["total"], "of": "compiled program"}
 
-    return Contender(
-        advance, batches, replays(run.config), compile_seconds, peak_memory
-    )
+    updates = per_call * replays(run.config)
+    return Contender(advance, groups, updates, compile_seconds, peak_memory)
 
 
 class Worker:

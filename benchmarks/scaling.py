@@ -22,7 +22,7 @@ from jax.extend import core
 from benchmarks.record import write_record
 from freeadv_jax.config import base_config
 from freeadv_jax.run import Run
-from freeadv_jax.train import make_train_step
+from freeadv_jax.train import make_train_steps
 
 BATCHES = (256, 512, 1024, 2048, 4096, 8192)
 REPLAYS = (1, 2, 4, 8)
@@ -230,11 +230,12 @@ def memory(dtype):
     """Bytes of one step of ResNet-50 on one device, as XLA reports them."""
     run = configured_run("resnet-50", dtype=dtype)
     batch = run.config.batch_size
-    step = make_train_step(run.config, model=run.model(), tx=run.optimizer())
+    steps = make_train_steps(run.config, model=run.model(), tx=run.optimizer())
     state = jax.eval_shape(run.initial_state)
     images = jax.ShapeDtypeStruct((batch, *run.image_shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    lowered = step.lower(state, {"image": images, "label": labels})
+    minibatch = {"image": images, "label": labels}
+    lowered = steps.lower(state, (minibatch,), np.int32(1))
     return {"batch": batch, "replays": 4, **program_memory(lowered.compile())}
 
 

@@ -130,15 +130,15 @@ def worker(variant, *arguments):
 
 def measure(variants, network, method, batch_size, rounds):
     """Seconds an update and memory by variant, and times relative to ours."""
-    workers, steps = {}, {}
+    workers, calls = {}, {}
     try:
         for name in variants:
             workers[name] = worker(name, network, method, batch_size)
-            steps[name] = workers[name].ask("steps_in", TURN_SECONDS)
+            calls[name] = workers[name].ask("calls_in", TURN_SECONDS)
         seconds = {name: [] for name in variants}
         for _ in range(rounds):
             for name, contender in workers.items():
-                turn = contender.ask("take", steps[name])
+                turn = contender.ask("take", calls[name])
                 seconds[name].append(turn["seconds_per_update"])
         costs = {name: contender.ask("costs") for name, contender in workers.items()}
     finally:

@@ -19,12 +19,14 @@ from freeadv_jax.parallel import SPLIT
 
 NETWORKS = ("preact-resnet-18", "wrn-16-4")
 METHODS = ("natural", "free-2", "free-8", "7-pgd")
+# Natural training as it would be without `train`'s loop over minibatches.
+ONE_A_CALL = "natural, one minibatch a call"
 BATCH = 128
-# In a turn at least so many, in whole steps.
+# In a turn at least so many, in whole calls.
 UPDATES = 4
 
 
-def contender(network, method):
+def contender(network, method, **how):
     """On one batch, drawn once."""
     run = configured_run(network, method, batch_size=BATCH)
     rng = np.random.default_rng(0)
@@ -32,35 +34,37 @@ def contender(network, method):
         "image": rng.integers(0, 256, (BATCH, *run.image_shape), dtype=np.uint8),
         "label": rng.integers(0, run.num_classes, BATCH, dtype=np.int32),
     }
-    return ours(run, itertools.repeat(parallel.place(batch, SPLIT)))
+    return ours(run, itertools.repeat(parallel.place(batch, SPLIT)), **how)
 
 
 def measure(network, rounds):
     contenders = {method: contender(network, method) for method in METHODS}
+    contenders[ONE_A_CALL] = contender(network, "natural", per_call=1)
     for each in contenders.values():
         each.take(1)
-    seconds = {method: [] for method in METHODS}
+    seconds = {name: [] for name in contenders}
     for number in range(rounds):
-        for method, each in contenders.items():
-            taken = each.take(-(-UPDATES // each.replays))["seconds_per_update"]
-            seconds[method].append(taken)
+        for name, each in contenders.items():
+            taken = each.take(-(-UPDATES // each.updates))["seconds_per_update"]
+            seconds[name].append(taken)
             print(
-                f"{network} round {number + 1}/{rounds} {method:8} {taken:.3f} s/update",
+                f"{network} round {number + 1}/{rounds} {name:32}{taken:.3f} s/update",
                 flush=True,
             )
     rows = {
-        method: {
-            "seconds_per_update": statistics.median(seconds[method]),
-            "all_seconds_per_update": seconds[method],
+        name: {
+            "seconds_per_update": statistics.median(seconds[name]),
+            "all_seconds_per_update": seconds[name],
             "compile_seconds": each.compile_seconds,
         }
-        for method, each in contenders.items()
+        for name, each in contenders.items()
     }
     ratios = {
-        f"{method} / natural": float(
-            np.median(np.divide(seconds[method], seconds["natural"]))
+        f"{name} / natural": float(
+            np.median(np.divide(seconds[name], seconds["natural"]))
         )
-        for method in METHODS[1:]
+        for name in contenders
+        if name != "natural"
     }
     ratios["compilation free-8 / free-2"] = (
         rows["free-8"]["compile_seconds"] / rows["free-2"]["compile_seconds"]
@@ -78,7 +82,7 @@ def main():
     for network, result in results.items():
         print(f"\n{network}, batch {BATCH}: ratios, medians of {options.rounds} rounds")
         for name, ratio in result["ratios"].items():
-            print(f"  {name:32}{ratio:6.2f}")
+            print(f"  {name:42}{ratio:6.2f}")
     write_record(options.out, results)
 
 

@@ -121,7 +121,7 @@ def measure(setting, data):
     if setting["images"] == _CIFAR:
         load_arrays("cifar10", data, validation_examples=0)  # Or InputError, here.
     rate = product_rate(dtype)
-    workers, steps = {}, {}
+    workers, calls = {}, {}
     turns = {
         (method, who): [] for method in setting["methods"] for who in setting["who"]
     }
@@ -130,10 +130,10 @@ def measure(setting, data):
             print(f"{network} {dtype} {method} {who}: compiling", flush=True)
             worker = Worker(build, who, data, network, method, dtype, batch)
             workers[method, who] = worker
-            steps[method, who] = worker.ask("steps_in", setting["turn_seconds"])
+            calls[method, who] = worker.ask("calls_in", setting["turn_seconds"])
         for number in range(setting["rounds"]):
             for (method, who), worker in workers.items():
-                turn = worker.ask("take", steps[method, who])
+                turn = worker.ask("take", calls[method, who])
                 turns[method, who].append(turn)
                 print(
                     f"{network} {dtype} round {number + 1}/{setting['rounds']} "
@@ -159,7 +159,7 @@ def measure(setting, data):
             "flop_per_image": flop,
             "utilisation": utilisation(flop=batch * flop, seconds=median, rate=rate),
             "input_wait_fraction": statistics.median(waits),
-            "steps_per_turn": steps[method, who],
+            "calls_per_turn": calls[method, who],
             **costs[method, who],
         }
     product = {"size": _product_size(), "flop_per_second": rate}

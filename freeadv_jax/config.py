@@ -120,3 +120,10 @@ def base_config() -> ConfigDict:
 def replays(config: ConfigDict) -> int:
     """Weight updates from one minibatch."""
     return config.attack.replays if config.method == "free" else 1
+
+
+def passes(config: ConfigDict) -> int:
+    """Forward and backward passes through the network for one minibatch."""
+    steps = config.attack.steps
+    attacked = {"natural": 1, "fgsm-rs": 2, "pgd": steps + 1, "trades": steps + 2}
+    return attacked.get(config.method, replays(config))

@@ -168,10 +168,10 @@ def _from_all(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-    """`stops(step)`: whether to save after this step and end, SIGTERM having come.
+    """`stops(call)`: whether to save after this call and end, SIGTERM having come.
 
-    To be asked once before every step, with consecutive numbers. A SIGTERM to any
-    process stops all of them after the same step.
+    To be asked once before every call of the train steps, with consecutive numbers. A
+    SIGTERM to any process stops all of them after the same call.
     """
     if jax.process_count() > 1:
         # The coordination service has taken SIGTERM over; afterwards it is ours again.
@@ -183,10 +183,10 @@ def preemption() -> Iterator[Callable[[int], bool]]:
         return
     terminated = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # Only the main thread may handle signals.
+        yield lambda call: False  # Only the main thread may handle signals.
         return
     before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     try:
-        yield lambda step: terminated.is_set()
+        yield lambda call: terminated.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)

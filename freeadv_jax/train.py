@@ -6,6 +6,9 @@ import itertools
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from ml_collections import ConfigDict
 
 from freeadv_jax import config as fields
@@ -23,6 +26,7 @@ from freeadv_jax.state import TrainState
 from freeadv_jax.training.free import free_train_step
 from freeadv_jax.training.pgd import pgd_train_step
 from freeadv_jax.training.trades import trades_train_step
+from freeadv_jax.training.update import METRICS
 from freeadv_jax.watch import Watch
 
 # How the state lies on the devices: delta goes with the images of the batch.
@@ -36,11 +40,23 @@ STATE_LAYOUT = TrainState(
     average=REPLICATED,
 )
 
+# A call of the compiled program has fixed costs: of a CPU's time for natural training
+# several percent, if it is called for every minibatch. Free-8 makes 8 passes anyway.
+PASSES_PER_CALL = 8
 
-def make_train_step(config: ConfigDict, *, model, tx):
-    """The method's step over all devices: (state, batch) -> (state, metrics).
 
-    The state is donated: the one passed in is gone afterwards.
+def minibatches_per_call(config: ConfigDict) -> int:
+    """The most minibatches that `train` hands to the devices at once."""
+    return max(1, PASSES_PER_CALL // fields.passes(config))
+
+
+def make_train_steps(config: ConfigDict, *, model, tx):
+    """The method's steps over all devices: (state, batches, count) -> (state, metrics).
+
+    Takes the first `count` (int32) of the tuple `batches`, one after the other, with
+    the same results to the bit for any division of a run into calls of as long tuples.
+    Each of the metrics is an array [len(batches)] with `count` entries filled. The
+    state is donated: the one passed in is gone afterwards.
     """
     attack = config.attack
     common = {
@@ -71,9 +87,26 @@ def make_train_step(config: ConfigDict, *, model, tx):
             trades_train_step, **adversarial, steps=attack.steps, beta=attack.beta
         ),
     }
+    train_step = methods[config.method]
+
+    def train_steps(state, batches, count):
+        minibatches = jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches)
+
+        def one(number, carried):
+            state, metrics = carried
+            batch = jax.tree.map(lambda arrays: arrays[number], minibatches)
+            state, latest = train_step(state, batch)
+            return state, {
+                name: metrics[name].at[number].set(value)
+                for name, value in latest.items()
+            }
+
+        metrics = {name: jnp.zeros(len(batches)) for name in METRICS}
+        return lax.fori_loop(0, count, one, (state, metrics))
+
     return parallel.spmd(
-        methods[config.method],
-        inputs=(STATE_LAYOUT, SPLIT),
+        train_steps,
+        inputs=(STATE_LAYOUT, SPLIT, REPLICATED),
         outputs=(STATE_LAYOUT, REPLICATED),
         donate=0,
     )
@@ -90,6 +123,7 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
     config, replays = run.config, fields.replays(run.config)
     parallel.check_batch_size(config.batch_size)
     per_pass = dataset.steps_per_pass(config.batch_size)
+    per_call = minibatches_per_call(config)
     validation_period = max(1, round(config.validation.every_passes * per_pass))
 
     def every(updates):
@@ -125,28 +159,39 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
             with spending("compiling"):
                 batches = dataset.batches(config.batch_size, seed=config.seed)(first)
                 batch = next(batches)
-                train_step = make_train_step(
+                train_steps = make_train_steps(
                     config, model=run.model(), tx=run.optimizer()
                 )
-                train_step = train_step.lower(state, batch).compile()
+                train_steps = train_steps.lower(
+                    state, (batch,) * per_call, np.int32(1)
+                ).compile()
             batches = itertools.chain([batch], batches)
 
         stops = stack.enter_context(preemption())
         unread = None
-        for step in range(first + 1, run.steps + 1):
+        calls = _calls(
+            first,
+            run.steps,
+            per_call=per_call,
+            ends_at=lambda step: saves_at(step) or validates_at(step),
+        )
+        for number, steps in enumerate(calls):
+            step = steps[-1]
             validates = validate and validates_at(step)
-            stopping = stops(step)
+            stopping = stops(number)
             saves = validates or saves_at(step) or stopping
             with spending("training"):
                 with spending("waiting"):
-                    batch = next(batches)
-                state, metrics = train_step(state, batch)
-                # Read the step before's while the device does this one.
+                    drawn = tuple(itertools.islice(batches, len(steps)))
+                # What is missing to the length it was compiled for goes unused.
+                drawn += drawn[-1:] * (per_call - len(drawn))
+                state, metrics = train_steps(state, drawn, np.int32(len(steps)))
+                # Read the call before's while the device does this one.
                 if unread:
-                    watch.step(*unread)
-                unread = step, metrics
+                    watch.steps(*unread)
+                unread = steps, metrics
                 if saves:
-                    watch.step(*unread)
+                    watch.steps(*unread)
                     unread = None
             robust = None
             if validates:
@@ -167,6 +212,16 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
                 )
                 sys.exit(0)
     return parallel.fetch(state), _training_record(config, watch.clock.seconds)
+
+
+def _calls(first, last, *, per_call, ends_at):
+    """Ranges of the steps after `first`, of at most `per_call`, each ending at
+    a multiple of it or where `ends_at(step)`."""
+    begin = first + 1
+    for step in range(begin, last + 1):
+        if step % per_call == 0 or ends_at(step):
+            yield range(begin, step + 1)
+            begin = step + 1
 
 
 def _make_validation(run, split):

@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.metrics import MetricsLog, Progress, Window
 
@@ -48,9 +50,16 @@ class Watch:
             "clock": dict(self.clock.seconds),
         }
 
-    def step(self, step: int, metrics: dict) -> None:
-        """Takes the metrics of a step; TrainingStoppedError if one is not finite."""
-        metrics = {name: float(value) for name, value in metrics.items()}
+    def steps(self, steps: range, metrics: dict) -> None:
+        """Takes the metrics of steps, each an array with at least as many entries.
+
+        TrainingStoppedError if one is not finite.
+        """
+        values = {name: np.asarray(array).tolist() for name, array in metrics.items()}
+        for number, step in enumerate(steps):
+            self._step(step, {name: value[number] for name, value in values.items()})
+
+    def _step(self, step, metrics):
         updates = step * self._replays
         if not all(map(math.isfinite, metrics.values())):
             raise TrainingStoppedError(

@@ -10,7 +10,7 @@ import pytest
 
 from freeadv_jax.config import base_config
 from freeadv_jax.run import Run
-from freeadv_jax.train import make_train_step
+from freeadv_jax.train import make_train_steps
 
 # Loss and accuracy.
 METRICS = 2
@@ -21,12 +21,19 @@ _COLLECTIVE = re.compile(
 )
 
 
-def collectives(program):
-    """(computation, kind, bytes) of every collective of an optimised HLO module."""
-    found, computation = [], None
+def lines_of(program):
+    """(computation, line) of an optimised HLO module."""
+    computation = None
     for line in program.splitlines():
         if opened := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
             computation = opened[1]
+        yield computation, line
+
+
+def collectives(program):
+    """(computation, kind, bytes) of every collective."""
+    found = []
+    for computation, line in lines_of(program):
         if match := _COLLECTIVE.search(line):
             sizes = [
                 _BYTES[dtype]
@@ -51,17 +58,22 @@ def lowered_step(network, *, sync, method="free"):
         "image": jax.ShapeDtypeStruct((16, 32, 32, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((16,), np.int32),
     }
-    step = make_train_step(config, model=run.model(), tx=run.optimizer())
-    return state, step.lower(state, batch)
+    steps = make_train_steps(config, model=run.model(), tx=run.optimizer())
+    return state, steps.lower(state, (batch,), np.int32(1))
 
 
 def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def loop_bodies(program):
-    """The computations that are run over and over."""
-    return set(re.findall(r" while\(.*body=%?([\w.-]+)", program))
+def innermost_loops(program):
+    """The bodies of loops that have no loop in them."""
+    loops = {
+        match[1]: computation
+        for computation, line in lines_of(program)
+        if (match := re.search(r" while\(.*body=%?([\w.-]+)", line))
+    }
+    return set(loops) - set(loops.values())
 
 
 @pytest.mark.parametrize(
@@ -84,8 +96,9 @@ def test_an_update_is_one_all_reduce_of_gradient_statistics_and_metrics(
     ((computation, kind, size),) = collectives(program)
     assert kind == "all-reduce"
     assert size == 4 * (count(state.params) + count(state.batch_stats) + METRICS)
-    # Free-m's is inside the loop over the replays: one each.
-    assert (computation in loop_bodies(program)) == (method == "free")
+    # Free-m's is inside the loop over the replays, one each; the others' is outside
+    # the loop of their attack.
+    assert (computation in innermost_loops(program)) == (method == "free")
     if network == "resnet-50":
         assert count(state.params) == 25_557_032
         assert len(jax.tree.leaves((state.params, state.batch_stats))) > 256
@@ -98,7 +111,7 @@ def test_synchronised_batch_norm_adds_four_numbers_a_channel():
     program = lowered.compile().as_text()
     found = collectives(program)
     assert {kind for _, kind, _ in found} == {"all-reduce"}
-    assert {computation for computation, _, _ in found} <= loop_bodies(program)
+    assert {computation for computation, _, _ in found} <= innermost_loops(program)
     *small, largest = sorted(size for _, _, size in found)
     model = 4 * (count(state.params) + count(state.batch_stats))
     assert largest >= model

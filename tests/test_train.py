@@ -1,3 +1,4 @@
+import itertools
 import json
 import pathlib
 import random
@@ -15,7 +16,13 @@ from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.run import Run, open_run, read_run
-from freeadv_jax.train import STATE_LAYOUT, make_train_step, train
+from freeadv_jax.train import (
+    STATE_LAYOUT,
+    _calls,
+    make_train_steps,
+    minibatches_per_call,
+    train,
+)
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
 
@@ -271,8 +278,8 @@ def test_a_minibatch_starts_where_the_configuration_says(start):
         "label": np.zeros(64, np.int32),
     }
     state = parallel.place(state, STATE_LAYOUT)
-    step = make_train_step(config, model=run.model(), tx=run.optimizer())
-    after, _ = step(state, parallel.place(batch, parallel.SPLIT))
+    steps = make_train_steps(config, model=run.model(), tx=run.optimizer())
+    after, _ = steps(state, (parallel.place(batch, parallel.SPLIT),), np.int32(1))
     delta = np.array(after.delta).reshape(carried.shape)
     if start == "random":
         assert np.abs(delta).max() <= config.attack.epsilon
@@ -280,3 +287,57 @@ def test_a_minibatch_starts_where_the_configuration_says(start):
     else:
         expected = {"carried": carried, "zero": 0 * carried}[start]
         np.testing.assert_allclose(delta, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["natural", "free", "pgd"])
+def test_dividing_a_run_into_calls_changes_no_bit(method):
+    config = tiny_config(method=method, model__name="small-cnn-bn")
+    run = Run(pathlib.Path(), config, num_classes=10, image_shape=(8, 8, 1))
+    steps = make_train_steps(config, model=run.model(), tx=run.optimizer())
+    batches = DIGITS.batches(config.batch_size, seed=0)(0)
+    drawn = list(itertools.islice(batches, 4))
+
+    def trained(*counts):
+        state = parallel.place(run.initial_state(), STATE_LAYOUT)
+        losses, begin = [], 0
+        for count in counts:
+            group = drawn[begin : begin + count]
+            group = (*group, *[drawn[0]] * (4 - count))
+            state, metrics = steps(state, group, np.int32(count))
+            losses += np.asarray(metrics["loss"])[:count].tolist()
+            begin += count
+        return parallel.fetch(state), losses
+
+    at_once, losses = trained(4)
+    assert int(at_once.step) == 4
+    assert len(set(losses)) == 4
+    for counts in ((1, 1, 1, 1), (3, 1)):
+        state, others = trained(*counts)
+        assert others == losses
+        jax.tree.map(np.testing.assert_array_equal, state, at_once)
+
+
+def test_calls_end_at_their_multiples_and_where_they_must():
+    calls = _calls(2, 13, per_call=4, ends_at=lambda step: step in (6, 13))
+    assert [list(steps) for steps in calls] == [
+        [3, 4],
+        [5, 6],
+        [7, 8],
+        [9, 10, 11, 12],
+        [13],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"method": "natural"}, 8),
+        ({"method": "free", "attack__replays": 3}, 2),
+        ({"method": "free", "attack__replays": 8}, 1),
+        ({"method": "fgsm-rs"}, 4),
+        ({"method": "pgd", "attack__steps": 7}, 1),
+        ({"method": "trades", "attack__steps": 10}, 1),
+    ],
+)
+def test_a_call_is_of_eight_passes_and_at_least_one_minibatch(fields, count):
+    assert minibatches_per_call(tiny_config(**fields)) == count

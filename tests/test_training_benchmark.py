@@ -151,7 +151,7 @@ def test_a_finished_network_is_not_measured_again_unless_in_another_way(
     assert measured[2:] == [("wrn-10-1", 2)]
 
 
-def sleepy(replays):
+def sleepy(updates):
     """Waits 30 ms for each batch and computes for 10."""
 
     def batches():
@@ -159,22 +159,22 @@ def sleepy(replays):
             time.sleep(0.03)
             yield number
 
-    def step(number):
+    def call(number):
         time.sleep(0.01)
         return {"loss": float(number)}
 
     memory = {"bytes": 1, "of": "device"}
-    return Contender(step, batches(), replays, 0.5, lambda: memory, {"said": "so"})
+    return Contender(call, batches(), updates, 0.5, lambda: memory, {"said": "so"})
 
 
 def test_a_turn_is_divided_by_its_updates_and_knows_its_waiting():
-    contender = sleepy(replays=2)
+    contender = sleepy(updates=2)
     turn = contender.take(5)
     assert 0.02 <= turn["seconds_per_update"] < 0.06
     assert 0.5 < turn["input_wait_fraction"] < 0.9
     # 41 at 40 ms; fewer where the machine is busy.
-    assert 1 < contender.steps_in(1.6) <= 41
-    assert contender.steps_in(1e-3) == 1
+    assert 1 < contender.calls_in(1.6) <= 41
+    assert contender.calls_in(1e-3) == 1
 
 
 def test_a_worker_answers_for_its_contender_and_has_a_memory_of_its_own():

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from freeadv_jax.errors import TrainingStoppedError
@@ -23,6 +24,13 @@ def make_watch(folder, saved=None, first_step=0):
     )
 
 
+def step_of(watch, step, **metrics):
+    watch.steps(
+        range(step, step + 1),
+        {name: np.array([value]) for name, value in metrics.items()},
+    )
+
+
 def lines(watch, kind):
     return [
         {name: value for name, value in line.items() if name != "seconds"}
@@ -32,12 +40,26 @@ def lines(watch, kind):
 
 def test_log_lines_hold_the_means_since_the_line_before(watch):
     for step, loss in enumerate([1.0, 3.0, 5.0, 6.0], start=1):
-        watch.step(step, {"loss": loss, "accuracy": 0.5})
+        step_of(watch, step, loss=loss, accuracy=0.5)
     common = {"kind": "train", "accuracy": 0.5}
     assert lines(watch, "train") == [
         {"step": 2, "updates": 16, "loss": 2.0, "learning_rate": 0.1} | common,
         {"step": 4, "updates": 32, "loss": 5.5, "learning_rate": 0.01} | common,
     ]
+
+
+def test_several_steps_at_once_are_logged_as_one_by_one(tmp_path):
+    together, apart = tmp_path / "together", tmp_path / "apart"
+    for folder in (together, apart):
+        folder.mkdir()
+    losses = np.array([1.0, 3.0, 5.0, 6.0, 7.0])
+    watches = make_watch(together), make_watch(apart)
+    # The last entry is beyond the steps that were taken.
+    watches[0].steps(range(1, 5), {"loss": losses})
+    for step, loss in enumerate(losses[:4], start=1):
+        step_of(watches[1], step, loss=loss)
+    assert lines(watches[0], "train") == lines(watches[1], "train")
+    assert [line["step"] for line in lines(watches[0], "train")] == [2, 4]
 
 
 def test_watch_of_a_resumed_run_writes_what_it_would_have_written(tmp_path):
@@ -48,26 +70,26 @@ def test_watch_of_a_resumed_run_writes_what_it_would_have_written(tmp_path):
     uninterrupted = make_watch(whole)
     killed = make_watch(parts)
     for step, loss in enumerate(losses, start=1):
-        uninterrupted.step(step, {"loss": loss})
+        step_of(uninterrupted, step, loss=loss)
         if step <= 3:
-            killed.step(step, {"loss": loss})
+            step_of(killed, step, loss=loss)
     progress = killed.progress()
-    killed.step(4, {"loss": 100.0})  # What is still being saved must not move.
+    step_of(killed, 4, loss=100.0)  # What is still being saved must not move.
     resumed = make_watch(parts, saved=progress, first_step=3)
-    resumed.step(4, {"loss": losses[3]})
+    step_of(resumed, 4, loss=losses[3])
     assert lines(resumed, "train") == lines(uninterrupted, "train")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_loss_that_is_not_finite_stops_with_the_step_named(bad, watch):
-    watch.step(1, {"loss": 1.0})
+    step_of(watch, 1, loss=1.0)
     with pytest.raises(TrainingStoppedError, match=r"update 16 \(step 2\)"):
-        watch.step(2, {"loss": bad})
+        step_of(watch, 2, loss=bad)
 
 
 def validations(watch, losses, robust):
     for step, (loss, accuracy) in enumerate(zip(losses, robust, strict=True), start=1):
-        watch.step(step, {"loss": loss})
+        step_of(watch, step, loss=loss)
         watch.validation(step, **{"natural": 0.9, "pgd-10": accuracy})
         yield watch.collapse()
 

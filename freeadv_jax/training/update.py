@@ -6,6 +6,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from freeadv_jax.state import mean_over_devices
 
+# What every method's step measures.
+METRICS = ("loss", "accuracy")
+
 
 def unit_range(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Pixels in [0, 1]."""
