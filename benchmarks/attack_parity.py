@@ -10,7 +10,6 @@ rows are kept beside them, so that the same command goes on.
 
 import argparse
 import pathlib
-import time
 
 import numpy as np
 import torch
@@ -59,8 +58,7 @@ class Pair:
         self.largest_difference = float(np.abs(logits - others).max())
 
     def ours(self, name, norm, epsilon):
-        """Standing images, and the seconds it took, compilation included."""
-        begun = time.perf_counter()
+        """The images that stand."""
         standing = self.right
         named = attack_by_name(
             name, norm=norm, epsilon=epsilon, step_size=epsilon / 4, num_classes=10
@@ -69,14 +67,13 @@ class Pair:
             standing = self.campaign.attack(
                 stage, self.logits_fn, self.images, self.labels, standing
             )
-        return standing, time.perf_counter() - begun
+        return standing
 
     def theirs(self, name, norm, epsilon):
         """The same of the reference, and how many images it left ball or box with.
 
         It is given what is classified right, which is all that it can break.
         """
-        begun = time.perf_counter()
         pgd = name.startswith("pgd")
         options = {"steps": PGD_STEPS, "step_size": epsilon / 4} if pgd else {}
         right = self.right
@@ -89,7 +86,6 @@ class Pair:
             **fields,
             **options,
         )
-        seconds = time.perf_counter() - begun
         standing, outside = judged(
             self.torch_model,
             self.images[right],
@@ -99,12 +95,12 @@ class Pair:
         )
         whole = right.copy()
         whole[right] = standing
-        return whole, seconds, outside
+        return whole, outside
 
     def compare(self, name, norm, epsilon):
         """One row: robust accuracy in percent, ours and theirs."""
-        ours, our_seconds = self.ours(name, norm, epsilon)
-        theirs, their_seconds, outside = self.theirs(name, norm, epsilon)
+        ours = self.ours(name, norm, epsilon)
+        theirs, outside = self.theirs(name, norm, epsilon)
         return {
             "ours": 100 * float(ours.mean()),
             "reference": 100 * float(theirs.mean()),
@@ -112,7 +108,6 @@ class Pair:
             "broken_by_ours_alone": int((theirs & ~ours).sum()),
             "broken_by_reference_alone": int((ours & ~theirs).sum()),
             "reference_outside": outside,
-            "seconds": {"ours": our_seconds, "reference": their_seconds},
         }
 
 
@@ -165,8 +160,7 @@ def main():
             row = setting["attacks"][attack]
             print(
                 f"  {attack:12} ours {row['ours']:5.1f}  reference "
-                f"{row['reference']:5.1f}  {row['points_above']:+.1f} points  "
-                f"({row['seconds']['ours']:.0f} s, {row['seconds']['reference']:.0f} s)",
+                f"{row['reference']:5.1f}  {row['points_above']:+.1f} points",
                 flush=True,
             )
     packages = ("torch", "pyautoattack", "foolbox")

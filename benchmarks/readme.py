@@ -11,6 +11,7 @@ import re
 from benchmarks.ablation import BASE
 from benchmarks.reproduce import ATTACKS, TABLES
 from benchmarks.step_changes import AS_IT_IS
+from benchmarks.step_cost import ONE_A_CALL
 from freeadv_jax.evaluation import WORST_CASE
 from freeadv_jax.record import read_json
 
@@ -127,13 +128,14 @@ def _cost():
                     "free-2 / natural",
                     "free-8 / natural",
                     "7-pgd / natural",
+                    f"{ONE_A_CALL} / natural",
                     "compilation free-8 / free-2",
                 )
             ),
         ]
         for network, result in results("step_cost").items()
     ]
-    return _table([*heads, "compilation, Free-8 to Free-2"], rows)
+    return _table([*heads, ONE_A_CALL, "compilation, Free-8 to Free-2"], rows)
 
 
 def _milliseconds(row):
