@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from freeadv_jax.models.small_cnn import SmallCNN
+from freeadv_jax.models.small_cnn import SmallCNN, _halve
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,20 @@ def test_pooling_keeps_the_largest_of_each_two_by_two():
     np.testing.assert_allclose(
         logits, hidden @ second["kernel"] + second["bias"], atol=1e-5
     )
+
+
+def test_the_gradient_of_pooling_goes_to_the_largest_and_is_never_a_quotient():
+    """A quotient by the number of largest entries is not finite where the compiler
+    rounds them in two ways, so that none equals the maximum."""
+    images = jnp.asarray(np.random.default_rng(0).permutation(48) * 1.0).reshape(
+        1, 4, 4, 3
+    )
+
+    def pooled(images):
+        return jnp.sum(_halve(images))
+
+    largest = np.repeat(np.repeat(_halve(images), 2, axis=1), 2, axis=2)
+    np.testing.assert_array_equal(jax.grad(pooled)(images), images == largest)
+    program = str(jax.make_jaxpr(jax.grad(pooled))(images))
+    assert " select_n " in program
+    assert " div " not in program
