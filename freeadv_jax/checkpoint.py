@@ -52,9 +52,11 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best robust validation accuracy, if any was measured."""
+        """The newest step of the best robust validation accuracy, if it was measured."""
         measured = [s for s in self._checkpointer.checkpoints if s.metrics]
-        best = max(measured, key=lambda s: s.metrics[BEST_METRIC], default=None)
+        best = max(
+            measured, key=lambda s: (s.metrics[BEST_METRIC], s.step), default=None
+        )
         return best and best.step
 
     def save(self, state, *, progress: dict, robust: float | None = None) -> None:
