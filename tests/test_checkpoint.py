@@ -57,6 +57,13 @@ def test_empty_folder_restores_nothing(checkpoints):
     assert checkpoints.restore(LIKE) is None
 
 
+def test_the_best_of_equals_is_the_newest(checkpoints):
+    for step in range(1, 6):
+        save(checkpoints, step, robust={2: 0.4, 3: 0.4}.get(step, 0.3))
+        assert checkpoints.best_step == (1, 2, 3, 3, 3)[step - 1]
+    assert checkpoints.steps == [3, 4, 5]
+
+
 def test_best_of_unmeasured_checkpoints_is_refused(checkpoints):
     save(checkpoints, 1)
     with pytest.raises(InputError, match="there is no best; allowed: last"):
