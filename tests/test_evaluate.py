@@ -166,6 +166,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_figures(
         " '--no-red_flags'])"
     )
     rng = np.random.default_rng(0)
+    kills = 0
     for seconds in (*rng.uniform(4, 12, 5), None):
         process = subprocess.Popen(
             [sys.executable, "-c", program], cwd=ROOT, env=environment(devices=1)
@@ -176,8 +177,9 @@ def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_figures(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    # It was killed as often as was meant to, and then left alone.
-    assert (seconds, process.returncode) == (None, 0)
+            kills += 1
+    assert process.returncode == 0
+    assert kills >= 3
     expected = outcomes(whole)
     for name, array in outcomes(killed).items():
         np.testing.assert_array_equal(array, expected[name])
