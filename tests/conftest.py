@@ -12,9 +12,19 @@ import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Nothing from one test to the next; processes that tests start keep theirs.
-jax.config.update("jax_enable_compilation_cache", False)
 install_import_hook("freeadv_jax", "typecheck.check")
+
+
+def pytest_configure(config):
+    """Compiles a program once, for all tests, the processes they start and later runs.
+
+    Half the time of the tests is compilation. `pytest --cache-clear` begins anew.
+    """
+    folder = str(config.cache.mkdir("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")

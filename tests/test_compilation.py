@@ -12,9 +12,11 @@ FIELDS = {"updates": 8, "evaluation__attacks": "('natural',)"}
 
 def run(workdir, **variables):
     """The results of a short run in a process of its own."""
+    inherited = environment(devices=1)
+    del inherited["JAX_COMPILATION_CACHE_DIR"]  # Of all tests; these have their own.
     subprocess.run(
         command(workdir, **FIELDS),
-        env=environment(devices=1) | variables,
+        env=inherited | variables,
         cwd=ROOT,
         check=True,
         capture_output=True,
