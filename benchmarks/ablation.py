@@ -1,6 +1,7 @@
 """What helps Free-8 at the same price, one change at a time.
 
-    python -m benchmarks.ablation --data=DIR [--size=full|scaled-down] [--seeds=3]
+    python -m benchmarks.ablation --data=DIR [--size=full|scaled-down] [--updates=N]
+        [--seeds=3]
     python -m benchmarks.ablation --data=DIR --part=test --variants NAME...
         --attacks natural pgd-20 autoattack --out=FILE
 
@@ -36,9 +37,25 @@ VARIANTS = {
     "start at zero": {"attack.start": "zero"},
     "step of half epsilon": {"attack.step_size": 4 / 255},
     "step of 1.25 epsilon": {"attack.step_size": 10 / 255},
-    # Twice the minibatches for the same updates.
+    # Twice or four times the minibatches for the same updates.
     "four replays": {"attack.replays": 4},
     "four replays, random start": {"attack.replays": 4, "attack.start": "random"},
+    "four replays, random start, step of 1.25 epsilon": {
+        "attack.replays": 4,
+        "attack.start": "random",
+        "attack.step_size": 10 / 255,
+    },
+    "two replays, random start": {"attack.replays": 2, "attack.start": "random"},
+    "two replays, random start, step of 1.25 epsilon": {
+        "attack.replays": 2,
+        "attack.start": "random",
+        "attack.step_size": 10 / 255,
+    },
+    "two replays, random start, step of 2 epsilon": {
+        "attack.replays": 2,
+        "attack.start": "random",
+        "attack.step_size": 16 / 255,
+    },
     "smoothing, step of 1.25 epsilon": {
         "optimizer.label_smoothing": 0.1,
         "attack.step_size": 10 / 255,
@@ -59,6 +76,7 @@ def outcome(variant, seed, options):
     attacks = tuple(dict.fromkeys(("natural", *options.attacks)))
     config = configuration("cifar10_free8", size=options.size, data=options.data)
     config.update_from_flattened_dict(VARIANTS[variant])
+    config.updates = options.updates or config.updates
     config.seed = seed
     config.evaluation.attacks = attacks
     config.evaluation.examples = options.examples
@@ -66,8 +84,9 @@ def outcome(variant, seed, options):
         config.data.validation_examples = HELD_OUT
         # Nothing is chosen on the way.
         config.validation.every_passes = 1e6
+    size = f"{options.size}-{options.updates}" if options.updates else options.size
     folder = f"{variant.replace(' ', '-')}-{seed}"
-    workdir = options.runs / options.size / options.part / folder
+    workdir = options.runs / size / options.part / folder
     results = finish(config, workdir, part=options.part)
     flop = update_flop(config, forward_flop(read_run(workdir)))
     return {
@@ -109,6 +128,7 @@ def main(argv):
         choices=SIZES,
         default="scaled-down" if jax.default_backend() == "cpu" else "full",
     )
+    parser.add_argument("--updates", type=count, help="another budget than the size's")
     parser.add_argument("--seeds", type=count, default=3)
     parser.add_argument("--part", choices=("validation", "test"), default="validation")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
@@ -141,7 +161,12 @@ def main(argv):
             },
         }
         show(variant, rows[variant])
-    record = {"size": options.size, "part": options.part, "variants": rows}
+    record = {
+        "size": options.size,
+        "updates": options.updates,
+        "part": options.part,
+        "variants": rows,
+    }
     write_record(options.out, record)
 
 
