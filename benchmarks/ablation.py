@@ -114,7 +114,7 @@ def show(variant, row):
     natural, robust = (row["accuracy"][name] for name in ("natural", WORST_CASE))
     gain = robust["gain"]
     print(
-        f"{variant:32} {row['flop']:.2e} FLOP  natural {100 * natural['mean']:5.1f}  "
+        f"{variant:48} {row['flop']:.2e} FLOP  natural {100 * natural['mean']:5.1f}  "
         f"robust {100 * robust['mean']:5.1f} ± {100 * robust['deviation']:.1f}  "
         f"gain {100 * gain['mean']:+.1f} ± {100 * gain['deviation']:.1f}"
     )

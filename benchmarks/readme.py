@@ -33,6 +33,7 @@ _NAMES = {
     "apgd-ce": "APGD-CE",
     "apgd-dlr": "APGD-DLR",
     "apgd-t": "APGD-T",
+    "cw-20": "CW-20",
     "fab-t": "FAB-T",
     "square": "Square",
     "autoattack": "AutoAttack",
@@ -232,6 +233,11 @@ def _confirmed():
     return _gains("ablation_test", "test images", attacks)
 
 
+def _confirmed_longer():
+    attacks = ("natural", "pgd-20", "cw-20", "apgd-t")
+    return _gains("ablation_test_6000", "test images", attacks)
+
+
 def _robustness():
     attacks = (*ATTACKS, "autoattack")
     titles = {
@@ -359,6 +365,7 @@ BLOCKS = {
     "changes": _changes,
     "ablation": _ablation,
     "ablation_test": _confirmed,
+    "ablation_test_6000": _confirmed_longer,
     "robustness": _robustness,
     "parity": _parity,
     "speed": _speed,
