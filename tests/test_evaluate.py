@@ -134,14 +134,14 @@ def test_exported_model_is_evaluated_without_a_run(run, tmp_path):
 @pytest.mark.slow
 def test_figures_are_the_same_for_any_number_of_devices_and_batch_size(run):
     """This process has eight devices, and another batch size."""
-    arguments = ("--attacks=pgd-2-x3,square", "--examples=24")
+    arguments = ("--attacks=pgd-2-x3,square", "--examples=48")
     call(f"--workdir={run}", *arguments)
     here = outcomes(run)
     for devices in (1, 4):
         (run / "evaluation.npz").unlink()
         subprocess.run(
             [sys.executable, "-m", "freeadv_jax.evaluate", f"--workdir={run}"]
-            + [*arguments, "--batch_size=8", "--no-red_flags"],
+            + [*arguments, "--batch_size=12", "--no-red_flags"],
             cwd=ROOT,
             env=environment(devices=devices),
             check=True,
