@@ -13,6 +13,7 @@ from freeadv_jax.models import build_model
 from freeadv_jax.parallel import REPLICATED, SPLIT
 from freeadv_jax.state import create_state
 from freeadv_jax.train import STATE_LAYOUT
+from freeadv_jax.training import trades
 from freeadv_jax.training.free import free_train_step
 from freeadv_jax.training.pgd import pgd_train_step
 from freeadv_jax.training.trades import trades_train_step
@@ -63,7 +64,10 @@ def on_all_devices(step, state, batch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_eight_devices_take_the_step_of_one(method):
+def test_eight_devices_take_the_step_of_one(method, monkeypatch):
+    # Near 0, where TRADES starts its attack, the divergence of nearly equal
+    # distributions has a gradient of few digits in float32, which then leads it.
+    monkeypatch.setattr(trades, "_START", 0.1)
     options, state, batch = setting()
     step = partial(METHODS[method], **options)
     # On one device the network has no axis to synchronise over.
@@ -74,12 +78,9 @@ def test_eight_devices_take_the_step_of_one(method):
     together, metrics, _, _ = on_all_devices(step, state, batch)
     assert together.delta.sharding.num_devices == 8
     assert together.delta.shape == (32, 8, 8, 3)
-    # The divergence of nearly equal distributions, where TRADES starts, has a
-    # gradient with few digits in float32.
-    tolerance = 1e-5 if method == "trades" else 1e-6
-    close = partial(np.testing.assert_allclose, rtol=0, atol=tolerance)
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
     # The momentum is larger than the step by the learning rate of 1 / 20.
-    close_momentum = partial(np.testing.assert_allclose, rtol=0, atol=20 * tolerance)
+    close_momentum = partial(np.testing.assert_allclose, rtol=0, atol=20e-6)
     jax.tree.map(close, together.params, alone.params)
     jax.tree.map(close, together.batch_stats, alone.batch_stats)
     jax.tree.map(close_momentum, together.opt_state, alone.opt_state)
