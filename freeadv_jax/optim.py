@@ -39,9 +39,15 @@ def _step(peak, updates, turns):
 
 
 def _triangular(peak, updates, turns):
-    corners = jnp.array([0.0, turns[0] * updates, updates])
-    heights = jnp.array([0.0, peak, 0.0])
-    return lambda update: jnp.interp(jnp.asarray(update, float), corners, heights)
+    corner = turns[0] * updates
+
+    def schedule(update):
+        update = jnp.asarray(update, float)
+        rising = update / corner * peak
+        falling = peak - (update - corner) / (updates - corner) * peak
+        return jnp.where(update < corner, rising, falling)
+
+    return schedule
 
 
 def _cosine(peak, updates, turns):

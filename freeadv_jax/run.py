@@ -8,11 +8,13 @@ results.json     the outcome
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from freeadv_jax import optim, parallel
@@ -79,14 +81,20 @@ class Run:
         )
 
     def initial_state(self) -> TrainState:
-        """The state before the first minibatch."""
-        return create_state(
-            self.model(),
-            self.optimizer(),
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
-            image_shape=self.image_shape,
-            averaged=self.config.optimizer.average_decay > 0,
+        """The state before the first minibatch, made by one compiled program."""
+        return self._initialise(np.uint32(self.config.seed))
+
+    @functools.cached_property
+    def _initialise(self):
+        return jax.jit(
+            functools.partial(
+                create_state,
+                self.model(),
+                self.optimizer(),
+                batch_size=self.config.batch_size,
+                image_shape=self.image_shape,
+                averaged=self.config.optimizer.average_decay > 0,
+            )
         )
 
     def checkpoints(self, *, writable: bool = False) -> Checkpoints:

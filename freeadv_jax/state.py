@@ -73,7 +73,7 @@ class TrainState:
 
 
 def create_state(
-    model, tx, *, seed, batch_size, image_shape, averaged=False
+    model, tx, seed, *, batch_size, image_shape, averaged=False
 ) -> TrainState:
     """The state before the first minibatch, as a function of the seed alone."""
     images = jnp.zeros((1, *image_shape))

@@ -94,10 +94,15 @@ def make_train_steps(config: ConfigDict, *, model, tx):
 
         def one(number, carried):
             state, metrics = carried
-            batch = jax.tree.map(lambda arrays: arrays[number], minibatches)
+            batch = jax.tree.map(
+                lambda arrays: lax.dynamic_index_in_dim(arrays, number, keepdims=False),
+                minibatches,
+            )
             state, latest = train_step(state, batch)
             return state, {
-                name: metrics[name].at[number].set(value)
+                name: lax.dynamic_update_index_in_dim(
+                    metrics[name], value, number, axis=0
+                )
                 for name, value in latest.items()
             }
 
@@ -138,8 +143,8 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
             contextlib.closing(run.checkpoints(writable=True))
         )
         restored = checkpoints.restore(jax.eval_shape(run.initial_state))
-        state, saved = restored or (run.initial_state(), {})
-        first = int(state.step)
+        state, saved = restored or (None, {})
+        first = int(state.step) if restored else 0
         require_same(str(first), "the newest checkpoint they can read")
         if first:
             print(f"resumed at update {first * replays}", flush=True)
@@ -154,9 +159,9 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
         )
         spending = watch.clock.spending
         validate = _make_validation(run, dataset.validation)
-        state = parallel.place(state, STATE_LAYOUT)
-        if first < run.steps:
-            with spending("compiling"):
+        with spending("compiling"):
+            state = parallel.place(state or run.initial_state(), STATE_LAYOUT)
+            if first < run.steps:
                 batches = dataset.batches(config.batch_size, seed=config.seed)(first)
                 batch = next(batches)
                 train_steps = make_train_steps(
@@ -165,7 +170,7 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
                 train_steps = train_steps.lower(
                     state, (batch,) * per_call, np.int32(1)
                 ).compile()
-            batches = itertools.chain([batch], batches)
+                batches = itertools.chain([batch], batches)
 
         stops = stack.enter_context(preemption())
         unread = None

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from freeadv_jax.models.batch_norm import batch_norm
@@ -58,9 +59,10 @@ def _halve(images):
     # entries equal to it: computed twice and rounded in two ways, there may be none.
     b, h, w, c = images.shape
     rows = images.reshape(b, h // 2, 2, w, c)
-    columns = _larger(rows[:, :, 0], rows[:, :, 1]).reshape(b, h // 2, w // 2, 2, c)
-    return _larger(columns[:, :, :, 0], columns[:, :, :, 1])
+    columns = _larger(rows, axis=2).reshape(b, h // 2, w // 2, 2, c)
+    return _larger(columns, axis=3)
 
 
-def _larger(one, other):
+def _larger(pairs, *, axis):
+    one, other = (lax.index_in_dim(pairs, i, axis, keepdims=False) for i in (0, 1))
     return jnp.where(one < other, other, one)
