@@ -6,8 +6,8 @@
         --attacks natural pgd-20 autoattack --out=FILE
 
 Every variant costs what Free-8 costs: the same network, updates and passes through it.
-Variants are chosen on held-out training images, which nothing is trained on; on the
-test images, those chosen are then confirmed. Differences to Free-8 are taken seed by
+Variants are chosen on held-out training images, which nothing is trained on, whatever
+the part; on the test images, those chosen are then confirmed. Differences to Free-8 are taken seed by
 seed. Cut off, the same command goes on.
 """
 
@@ -85,10 +85,9 @@ def outcome(variant, seed, options):
     config.seed = seed
     config.evaluation.attacks = attacks
     config.evaluation.examples = options.examples
-    if options.part == "validation":
-        config.data.validation_examples = HELD_OUT
-        # Nothing is chosen on the way.
-        config.validation.every_passes = 1e6
+    config.data.validation_examples = HELD_OUT
+    # Nothing is chosen on the way.
+    config.validation.every_passes = 1e6
     size = f"{options.size}-{options.updates}" if options.updates else options.size
     folder = f"{variant.replace(' ', '-')}-{seed}"
     workdir = options.runs / size / options.part / folder

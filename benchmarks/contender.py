@@ -66,6 +66,8 @@ class Contender:
     peak_memory: Callable[[], dict]
     # Whatever else the record is to say of it.
     remarks: dict = dataclasses.field(default_factory=dict)
+    # The text of the compiled program, for XLA's.
+    program: Callable[[], str] | None = None
 
     def take(self, calls: int) -> dict:
         """Seconds an update, and the share of them spent waiting for batches."""
@@ -131,7 +133,14 @@ def ours(run: Run, batches: Iterator, *, per_call: int | None = None) -> Contend
         return {"bytes": program_memory(compiled)["total"], "of": "compiled program"}
 
     updates = per_call * replays(run.config)
-    return Contender(advance, groups, updates, compile_seconds, peak_memory)
+    return Contender(
+        advance,
+        groups,
+        updates,
+        compile_seconds,
+        peak_memory,
+        program=compiled.as_text,
+    )
 
 
 class Worker:

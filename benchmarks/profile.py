@@ -1,0 +1,146 @@
+"""Where an update's time goes on a CPU, by kind of operation, from XLA's profiler.
+
+    python -m benchmarks.profile [--networks ...] [--method=free-8] [--batch_size=32]
+        [--out=FILE]
+
+The profiler notes when each operation of the compiled program begins and ends. They
+overlap on several cores: a kind's share is the time in which one of that kind runs and
+none of the kinds above it in the table. What is left, nothing runs.
+"""
+
+import itertools
+import pathlib
+import re
+import tempfile
+
+import jax
+import numpy as np
+
+from benchmarks.contender import configured_run, ours
+from benchmarks.record import write_record
+from freeadv_jax import parallel
+from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.errors import InputError
+from freeadv_jax.parallel import SPLIT
+
+NETWORKS = ("preact-resnet-18", "wrn-16-4", "wrn-10-1", "small-cnn-bn")
+FORWARD, OF_IMAGES, OF_KERNEL = (
+    "convolutions, forward",
+    "convolutions, gradient of images",
+    "convolutions, gradient of kernel",
+)
+PRODUCTS, TRANSPOSES, SUMS, OTHERS, NOTHING = (
+    "matrix products",
+    "transposes and copies",
+    "sums",
+    "other arithmetic",
+    "nothing",
+)
+KINDS = (FORWARD, OF_IMAGES, OF_KERNEL, PRODUCTS, TRANSPOSES, SUMS, OTHERS)
+_INSTRUCTION = re.compile(r"^ *(?:ROOT )?%(\S+) = \S+ ([\w-]+)\((.*)$", re.MULTILINE)
+
+
+def kinds(program: str) -> dict[str, str]:
+    """The kind of each operation, from the text of a compiled program."""
+    return {
+        name: _kind(name, operation, rest)
+        for name, operation, rest in _INSTRUCTION.findall(program)
+        if operation not in ("while", "call", "conditional")
+    }
+
+
+def _kind(name, operation, rest):
+    if operation == "convolution":
+        if "transpose(jvp" not in rest:
+            return FORWARD
+        # In the gradient of a kernel the window is the cotangent, not the kernel.
+        return OF_IMAGES if re.search(r"size=(3x3|1x1)\b", rest) else OF_KERNEL
+    if operation == "dot":
+        return PRODUCTS
+    if re.match(r"(transpose|copy|bitcast_copy)", name):
+        return TRANSPOSES
+    return SUMS if "reduce" in name else OTHERS
+
+
+def shares(spans, length) -> dict[str, float]:
+    """Of `length`, the share of each kind: one of it runs, and none above it.
+
+    `spans` are (kind, begin, end).
+    """
+    times = np.unique([time for span in spans for time in span[1:]])
+    taken = np.zeros(len(times) - 1, bool)
+    found = {}
+    for kind in KINDS:
+        running = np.zeros(len(times), int)
+        for _, begin, end in (span for span in spans if span[0] == kind):
+            running[np.searchsorted(times, begin)] += 1
+            running[np.searchsorted(times, end)] -= 1
+        new = (running.cumsum()[:-1] > 0) & ~taken
+        found[kind] = float(np.diff(times)[new].sum() / length)
+        taken |= new
+    return found | {NOTHING: 1 - sum(found.values())}
+
+
+def spans_of(trace: pathlib.Path, kind_of: dict[str, str]):
+    """(kind, begin, end) of each operation that ran, in nanoseconds.
+
+    XLA marks where an operation begins and, maybe in another thread, where it ends.
+    """
+    (file,) = trace.rglob("*.xplane.pb")
+    marks = {}
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+        for event in (event for line in plane.lines for event in line.events):
+            name, is_end = event.name.removeprefix("end: "), event.name[:5] == "end: "
+            time = event.start_ns + (event.duration_ns if is_end else 0)
+            if name in kind_of:
+                marks.setdefault(name, ([], []))[is_end].append(time)
+    return [
+        (kind_of[name], begin, end)
+        for name, (begins, ends) in marks.items()
+        for begin, end in zip(sorted(begins), sorted(ends), strict=True)
+    ]
+
+
+def measure(network, method, batch_size):
+    """Shares by kind of an update's time, and that time without the profiler."""
+    run = configured_run(network, method, batch_size=batch_size)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (batch_size, *run.image_shape), dtype=np.uint8),
+        "label": rng.integers(0, run.num_classes, batch_size, dtype=np.int32),
+    }
+    contender = ours(run, itertools.repeat(parallel.place(batch, SPLIT)))
+    contender.take(1)
+    seconds = contender.take(2)["seconds_per_update"]
+    options = jax.profiler.ProfileOptions()
+    options.host_tracer_level, options.python_tracer_level = 3, 0
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            contender.take(1)
+        spans = spans_of(pathlib.Path(folder), kinds(contender.program()))
+    begin, end = min(span[1] for span in spans), max(span[2] for span in spans)
+    return {"seconds_per_update": seconds, "shares": shares(spans, end - begin)}
+
+
+def main(argv):
+    parser = Parser("benchmarks.profile", __doc__)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--method", default="free-8")
+    parser.add_argument("--batch_size", type=count, default=32)
+    parser.add_argument("--out", default="benchmarks/results/profile.json")
+    options = parser.parse_args(argv[1:])
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        raise InputError("the profile is read for one CPU device; see JAX_PLATFORMS")
+    results = {}
+    for network in options.networks:
+        row = measure(network, options.method, options.batch_size)
+        results[network] = row
+        print(f"\n{network}: {1000 * row['seconds_per_update']:.1f} ms an update")
+        for kind, share in row["shares"].items():
+            print(f"  {kind:36}{share:7.1%}", flush=True)
+    record = {"method": options.method, "batch": options.batch_size}
+    write_record(options.out, record | {"networks": results})
+
+
+if __name__ == "__main__":
+    run_command(main)

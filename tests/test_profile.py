@@ -1,0 +1,75 @@
+"""How benchmarks.profile tells operations apart and divides the time among them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny_run import ROOT, environment
+
+from benchmarks import profile
+from benchmarks.profile import (
+    FORWARD,
+    KINDS,
+    NOTHING,
+    OF_IMAGES,
+    OF_KERNEL,
+    OTHERS,
+    PRODUCTS,
+    SUMS,
+    TRANSPOSES,
+)
+
+PROGRAM = """
+  %conv.1 = f32[8,4,4,6]{3,2,1,0} convolution(%a, %b), window={size=3x3 pad=1_1x1_1}, metadata={op_name="jit(whole)/jvp(Classifier)/Conv_0/conv"}
+  %conv.2 = f32[8,4,4,5]{3,2,1,0} convolution(%c, %d), window={size=3x3 pad=1_1x1_1}, metadata={op_name="jit(whole)/transpose(jvp(Classifier))/Conv_0/conv"}
+  %conv.3 = f32[5,3,3,6]{3,2,1,0} convolution(%e, %f), window={size=4x4 pad=1_1x1_1}, metadata={op_name="jit(whole)/transpose(jvp(Classifier))/Conv_0/conv"}
+  %transpose_copy_fusion = f32[5,4,4,8]{3,2,1,0} fusion(%conv.1), kind=kLoop, calls=%f.1
+  %wrapped_reduce-window.2 = f32[4,6]{1,0} fusion(%conv.1), kind=kLoop, calls=%f.2
+  %add_select_fusion.7 = f32[8,4,4,6]{3,2,1,0} fusion(%conv.1), kind=kLoop, calls=%f.3
+  %while.1 = (f32[]) while(%tuple), condition=%less, body=%body
+  ROOT %dot.9 = f32[8,10]{1,0} dot(%g, %h), lhs_contracting_dims={1}
+"""
+
+
+def test_operations_are_told_apart_by_what_they_compute():
+    assert profile.kinds(PROGRAM) == {
+        "conv.1": FORWARD,
+        "conv.2": OF_IMAGES,
+        "conv.3": OF_KERNEL,
+        "transpose_copy_fusion": TRANSPOSES,
+        "wrapped_reduce-window.2": SUMS,
+        "add_select_fusion.7": OTHERS,
+        "dot.9": PRODUCTS,
+    }
+
+
+def test_time_is_given_once_to_the_first_kind_that_runs():
+    spans = [
+        (SUMS, 0, 4),  # Alone from 0 to 1, and then beside a convolution.
+        (FORWARD, 1, 6),
+        (FORWARD, 2, 3),
+        (OTHERS, 5, 7),
+        (OTHERS, 9, 10),
+    ]
+    shares = profile.shares(spans, 20)
+    assert shares == pytest.approx(
+        dict.fromkeys(KINDS, 0)
+        | {FORWARD: 5 / 20, SUMS: 1 / 20, OTHERS: 2 / 20, NOTHING: 12 / 20}
+    )
+
+
+@pytest.mark.slow
+def test_most_of_a_real_update_is_accounted_for(tmp_path):
+    record = tmp_path / "profile.json"
+    arguments = ["--networks", "wrn-10-1", "--method=free-2", "--batch_size=16"]
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.profile", *arguments, f"--out={record}"],
+        cwd=ROOT,
+        env=environment(devices=1),
+        check=True,
+    )
+    shares = json.loads(record.read_text())["results"]["networks"]["wrn-10-1"]["shares"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares[kind] for kind in (FORWARD, OF_IMAGES, OF_KERNEL, SUMS)) > 0.01
+    assert shares[NOTHING] < 0.5
