@@ -7,8 +7,8 @@
 
 Every variant costs what Free-8 costs: the same network, updates and passes through it.
 Variants are chosen on held-out training images, which nothing is trained on, whatever
-the part; on the test images, those chosen are then confirmed. Differences to Free-8 are taken seed by
-seed. Cut off, the same command goes on.
+the part; on the test images, those chosen are then confirmed. Differences to Free-8 are
+taken seed by seed. Cut off, the same command goes on.
 """
 
 import pathlib

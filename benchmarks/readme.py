@@ -20,7 +20,12 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- (\w+) -->.*?<!-- end -->", re.DOTALL)
 # The records of benchmarks.training against PyTorch, and of benchmarks.step_changes.
-TRAINING = ("training_cpu", "training_cpu_small")
+TRAINING = (
+    "training_cpu",
+    "training_cpu_wrn_32_10",
+    "training_cpu_resnet_50",
+    "training_cpu_small",
+)
 STEP_CHANGES = ("step_changes", "step_changes_128")
 _NOT_YET_RUN = "not yet run"
 _NAMES = {
@@ -148,23 +153,32 @@ def _megabytes(row):
 
 
 def _training():
-    heads = ["network, precision, batch", "training", "ours", "PyTorch"]
-    heads += ["compilation", "memory", "PyTorch / ours"]
+    heads = ["network, precision, batch", "training", "ours", "PyTorch", "compilation"]
+    heads += ["memory", "of the product's rate", "PyTorch / ours"]
     rows = []
     for result in (each for name in TRAINING for each in results(name).values()):
         setting = result["setting"]
         title = f"{setting['network']}, {setting['dtype']}, {setting['batch']}"
         for method, sides in result["methods"].items():
-            both = sides["ours"], sides["pytorch"]
+            times = [_milliseconds(sides["ours"]), _NOT_YET_RUN]
+            ratio = result["ratios"][method].get("pytorch / ours")
+            if ratio:
+                times[1] = _milliseconds(sides["pytorch"])
             cells = [
-                *map(_milliseconds, both),
-                " / ".join(f"{row['compile_seconds']:.0f} s" for row in both),
-                " / ".join(map(_megabytes, both)),
-                f"{result['ratios'][method]['pytorch / ours']:.2f}",
+                *times,
+                _both(sides, lambda row: f"{row['compile_seconds']:.0f} s"),
+                _both(sides, _megabytes),
+                _both(sides, lambda row: f"{_percent(row['utilisation'], 0)} %"),
+                f"{ratio:.2f}" if ratio else "",
             ]
             rows.append([title, method, *cells])
             title = ""
     return _table(heads, rows)
+
+
+def _both(sides, said):
+    """Ours and, where it was run, PyTorch's."""
+    return " / ".join(said(sides[who]) for who in ("ours", "pytorch") if who in sides)
 
 
 def _convolutions():
@@ -184,6 +198,17 @@ def _convolutions():
         for layer, rates in results("convolutions").items()
     ]
     return _table(["layer", *passes.values()], rows)
+
+
+def _profile():
+    """Kinds in rows, networks in columns, with the time of an update in the heads."""
+    record = results("profile")["networks"]
+    heads = [f"{name}, {_milliseconds(row)}" for name, row in record.items()]
+    shares = [row["shares"] for row in record.values()]
+    rows = [
+        [kind, *(f"{_percent(each[kind])} %" for each in shares)] for kind in shares[0]
+    ]
+    return _table(["of an update's time", *heads], rows)
 
 
 def _changes():
@@ -362,6 +387,7 @@ BLOCKS = {
     "cost": _cost,
     "training": _training,
     "convolutions": _convolutions,
+    "profile": _profile,
     "changes": _changes,
     "ablation": _ablation,
     "ablation_test": _confirmed,

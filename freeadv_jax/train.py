@@ -159,9 +159,9 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
         )
         spending = watch.clock.spending
         validate = _make_validation(run, dataset.validation)
-        with spending("compiling"):
-            state = parallel.place(state or run.initial_state(), STATE_LAYOUT)
-            if first < run.steps:
+        if first < run.steps:
+            with spending("compiling"):
+                state = parallel.place(state or run.initial_state(), STATE_LAYOUT)
                 batches = dataset.batches(config.batch_size, seed=config.seed)(first)
                 batch = next(batches)
                 train_steps = make_train_steps(
@@ -170,7 +170,7 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
                 train_steps = train_steps.lower(
                     state, (batch,) * per_call, np.int32(1)
                 ).compile()
-                batches = itertools.chain([batch], batches)
+            batches = itertools.chain([batch], batches)
 
         stops = stack.enter_context(preemption())
         unread = None
