@@ -24,19 +24,16 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.parallel import SPLIT
 
 NETWORKS = ("preact-resnet-18", "wrn-16-4", "wrn-10-1", "small-cnn-bn")
-FORWARD, OF_IMAGES, OF_KERNEL = (
+# Not by gradient: of a layer's two, XLA computes one beside the other.
+KINDS = (FORWARD, GRADIENTS, PRODUCTS, TRANSPOSES, SUMS, OTHERS) = (
     "convolutions, forward",
-    "convolutions, gradient of images",
-    "convolutions, gradient of kernel",
-)
-PRODUCTS, TRANSPOSES, SUMS, OTHERS, NOTHING = (
+    "convolutions, gradients",
     "matrix products",
     "transposes and copies",
     "sums",
     "other arithmetic",
-    "nothing",
 )
-KINDS = (FORWARD, OF_IMAGES, OF_KERNEL, PRODUCTS, TRANSPOSES, SUMS, OTHERS)
+NOTHING = "nothing"
 _INSTRUCTION = re.compile(r"^ *(?:ROOT )?%(\S+) = \S+ ([\w-]+)\((.*)$", re.MULTILINE)
 
 
@@ -51,10 +48,7 @@ def kinds(program: str) -> dict[str, str]:
 
 def _kind(name, operation, rest):
     if operation == "convolution":
-        if "transpose(jvp" not in rest:
-            return FORWARD
-        # In the gradient of a kernel the window is the cotangent, not the kernel.
-        return OF_IMAGES if re.search(r"size=(3x3|1x1)\b", rest) else OF_KERNEL
+        return GRADIENTS if "transpose(jvp" in rest else FORWARD
     if operation == "dot":
         return PRODUCTS
     if re.match(r"(transpose|copy|bitcast_copy)", name):

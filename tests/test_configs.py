@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import training
+from benchmarks.ablation import VARIANTS
 from freeadv_jax.config_rules import validate
 from freeadv_jax.evaluation import configured_attacks
 from freeadv_jax.optim import learning_rate_schedule
@@ -143,6 +145,19 @@ def test_a_row_of_fast_is_better_than_free_has_its_recipe(name):
         assert config.attack.replays == 8
     if config.method == "pgd":
         assert config.attack.steps == 7
+
+
+def test_the_modern_row_leads_the_ablation_at_the_price_of_free_8():
+    modern, free8 = config_of("cifar10_modern"), config_of("cifar10_free8")
+    changes = VARIANTS["four replays, random start"]
+    varied = config_of("cifar10_free8")
+    varied.update_from_flattened_dict(changes)
+    assert modern.to_dict() == varied.to_dict() != free8.to_dict()
+    flop = [
+        training.update_flop(config, 1) * config.updates * config.batch_size
+        for config in (modern, free8)
+    ]
+    assert flop[0] == flop[1]
 
 
 @pytest.mark.parametrize("name", IMAGENET)
