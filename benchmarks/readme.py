@@ -19,13 +19,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- (\w+) -->.*?<!-- end -->", re.DOTALL)
-# The records of benchmarks.training against PyTorch, and of benchmarks.step_changes.
+# The records of benchmarks.training, benchmarks.profile and benchmarks.step_changes.
 TRAINING = (
     "training_cpu",
+    "training_cpu_bfloat16",
     "training_cpu_wrn_32_10",
     "training_cpu_resnet_50",
     "training_cpu_small",
 )
+PROFILES = ("profile", "profile_128")
 STEP_CHANGES = ("step_changes", "step_changes_128")
 _NOT_YET_RUN = "not yet run"
 _NAMES = {
@@ -202,13 +204,18 @@ def _convolutions():
 
 def _profile():
     """Kinds in rows, networks in columns, with the time of an update in the heads."""
-    record = results("profile")["networks"]
-    heads = [f"{name}, {_milliseconds(row)}" for name, row in record.items()]
-    shares = [row["shares"] for row in record.values()]
+    records = map(results, PROFILES)
+    columns = {
+        f"{name}, {record['batch']}, {_milliseconds(row)}": row["shares"]
+        for record in records
+        for name, row in record["networks"].items()
+    }
+    kinds = next(iter(columns.values()))
     rows = [
-        [kind, *(f"{_percent(each[kind])} %" for each in shares)] for kind in shares[0]
+        [kind, *(f"{_percent(shares[kind], 0)} %" for shares in columns.values())]
+        for kind in kinds
     ]
-    return _table(["of an update's time", *heads], rows)
+    return _table(["network, batch, an update's time", *columns], rows)
 
 
 def _changes():
@@ -253,6 +260,11 @@ def _ablation():
     return _gains("ablation", "held-out images", ("natural", WORST_CASE))
 
 
+def _ablation_longer():
+    attacks = ("natural", "pgd-20", "apgd-t")
+    return _gains("ablation_6000", "held-out images", attacks)
+
+
 def _confirmed():
     attacks = ("natural", "pgd-20", "autoattack")
     return _gains("ablation_test", "test images", attacks)
@@ -261,6 +273,11 @@ def _confirmed():
 def _confirmed_longer():
     attacks = ("natural", "pgd-20", "cw-20", "apgd-t")
     return _gains("ablation_test_6000", "test images", attacks)
+
+
+def _confirmed_longer_by_autoattack():
+    attacks = ("natural", "pgd-20", "autoattack")
+    return _gains("ablation_test_6000_autoattack", "test images", attacks)
 
 
 def _robustness():
@@ -390,8 +407,10 @@ BLOCKS = {
     "profile": _profile,
     "changes": _changes,
     "ablation": _ablation,
+    "ablation_6000": _ablation_longer,
     "ablation_test": _confirmed,
     "ablation_test_6000": _confirmed_longer,
+    "ablation_test_6000_autoattack": _confirmed_longer_by_autoattack,
     "robustness": _robustness,
     "parity": _parity,
     "speed": _speed,

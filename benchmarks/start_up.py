@@ -3,7 +3,8 @@
     python -m benchmarks.start_up --data=DIR [--rounds=3]
 
 The second start is the same run in another folder beside the first, whose compiled
-programs it finds. Tracing, which no cache saves, is part of the seconds.
+programs it finds. The seconds are of all that a run compiles before it trains, the
+initial state, the batches and the step, with the tracing, which no cache saves.
 """
 
 import argparse

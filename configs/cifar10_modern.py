@@ -1,8 +1,11 @@
-"""More robust than Free-8 at its price: four replays, each image from a random start.
+"""Free-m beyond the paper: four replays from a random start of each image.
+
+At the price of Free-8 it is more robust on a small network with a small budget, over
+three seeds (README); whether at this size as well is open.
 
 Command: python -m freeadv_jax.main --config=configs/cifar10_modern.py --config.data.dir=DIR
 Published: none; this row is ours, of what leads benchmarks.ablation.
-Ours: not yet run at this size; with a small network and budget see the README.
+Ours: not yet run.
 """
 
 from freeadv_jax.config import base_config

@@ -100,7 +100,7 @@ def test_a_second_start_is_spared_most_of_the_compilation():
     starts = results("start_up")
     assert starts.pop("import") < 1.5
     for row in starts.values():
-        assert row["second / first"] <= 0.3
+        assert row["second / first"] <= 0.25
 
 
 def test_every_result_says_how_it_came_about():
