@@ -45,11 +45,6 @@ VARIANTS = {
         "attack.start": "random",
         "attack.step_size": 10 / 255,
     },
-    "four replays, random start, average of the weights": {
-        "attack.replays": 4,
-        "attack.start": "random",
-        "optimizer.average_decay": 0.998,
-    },
     "two replays, random start": {"attack.replays": 2, "attack.start": "random"},
     "two replays, random start, step of 1.25 epsilon": {
         "attack.replays": 2,
