@@ -34,6 +34,7 @@ KINDS = (FORWARD, GRADIENTS, PRODUCTS, TRANSPOSES, SUMS, OTHERS) = (
     "other arithmetic",
 )
 NOTHING = "nothing"
+_END = "end: "
 _INSTRUCTION = re.compile(r"^ *(?:ROOT )?%(\S+) = \S+ ([\w-]+)\((.*)$", re.MULTILINE)
 
 
@@ -51,7 +52,7 @@ def _kind(name, operation, rest):
         return GRADIENTS if "transpose(jvp" in rest else FORWARD
     if operation == "dot":
         return PRODUCTS
-    if re.match(r"(transpose|copy|bitcast_copy)", name):
+    if re.match(r"transpose|copy", name):
         return TRANSPOSES
     return SUMS if "reduce" in name else OTHERS
 
@@ -84,7 +85,8 @@ def spans_of(trace: pathlib.Path, kind_of: dict[str, str]):
     marks = {}
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for event in (event for line in plane.lines for event in line.events):
-            name, is_end = event.name.removeprefix("end: "), event.name[:5] == "end: "
+            is_end = event.name.startswith(_END)
+            name = event.name.removeprefix(_END)
             time = event.start_ns + (event.duration_ns if is_end else 0)
             if name in kind_of:
                 marks.setdefault(name, ([], []))[is_end].append(time)
