@@ -1,6 +1,7 @@
 """One training method on one network, ready to step, in turns with others."""
 
 import dataclasses
+import itertools
 import math
 import multiprocessing
 import pathlib
@@ -141,6 +142,17 @@ def ours(run: Run, batches: Iterator, *, per_call: int | None = None) -> Contend
         peak_memory,
         program=compiled.as_text,
     )
+
+
+def on_one_batch(run: Run, *, per_call: int | None = None) -> Contender:
+    """`ours` on one batch of random pixels and labels, drawn once."""
+    rng, size = np.random.default_rng(0), run.config.batch_size
+    batch = {
+        "image": rng.integers(0, 256, (size, *run.image_shape), dtype=np.uint8),
+        "label": rng.integers(0, run.num_classes, size, dtype=np.int32),
+    }
+    placed = parallel.place(batch, parallel.SPLIT)
+    return ours(run, itertools.repeat(placed), per_call=per_call)
 
 
 class Worker:

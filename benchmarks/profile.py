@@ -8,7 +8,6 @@ overlap on several cores: a kind's share is the time in which one of that kind r
 none of the kinds above it in the table. What is left, nothing runs.
 """
 
-import itertools
 import pathlib
 import re
 import tempfile
@@ -16,12 +15,10 @@ import tempfile
 import jax
 import numpy as np
 
-from benchmarks.contender import configured_run, ours
+from benchmarks.contender import configured_run, on_one_batch
 from benchmarks.record import write_record
-from freeadv_jax import parallel
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.errors import InputError
-from freeadv_jax.parallel import SPLIT
 
 NETWORKS = ("preact-resnet-18", "wrn-16-4", "wrn-10-1", "small-cnn-bn")
 # Not by gradient: of a layer's two, XLA computes one beside the other.
@@ -100,12 +97,7 @@ def spans_of(trace: pathlib.Path, kind_of: dict[str, str]):
 def measure(network, method, batch_size):
     """Shares by kind of an update's time, and that time without the profiler."""
     run = configured_run(network, method, batch_size=batch_size)
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (batch_size, *run.image_shape), dtype=np.uint8),
-        "label": rng.integers(0, run.num_classes, batch_size, dtype=np.int32),
-    }
-    contender = ours(run, itertools.repeat(parallel.place(batch, SPLIT)))
+    contender = on_one_batch(run)
     contender.take(1)
     seconds = contender.take(2)["seconds_per_update"]
     options = jax.profiler.ProfileOptions()

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks.contender import Worker, configured_run, ours
+from benchmarks.contender import Worker, configured_run, on_one_batch
 from benchmarks.record import write_record
 from freeadv_jax import parallel
 from freeadv_jax.command import Parser, count, run_command
@@ -109,12 +109,7 @@ def build(variant, network, method, batch_size):
     (VARIANTS | ON_CPU)[variant]()
     run = configured_run(network, method, batch_size=batch_size)
     run.config.update_from_flattened_dict(FIELDS.get(variant, {}))
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (batch_size, *run.image_shape), dtype=np.uint8),
-        "label": rng.integers(0, run.num_classes, batch_size, dtype=np.int32),
-    }
-    return ours(run, itertools.repeat(parallel.place(batch, parallel.SPLIT)))
+    return on_one_batch(run)
 
 
 def worker(variant, *arguments):

@@ -7,15 +7,12 @@ else the machine does falls on all of them; medians over the rounds.
 """
 
 import argparse
-import itertools
 import statistics
 
 import numpy as np
 
-from benchmarks.contender import configured_run, ours
+from benchmarks.contender import configured_run, on_one_batch
 from benchmarks.record import write_record
-from freeadv_jax import parallel
-from freeadv_jax.parallel import SPLIT
 
 NETWORKS = ("preact-resnet-18", "wrn-16-4")
 METHODS = ("natural", "free-2", "free-8", "7-pgd")
@@ -27,14 +24,8 @@ UPDATES = 4
 
 
 def contender(network, method, **how):
-    """On one batch, drawn once."""
-    run = configured_run(network, method, batch_size=BATCH)
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (BATCH, *run.image_shape), dtype=np.uint8),
-        "label": rng.integers(0, run.num_classes, BATCH, dtype=np.int32),
-    }
-    return ours(run, itertools.repeat(parallel.place(batch, SPLIT)), **how)
+    """The method on the network, on one batch."""
+    return on_one_batch(configured_run(network, method, batch_size=BATCH), **how)
 
 
 def measure(network, rounds):
