@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.evaluation import evaluate_run
 from freeadv_jax.record import read_json
 from freeadv_jax.run import open_run
+from freeadv_jax.state import create_state
 from freeadv_jax.train import train
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
@@ -80,3 +82,24 @@ def test_folder_of_a_run_killed_while_it_was_being_made_is_taken(tmp_path):
     (tmp_path / ".run.json.tmp").write_text('{"conf')
     open_run(tmp_path, tiny_config(), num_classes=10, image_shape=(8, 8, 1))
     assert read_json(tmp_path / "run.json")["num_classes"] == 10
+
+
+def test_the_initial_state_is_a_function_of_the_seed_and_that_of_the_modules(tmp_path):
+    def begun(seed):
+        config = tiny_config(seed=seed)
+        options = {"num_classes": 10, "image_shape": (8, 8, 1)}
+        return open_run(tmp_path / str(seed), config, **options)
+
+    run = begun(3)
+    state = run.initial_state()
+    module_by_module = create_state(
+        run.model(), run.optimizer(), 3, batch_size=64, image_shape=(8, 8, 1)
+    )
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
+    jax.tree.map(close, state, module_by_module)
+    other = begun(4).initial_state()
+    assert (int(state.seed), int(other.seed)) == (3, 4)
+    kernels = [x for x in jax.tree.leaves(state.params) if x.ndim > 1]
+    others = [x for x in jax.tree.leaves(other.params) if x.ndim > 1]
+    for kernel, another in zip(kernels, others, strict=True):
+        assert jnp.abs(kernel - another).max() > 0.01

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import json
 import pathlib
@@ -23,6 +24,7 @@ from freeadv_jax.train import (
     minibatches_per_call,
     train,
 )
+from freeadv_jax.watch import Clock
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
 
@@ -55,6 +57,28 @@ def whole(tmp_path_factory):
     finished = run_main(workdir)
     assert finished.returncode == 0, finished.stderr
     return workdir
+
+
+def test_the_initial_state_counts_as_compilation(tmp_path, monkeypatch):
+    clocked, make = Clock.spending, Run.initial_state
+    spent_on, seen = [], []
+
+    @contextlib.contextmanager
+    def spending(clock, on):
+        with clocked(clock, on):
+            spent_on.append(on)
+            yield
+            spent_on.pop()
+
+    def initial_state(run):
+        seen.append(tuple(spent_on))
+        return make(run)
+
+    monkeypatch.setattr(Clock, "spending", spending)
+    monkeypatch.setattr(Run, "initial_state", initial_state)
+    train(start(tmp_path / "run", updates=8), DIGITS)
+    # Its shapes, which a checkpoint might have had, and then the state.
+    assert seen == [(), ("compiling",)]
 
 
 def test_results_have_the_schema_that_others_read(whole):
