@@ -4,7 +4,7 @@ At the price of Free-8 it is more robust on a small network with a small budget,
 three seeds (README); whether at this size as well is open.
 
 Command: python -m freeadv_jax.main --config=configs/cifar10_modern.py --config.data.dir=DIR
-Published: none; this row is ours, of what leads benchmarks.ablation.
+Published: no figures; this row is ours, of what leads benchmarks.ablation.
 Ours: not yet run.
 """
 
