@@ -73,25 +73,24 @@ def shares(spans, length) -> dict[str, float]:
     return found | {NOTHING: 1 - sum(found.values())}
 
 
-def spans_of(trace: pathlib.Path, kind_of: dict[str, str]):
+def spans_of(events, kind_of: dict[str, str]):
     """(kind, begin, end) of each operation that ran, in nanoseconds.
 
-    XLA marks where an operation begins and, maybe in another thread, where it ends.
+    XLA marks where an operation ends, maybe in another thread, by the number under which
+    it began. Of some thousand such marks the profiler loses one; that operation ends
+    where its own thread let go of it.
     """
-    (file,) = trace.rglob("*.xplane.pb")
-    marks = {}
-    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-        for event in (event for line in plane.lines for event in line.events):
-            is_end = event.name.startswith(_END)
-            name = event.name.removeprefix(_END)
-            time = event.start_ns + (event.duration_ns if is_end else 0)
-            if name in kind_of:
-                marks.setdefault(name, ([], []))[is_end].append(time)
-    return [
-        (kind_of[name], begin, end)
-        for name, (begins, ends) in marks.items()
-        for begin, end in zip(sorted(begins), sorted(ends), strict=True)
-    ]
+    begun, ends = [], {}
+    for event in events:
+        name = event.name.removeprefix(_END)
+        if name not in kind_of:
+            continue
+        numbers, end = dict(event.stats), event.start_ns + event.duration_ns
+        if event.name.startswith(_END):
+            ends[numbers["_c"]] = end
+        else:
+            begun.append((kind_of[name], event.start_ns, end, numbers["_p"]))
+    return [(kind, begin, ends.get(number, end)) for kind, begin, end, number in begun]
 
 
 def measure(network, method, batch_size):
@@ -105,7 +104,12 @@ def measure(network, method, batch_size):
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             contender.take(1)
-        spans = spans_of(pathlib.Path(folder), kinds(contender.program()))
+        (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        trace = jax.profiler.ProfileData.from_file(str(file))
+    events = (
+        each for plane in trace.planes for line in plane.lines for each in line.events
+    )
+    spans = spans_of(events, kinds(contender.program()))
     begin, end = min(span[1] for span in spans), max(span[2] for span in spans)
     return {"seconds_per_update": seconds, "shares": shares(spans, end - begin)}
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from tiny_run import ROOT, environment
@@ -56,6 +57,28 @@ def test_time_is_given_once_to_the_first_kind_that_runs():
         dict.fromkeys(KINDS, 0)
         | {FORWARD: 5 / 20, SUMS: 1 / 20, OTHERS: 2 / 20, NOTHING: 12 / 20}
     )
+
+
+def mark(name, start, duration, **numbers):
+    return SimpleNamespace(
+        name=name, start_ns=start, duration_ns=duration, stats=numbers.items()
+    )
+
+
+def test_an_operation_lasts_until_its_end_mark_or_where_that_is_lost_its_own_end():
+    events = [
+        mark("conv.1", 0, 2, _p=7),
+        mark("while.1", 0, 90, _p=6),
+        mark("conv.1", 20, 2, _p=8),
+        mark("dot.9", 30, 5, _p=9),
+        mark("end: dot.9", 34, 1, _c=9),
+        mark("end: conv.1", 26, 1, _c=8),
+    ]
+    assert profile.spans_of(events, {"conv.1": FORWARD, "dot.9": PRODUCTS}) == [
+        (FORWARD, 0, 2),
+        (FORWARD, 20, 27),
+        (PRODUCTS, 30, 35),
+    ]
 
 
 @pytest.mark.slow
