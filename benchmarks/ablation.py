@@ -1,7 +1,7 @@
 """What helps Free-8 at the same price, one change at a time.
 
-    python -m benchmarks.ablation --data=DIR [--size=full|scaled-down] [--updates=N]
-        [--seeds=3]
+    python -m benchmarks.ablation --data=DIR [--size=full|scaled-down] [--network=NAME]
+        [--updates=N] [--seeds=3]
     python -m benchmarks.ablation --data=DIR --part=test --variants NAME...
         --attacks natural pgd-20 autoattack --out=FILE
 
@@ -71,27 +71,33 @@ HELD_OUT = 5000
 ATTACKS = ("natural", "pgd-20", "cw-20")
 
 
-def outcome(variant, seed, options):
-    """Accuracies, the worst case among them, FLOP and seconds of one training."""
-    attacks = tuple(dict.fromkeys(("natural", *options.attacks)))
+def variation(variant, seed, options):
+    """The configuration of a variant, and the folder of its run."""
     config = configuration("cifar10_free8", size=options.size, data=options.data)
     config.update_from_flattened_dict(VARIANTS[variant])
+    config.model.name = options.network or config.model.name
     config.updates = options.updates or config.updates
     config.seed = seed
-    config.evaluation.attacks = attacks
+    config.evaluation.attacks = tuple(dict.fromkeys(("natural", *options.attacks)))
     config.evaluation.examples = options.examples
     config.data.validation_examples = HELD_OUT
     # Nothing is chosen on the way.
     config.validation.every_passes = 1e6
-    size = f"{options.size}-{options.updates}" if options.updates else options.size
+    budget = [options.size, options.network, options.updates]
+    budget = "-".join(str(each) for each in budget if each)
     folder = f"{variant.replace(' ', '-')}-{seed}"
-    workdir = options.runs / size / options.part / folder
+    return config, options.runs / budget / options.part / folder
+
+
+def outcome(variant, seed, options):
+    """Accuracies, the worst case among them, FLOP and seconds of one training."""
+    config, workdir = variation(variant, seed, options)
     results = finish(config, workdir, part=options.part)
     flop = update_flop(config, forward_flop(read_run(workdir)))
     return {
         "accuracy": {
             name: results["evaluation"][name]["accuracy"]
-            for name in (*attacks, WORST_CASE)
+            for name in (*config.evaluation.attacks, WORST_CASE)
         },
         "flop": flop * config.batch_size * config.updates,
         "seconds": results["training"]["seconds"],
@@ -127,6 +133,7 @@ def main(argv):
         choices=SIZES,
         default="scaled-down" if jax.default_backend() == "cpu" else "full",
     )
+    parser.add_argument("--network", help="another than the size's, as in model.name")
     parser.add_argument("--updates", type=count, help="another budget than the size's")
     parser.add_argument("--seeds", type=count, default=3)
     parser.add_argument("--part", choices=("validation", "test"), default="validation")
@@ -162,6 +169,7 @@ def main(argv):
         show(variant, rows[variant])
     record = {
         "size": options.size,
+        "network": options.network,
         "updates": options.updates,
         "part": options.part,
         "variants": rows,

@@ -1,0 +1,75 @@
+"""What benchmarks.ablation varies, and how it counts gains."""
+
+import pathlib
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.ablation import BASE, VARIANTS, main, summary, variation
+from configs import cifar10_free8
+from freeadv_jax.errors import InputError
+
+OPTIONS = {
+    "size": "full",
+    "network": None,
+    "updates": None,
+    "data": "data",
+    "attacks": ["pgd-20"],
+    "examples": 50,
+    "part": "validation",
+    "runs": pathlib.Path("runs"),
+}
+
+
+def varied(variant=BASE, seed=0, **options):
+    return variation(variant, seed, SimpleNamespace(**OPTIONS | options))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_is_free_8_but_for_its_fields(variant):
+    config, _ = varied(variant, seed=2)
+    expected = cifar10_free8.get_config()
+    expected.update_from_flattened_dict(
+        {
+            **VARIANTS[variant],
+            "seed": 2,
+            "data.dir": "data",
+            "data.validation_examples": 5000,
+            "validation.every_passes": 1e6,
+            "evaluation.attacks": ("natural", "pgd-20"),
+            "evaluation.examples": 50,
+        }
+    )
+    assert config.to_dict() == expected.to_dict()
+
+
+def test_network_and_updates_are_those_of_the_size_where_none_are_given():
+    assert varied()[0].model.name == "wrn-32-10-madry"
+    config, _ = varied(network="wrn-16-2", updates=300, size="scaled-down")
+    assert (config.model.name, config.updates) == ("wrn-16-2", 300)
+    assert config.batch_size == 32
+
+
+def test_no_two_trainings_share_a_folder():
+    folders = [
+        varied(seed=seed, network=network, updates=updates, part=part)[1]
+        for seed in (0, 1)
+        for network in (None, "wrn-16-2")
+        for updates in (None, 300)
+        for part in ("validation", "test")
+    ]
+    folders += [varied(variant)[1] for variant in VARIANTS if variant != BASE]
+    assert len(set(folders)) == len(folders) == 16 + len(VARIANTS) - 1
+
+
+def test_gains_are_taken_seed_by_seed():
+    row = summary([0.3, 0.5, 0.4], [0.2, 0.3, 0.1])
+    assert row["mean"] == pytest.approx(0.4)
+    assert row["deviation"] == pytest.approx(0.1)
+    # Of 0.1, 0.2 and 0.3.
+    assert row["gain"] == pytest.approx({"mean": 0.2, "deviation": 0.1})
+
+
+def test_one_seed_is_refused():
+    with pytest.raises(InputError, match="--seeds 1"):
+        main(["ablation", "--data=data", "--seeds=1"])
