@@ -177,6 +177,23 @@ def test_a_turn_is_divided_by_its_updates_and_knows_its_waiting():
     assert contender.calls_in(1e-3) == 1
 
 
+def test_a_call_is_read_while_the_next_is_on_its_way_and_no_later():
+    happened = []
+
+    class Loss(int):
+        def __float__(self):
+            happened.append(f"read {self}")
+            return 0.0
+
+    def call(number):
+        happened.append(f"call {number}")
+        return {"loss": Loss(number)}
+
+    Contender(call, itertools.count(), 1, 0.5, dict).take(3)
+    expected = ["call 0", "call 1", "read 0", "call 2", "read 1", "read 2"]
+    assert happened == expected
+
+
 def test_a_worker_answers_for_its_contender_and_has_a_memory_of_its_own():
     worker = Worker(sleepy, 1)
     try:
