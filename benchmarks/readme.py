@@ -40,7 +40,6 @@ _NAMES = {
     "apgd-ce": "APGD-CE",
     "apgd-dlr": "APGD-DLR",
     "apgd-t": "APGD-T",
-    "cw-20": "CW-20",
     "fab-t": "FAB-T",
     "square": "Square",
     "autoattack": "AutoAttack",
@@ -271,7 +270,7 @@ def _confirmed():
 
 
 def _confirmed_longer():
-    attacks = ("natural", "pgd-20", "cw-20", "apgd-t")
+    attacks = ("natural", "pgd-20", "apgd-t")
     return _gains("ablation_test_6000", "test images", attacks)
 
 
