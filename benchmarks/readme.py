@@ -40,6 +40,7 @@ _NAMES = {
     "apgd-ce": "APGD-CE",
     "apgd-dlr": "APGD-DLR",
     "apgd-t": "APGD-T",
+    "cw-20": "CW-20",
     "fab-t": "FAB-T",
     "square": "Square",
     "autoattack": "AutoAttack",
@@ -270,8 +271,13 @@ def _confirmed():
 
 
 def _confirmed_longer():
-    attacks = ("natural", "pgd-20", "apgd-t")
+    attacks = ("natural", "pgd-20", "cw-20", "apgd-t")
     return _gains("ablation_test_6000", "test images", attacks)
+
+
+def _confirmed_over_four_seeds():
+    attacks = ("natural", "pgd-20", "apgd-t")
+    return _gains("ablation_test_6000_four_seeds", "test images", attacks)
 
 
 def _confirmed_longer_by_autoattack():
@@ -409,6 +415,7 @@ BLOCKS = {
     "ablation_6000": _ablation_longer,
     "ablation_test": _confirmed,
     "ablation_test_6000": _confirmed_longer,
+    "ablation_test_6000_four_seeds": _confirmed_over_four_seeds,
     "ablation_test_6000_autoattack": _confirmed_longer_by_autoattack,
     "robustness": _robustness,
     "parity": _parity,
