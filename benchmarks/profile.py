@@ -77,8 +77,8 @@ def spans_of(events, kind_of: dict[str, str]):
     """(kind, begin, end) of each operation that ran, in nanoseconds.
 
     XLA marks where an operation ends, maybe in another thread, by the number under which
-    it began. Of some thousand such marks the profiler loses one; that operation ends
-    where its own thread let go of it.
+    it began. The profiler loses such a mark now and then; that operation ends where its
+    own thread let go of it.
     """
     begun, ends = [], {}
     for event in events:
