@@ -83,10 +83,10 @@ def variation(variant, seed, options):
     config.data.validation_examples = HELD_OUT
     # Nothing is chosen on the way.
     config.validation.every_passes = 1e6
-    budget = [options.size, options.network, options.updates]
-    budget = "-".join(str(each) for each in budget if each)
+    given = (options.size, options.network, options.updates)
+    scale = "-".join(str(each) for each in given if each)
     folder = f"{variant.replace(' ', '-')}-{seed}"
-    return config, options.runs / budget / options.part / folder
+    return config, options.runs / scale / options.part / folder
 
 
 def outcome(variant, seed, options):
