@@ -7,6 +7,7 @@ renews what stands between `<!-- NAME -->` and `<!-- end -->`, for each NAME of 
 
 import pathlib
 import re
+from functools import partial
 
 from benchmarks.ablation import BASE
 from benchmarks.reproduce import ATTACKS, TABLES
@@ -29,6 +30,15 @@ TRAINING = (
 )
 PROFILES = ("profile", "profile_128")
 STEP_CHANGES = ("step_changes", "step_changes_128")
+# The records of benchmarks.ablation, and the attacks to show; gains are in the last.
+ABLATIONS = {
+    "ablation": ("natural", WORST_CASE),
+    "ablation_test": ("natural", "pgd-20", "autoattack"),
+    "ablation_6000": ("natural", "pgd-20", "apgd-t"),
+    "ablation_test_6000": ("natural", "pgd-20", "cw-20", "apgd-t"),
+    "ablation_test_6000_four_seeds": ("natural", "pgd-20", "apgd-t"),
+    "ablation_test_6000_autoattack": ("natural", "pgd-20", "autoattack"),
+}
 _NOT_YET_RUN = "not yet run"
 _NAMES = {
     "natural": "natural",
@@ -242,47 +252,20 @@ def _gain(figure):
     return f"{100 * gain['mean']:+.1f} ± {_percent(gain['deviation'])}"
 
 
-def _gains(record, images, attacks):
+def _gains(name):
     """A row for each variant, and what it gains in the last column's attack."""
+    record, attacks = results(name), ABLATIONS[name]
+    images = "test images" if record["part"] == "test" else "held-out images"
     rows = [
         [
             variant,
-            *(_mean(row["accuracy"][name]) for name in attacks),
+            *(_mean(row["accuracy"][attack]) for attack in attacks),
             "" if variant == BASE else _gain(row["accuracy"][attacks[-1]]),
         ]
-        for variant, row in results(record)["variants"].items()
+        for variant, row in record["variants"].items()
     ]
-    names = [_NAMES.get(name, name) for name in attacks]
-    return _table([images, *names, "gain"], rows)
-
-
-def _ablation():
-    return _gains("ablation", "held-out images", ("natural", WORST_CASE))
-
-
-def _ablation_longer():
-    attacks = ("natural", "pgd-20", "apgd-t")
-    return _gains("ablation_6000", "held-out images", attacks)
-
-
-def _confirmed():
-    attacks = ("natural", "pgd-20", "autoattack")
-    return _gains("ablation_test", "test images", attacks)
-
-
-def _confirmed_longer():
-    attacks = ("natural", "pgd-20", "cw-20", "apgd-t")
-    return _gains("ablation_test_6000", "test images", attacks)
-
-
-def _confirmed_over_four_seeds():
-    attacks = ("natural", "pgd-20", "apgd-t")
-    return _gains("ablation_test_6000_four_seeds", "test images", attacks)
-
-
-def _confirmed_longer_by_autoattack():
-    attacks = ("natural", "pgd-20", "autoattack")
-    return _gains("ablation_test_6000_autoattack", "test images", attacks)
+    titles = [_NAMES.get(attack, attack) for attack in attacks]
+    return _table([images, *titles, "gain"], rows)
 
 
 def _robustness():
@@ -411,12 +394,7 @@ BLOCKS = {
     "convolutions": _convolutions,
     "profile": _profile,
     "changes": _changes,
-    "ablation": _ablation,
-    "ablation_6000": _ablation_longer,
-    "ablation_test": _confirmed,
-    "ablation_test_6000": _confirmed_longer,
-    "ablation_test_6000_four_seeds": _confirmed_over_four_seeds,
-    "ablation_test_6000_autoattack": _confirmed_longer_by_autoattack,
+    **{name: partial(_gains, name) for name in ABLATIONS},
     "robustness": _robustness,
     "parity": _parity,
     "speed": _speed,
