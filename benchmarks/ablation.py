@@ -89,16 +89,20 @@ def variation(variant, seed, options):
     return config, options.runs / scale / options.part / folder
 
 
+def accuracies(evaluation, attacks):
+    """By attack, natural first, then the worst case where there are several."""
+    several = len(attacks) > 2
+    names = (*attacks, WORST_CASE) if several else attacks
+    return {name: evaluation[name]["accuracy"] for name in names}
+
+
 def outcome(variant, seed, options):
-    """Accuracies, the worst case among them, FLOP and seconds of one training."""
+    """Accuracies, FLOP and seconds of one training."""
     config, workdir = variation(variant, seed, options)
     results = finish(config, workdir, part=options.part)
     flop = update_flop(config, forward_flop(read_run(workdir)))
     return {
-        "accuracy": {
-            name: results["evaluation"][name]["accuracy"]
-            for name in (*config.evaluation.attacks, WORST_CASE)
-        },
+        "accuracy": accuracies(results["evaluation"], config.evaluation.attacks),
         "flop": flop * config.batch_size * config.updates,
         "seconds": results["training"]["seconds"],
     }
@@ -116,7 +120,7 @@ def summary(values, base):
 
 
 def show(variant, row):
-    natural, robust = (row["accuracy"][name] for name in ("natural", WORST_CASE))
+    natural, *_, robust = row["accuracy"].values()
     gain = robust["gain"]
     print(
         f"{variant:48} {row['flop']:.2e} FLOP  natural {100 * natural['mean']:5.1f}  "
@@ -145,6 +149,8 @@ def main(argv):
     options = parser.parse_args(argv[1:])
     if options.seeds == 1:
         raise InputError("--seeds 1: a deviation takes at least 2")
+    if set(options.attacks) == {"natural"}:
+        raise InputError("--attacks natural: gains are in an attack, name one")
     # Seed by seed, so that all variants are compared however early it is cut off.
     found = {variant: [] for variant in dict.fromkeys((BASE, *options.variants))}
     for seed in range(options.seeds):

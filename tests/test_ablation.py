@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.ablation import BASE, VARIANTS, main, summary, variation
+from benchmarks.ablation import BASE, VARIANTS, accuracies, main, summary, variation
 from configs import cifar10_free8
 from freeadv_jax.errors import InputError
 
@@ -62,6 +62,15 @@ def test_no_two_trainings_share_a_folder():
     assert len(set(folders)) == len(folders) == 16 + len(VARIANTS) - 1
 
 
+def test_the_worst_case_is_told_where_there_is_more_than_one_attack():
+    rows = {"natural": 0.9, "pgd-20": 0.5, "cw-20": 0.6, "worst-case": 0.4}
+    evaluation = {name: {"accuracy": value} for name, value in rows.items()}
+    assert accuracies(evaluation, ("natural", "pgd-20", "cw-20")) == rows
+    alone = accuracies(evaluation, ("natural", "cw-20"))
+    assert alone == {"natural": 0.9, "cw-20": 0.6}
+    assert list(alone) == ["natural", "cw-20"]
+
+
 def test_gains_are_taken_seed_by_seed():
     row = summary([0.3, 0.5, 0.4], [0.2, 0.3, 0.1])
     assert row["mean"] == pytest.approx(0.4)
@@ -73,3 +82,8 @@ def test_gains_are_taken_seed_by_seed():
 def test_one_seed_is_refused():
     with pytest.raises(InputError, match="--seeds 1"):
         main(["ablation", "--data=data", "--seeds=1"])
+
+
+def test_no_attack_is_refused():
+    with pytest.raises(InputError, match="--attacks natural: .*name one"):
+        main(["ablation", "--data=data", "--attacks", "natural"])
