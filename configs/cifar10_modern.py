@@ -1,6 +1,6 @@
 """Free-m beyond the paper: four replays from a random start of each image.
 
-At the price of Free-8 it is more robust on a small network with a small budget, in the
+At the price of Free-8 it is more robust on two small networks with small budgets, in the
 mean over seeds (README); whether at this size as well is open.
 
 Command: python -m freeadv_jax.main --config=configs/cifar10_modern.py --config.data.dir=DIR

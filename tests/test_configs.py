@@ -160,7 +160,7 @@ def test_the_modern_row_is_the_variant_that_gains_at_the_price_of_free_8():
         for config in (modern, free8)
     ]
     assert flop[0] == flop[1]
-    for record in ("ablation_6000", "ablation_test_6000"):
+    for record in ("ablation_6000", "ablation_test_6000", "ablation_wrn_16_2"):
         rows = results(record)["variants"]
         assert rows[variant]["fields"] == changes
         assert rows[variant]["flop"] == rows[BASE]["flop"]
