@@ -35,10 +35,10 @@ ABLATIONS = {
     "ablation": ("natural", WORST_CASE),
     "ablation_test": ("natural", "pgd-20", "autoattack"),
     "ablation_6000": ("natural", "pgd-20", "apgd-t"),
-    "ablation_wrn_16_2": ("natural", "apgd-t"),
     "ablation_test_6000": ("natural", "pgd-20", "cw-20", "apgd-t"),
     "ablation_test_6000_four_seeds": ("natural", "pgd-20", "apgd-t"),
     "ablation_test_6000_autoattack": ("natural", "pgd-20", "autoattack"),
+    "ablation_wrn_16_2": ("natural", "apgd-t"),
 }
 _NOT_YET_RUN = "not yet run"
 _NAMES = {
