@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import ablation
 from benchmarks.ablation import BASE, VARIANTS, accuracies, main, summary, variation
 from configs import cifar10_free8
 from freeadv_jax.errors import InputError
+from freeadv_jax.record import read_json
 
 OPTIONS = {
     "size": "full",
@@ -87,3 +89,24 @@ def test_one_seed_is_refused():
 def test_no_attack_is_refused():
     with pytest.raises(InputError, match="--attacks natural: .*name one"):
         main(["ablation", "--data=data", "--attacks", "natural"])
+
+
+def test_the_table_and_the_record_tell_the_gain_in_the_last_attack(
+    tmp_path, monkeypatch, capsys
+):
+    robust = {BASE: (0.2, 0.25), "random start": (0.24, 0.27)}
+
+    def outcome(variant, seed, options):
+        accuracy = {"natural": 0.5, "pgd-20": 0.4, "apgd-t": robust[variant][seed]}
+        return {"accuracy": accuracy, "flop": 1e12, "seconds": 1.0}
+
+    monkeypatch.setattr(ablation, "outcome", outcome)
+    out = tmp_path / "ablation.json"
+    command = ["ablation", "--data=data", "--seeds=2", f"--out={out}"]
+    main([*command, "--variants", "random start", "--attacks", "pgd-20", "apgd-t"])
+    _, line, _ = capsys.readouterr().out.splitlines()
+    assert line.startswith("random start ")
+    assert line.endswith("natural  50.0  robust  25.5 ± 2.1  gain +3.0 ± 1.4")
+    rows = read_json(out)["results"]["variants"]
+    assert rows["random start"]["fields"] == {"attack.start": "random"}
+    assert rows["random start"]["accuracy"]["apgd-t"]["values"] == [0.24, 0.27]
