@@ -271,3 +271,18 @@ def test_batches_in_pytorch_are_crops_and_mirror_images_of_the_images():
     for batches in (device_batches, host_batches):
         places = {view[1:] for view in seen if view[0] == batches.__name__}
         assert len(places) > 25
+
+
+def test_what_pytorch_compiled_is_not_there_for_the_next_process(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from benchmarks.peers.torch_training import _compile, natural_step
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    run, batch, state = trained_on("small-cnn-bn", "natural", pixels=8, batch_size=4)
+    learner, batch, _ = in_pytorch(run, batch, state)
+    seconds, _ = _compile(learner, lambda: natural_step(learner, batch))
+    assert seconds > 0.0
+    assert list(tmp_path.rglob("*.so"))
+    # Where PyTorch looks for a graph that it has compiled before.
+    assert not list(tmp_path.rglob("fxgraph"))
+    assert not list(tmp_path.rglob("aotautograd"))

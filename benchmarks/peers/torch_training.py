@@ -195,8 +195,8 @@ def _stepper(config, learner, delta):
 def _compile(learner, step):
     """Compiles the model, and keeps it so if `step` is faster then.
 
-    Returns the seconds of the first step, and a verdict. PyTorch keeps what it has
-    compiled on disk, where a second start may find it.
+    Returns the seconds of the first step, and a verdict. What an earlier process
+    compiled and kept on disk is not used.
     """
     eager = learner.model
 
@@ -210,6 +210,7 @@ def _compile(learner, step):
 
     seconds()
     slow = seconds()
+    torch.compiler.config.force_disable_caches = True
     learner.model = torch.compile(eager)
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(_COMPILING)
