@@ -189,6 +189,17 @@ def _training():
     return _table(heads, rows)
 
 
+def _waiting():
+    """The largest share of the time that any of the trainings waited for batches."""
+    shares = (
+        sides["ours"]["input_wait_fraction"]
+        for name in TRAINING
+        for result in results(name).values()
+        for sides in result["methods"].values()
+    )
+    return f"at most {_percent(max(shares), 2)} %"
+
+
 def _both(sides, said):
     """Ours and, where it was run, PyTorch's."""
     return " / ".join(said(sides[who]) for who in ("ours", "pytorch") if who in sides)
@@ -392,6 +403,7 @@ BLOCKS = {
     ),
     "cost": _cost,
     "training": _training,
+    "waiting": _waiting,
     "convolutions": _convolutions,
     "profile": _profile,
     "changes": _changes,
