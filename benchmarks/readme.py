@@ -9,7 +9,7 @@ import pathlib
 import re
 from functools import partial
 
-from benchmarks.ablation import BASE
+from benchmarks.ablation import BASE, summary
 from benchmarks.reproduce import ATTACKS, TABLES
 from benchmarks.step_changes import AS_IT_IS
 from benchmarks.step_cost import ONE_A_CALL
@@ -38,6 +38,7 @@ ABLATIONS = {
     "ablation_test_6000": ("natural", "pgd-20", "cw-20", "apgd-t"),
     "ablation_test_6000_four_seeds": ("natural", "pgd-20", "apgd-t"),
     "ablation_test_6000_autoattack": ("natural", "pgd-20", "autoattack"),
+    "ablation_6000_random_start": ("natural", "pgd-20", "apgd-t"),
     "ablation_wrn_16_2": ("natural", "apgd-t"),
 }
 _NOT_YET_RUN = "not yet run"
@@ -280,6 +281,14 @@ def _gains(name):
     return _table([images, *titles, "gain"], rows)
 
 
+def _random_start():
+    """What it adds to four replays, seed by seed."""
+    record = results("ablation_6000_random_start")["variants"]
+    names = ("four replays, random start", "four replays")
+    values = (record[name]["accuracy"]["apgd-t"]["values"] for name in names)
+    return _gain(summary(*values))
+
+
 def _robustness():
     attacks = (*ATTACKS, "autoattack")
     titles = {
@@ -408,6 +417,7 @@ BLOCKS = {
     "profile": _profile,
     "changes": _changes,
     **{name: partial(_gains, name) for name in ABLATIONS},
+    "random_start": _random_start,
     "robustness": _robustness,
     "parity": _parity,
     "speed": _speed,

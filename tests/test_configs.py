@@ -160,12 +160,28 @@ def test_the_modern_row_is_the_variant_that_gains_at_the_price_of_free_8():
         for config in (modern, free8)
     ]
     assert flop[0] == flop[1]
-    for record in ("ablation_6000", "ablation_test_6000", "ablation_wrn_16_2"):
+    for record in (
+        "ablation_6000",
+        "ablation_test_6000",
+        "ablation_6000_random_start",
+        "ablation_wrn_16_2",
+    ):
         rows = results(record)["variants"]
         assert rows[variant]["fields"] == changes
         assert rows[variant]["flop"] == rows[BASE]["flop"]
         gain = rows[variant]["accuracy"]["apgd-t"]["gain"]
         assert gain["mean"] > gain["deviation"]
+
+
+def test_each_part_of_the_modern_row_gains_with_every_seed():
+    rows = results("ablation_6000_random_start")["variants"]
+    base, replays, both = (
+        rows[name]["accuracy"]["apgd-t"]["values"]
+        for name in (BASE, "four replays", "four replays, random start")
+    )
+    assert len(base) >= 3
+    for without, half, whole in zip(base, replays, both, strict=True):
+        assert without < half < whole
 
 
 def test_the_modern_row_gains_under_autoattack_on_average_over_its_seeds():
