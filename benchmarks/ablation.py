@@ -15,6 +15,7 @@ import pathlib
 import statistics
 
 import jax
+import numpy as np
 
 from benchmarks.record import write_record
 from benchmarks.reproduce import SIZES, configuration
@@ -24,6 +25,7 @@ from benchmarks.training import update_flop
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.errors import InputError
 from freeadv_jax.evaluation import WORST_CASE
+from freeadv_jax.outcomes import read_arrays
 from freeadv_jax.run import read_run
 
 BASE = "Free-8"
@@ -89,11 +91,16 @@ def variation(variant, seed, options):
     return config, options.runs / scale / options.part / folder
 
 
-def accuracies(evaluation, attacks):
-    """By attack, natural first, then the worst case where there are several."""
-    several = len(attacks) > 2
-    names = (*attacks, WORST_CASE) if several else attacks
-    return {name: evaluation[name]["accuracy"] for name in names}
+def accuracies(standing, attacks, examples):
+    """By attack, natural first, then in their worst case where there are several.
+
+    `standing` has by attack bool[n], true where the image stands; what else the run
+    was once held against, attacks or images, does not count.
+    """
+    counted = {name: standing[name][:examples] for name in attacks}
+    if len(attacks) > 2:
+        counted[WORST_CASE] = np.logical_and.reduce([*counted.values()])
+    return {name: float(images.mean()) for name, images in counted.items()}
 
 
 def outcome(variant, seed, options):
@@ -101,8 +108,9 @@ def outcome(variant, seed, options):
     config, workdir = variation(variant, seed, options)
     results = finish(config, workdir, part=options.part)
     flop = update_flop(config, forward_flop(read_run(workdir)))
+    standing = read_arrays(workdir / "evaluation.npz")
     return {
-        "accuracy": accuracies(results["evaluation"], config.evaluation.attacks),
+        "accuracy": accuracies(standing, config.evaluation.attacks, options.examples),
         "flop": flop * config.batch_size * config.updates,
         "seconds": results["training"]["seconds"],
     }

@@ -3,6 +3,7 @@
 import pathlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from benchmarks import ablation
@@ -64,12 +65,18 @@ def test_no_two_trainings_share_a_folder():
     assert len(set(folders)) == len(folders) == 16 + len(VARIANTS) - 1
 
 
-def test_the_worst_case_is_told_where_there_is_more_than_one_attack():
-    rows = {"natural": 0.9, "pgd-20": 0.5, "cw-20": 0.6, "worst-case": 0.4}
-    evaluation = {name: {"accuracy": value} for name, value in rows.items()}
-    assert accuracies(evaluation, ("natural", "pgd-20", "cw-20")) == rows
-    alone = accuracies(evaluation, ("natural", "cw-20"))
-    assert alone == {"natural": 0.9, "cw-20": 0.6}
+def test_the_worst_case_is_that_of_the_attacks_and_images_asked_for():
+    standing = {
+        "natural": np.array([1, 1, 1, 0, 0], bool),
+        "pgd-20": np.array([0, 1, 1, 0, 0], bool),
+        "cw-20": np.array([1, 0, 1, 0, 0], bool),
+        "square": np.zeros(5, bool),
+    }
+    found = accuracies(standing, ("natural", "pgd-20", "cw-20"), 4)
+    expected = {"natural": 0.75, "pgd-20": 0.5, "cw-20": 0.5, "worst-case": 0.25}
+    assert found == expected
+    alone = accuracies(standing, ("natural", "cw-20"), 5)
+    assert alone == {"natural": 0.6, "cw-20": 0.4}
     assert list(alone) == ["natural", "cw-20"]
 
 
