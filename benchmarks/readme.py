@@ -40,6 +40,7 @@ ABLATIONS = {
     "ablation_test_6000_autoattack": ("natural", "pgd-20", "autoattack"),
     "ablation_6000_random_start": ("natural", "pgd-20", "apgd-t"),
     "ablation_wrn_16_2": ("natural", "apgd-t"),
+    "ablation_test_wrn_16_2": ("natural", "apgd-t"),
 }
 _NOT_YET_RUN = "not yet run"
 _NAMES = {
