@@ -7,6 +7,9 @@ import sys
 
 from freeadv_jax.record import environment, write_json
 
+# What decides how fast a processor can compute in float32 and in bfloat16.
+_VECTOR_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
 
 def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) -> None:
     """Writes results.json-like `results` and how they came about.
@@ -21,7 +24,7 @@ def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) ->
         {
             "command": " ".join([command, *sys.argv[1:]]),
             "environment": environment()
-            | {"processor": _processor()}
+            | _processor()
             | {"peers": {name: importlib.metadata.version(name) for name in packages}},
             "results": results,
         },
@@ -30,10 +33,16 @@ def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) ->
 
 
 def _processor():
-    """What the system says of its processor, as far as it says anything."""
+    """What the system says of it: its name, and its vector instructions where known."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
+    if not cpuinfo.exists():
+        return {"processor": platform.processor() or platform.machine()}
+    first = dict.fromkeys(("model name", "flags"), "")
+    for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
+        name, _, value = line.partition(":")
+        first[name.strip()] = value.strip()
+    flags = first["flags"].split()
+    return {
+        "processor": first["model name"] or platform.machine(),
+        "vector_instructions": [name for name in _VECTOR_INSTRUCTIONS if name in flags],
+    }
