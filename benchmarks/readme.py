@@ -5,6 +5,7 @@
 renews what stands between `<!-- NAME -->` and `<!-- end -->`, for each NAME of BLOCKS.
 """
 
+import itertools
 import pathlib
 import re
 from functools import partial
@@ -20,14 +21,23 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- (\w+) -->.*?<!-- end -->", re.DOTALL)
-# The records of benchmarks.training, benchmarks.profile and benchmarks.step_changes.
-TRAINING = (
-    "training_cpu",
-    "training_cpu_bfloat16",
-    "training_cpu_wrn_32_10",
-    "training_cpu_resnet_50",
-    "training_cpu_small",
-)
+# The records of benchmarks.training, by block.
+TRAINING = {
+    "training_avx2": (
+        "training_avx2",
+        "training_avx2_wrn_32_10",
+        "training_avx2_resnet_50",
+        "training_avx2_small",
+    ),
+    "training": (
+        "training_cpu",
+        "training_cpu_bfloat16",
+        "training_cpu_wrn_32_10",
+        "training_cpu_resnet_50",
+    ),
+}
+# Those of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
+CONVOLUTIONS = ("convolutions_avx2", "convolutions")
 PROFILES = ("profile", "profile_128")
 STEP_CHANGES = ("step_changes", "step_changes_128")
 # The records of benchmarks.ablation, and the attacks to show; gains are in the last.
@@ -167,11 +177,11 @@ def _megabytes(row):
     return f"{row['peak_memory']['bytes'] / 1e6:,.0f} MB"
 
 
-def _training():
+def _training(records):
     heads = ["network, precision, batch", "training", "ours", "PyTorch", "compilation"]
     heads += ["memory", "of the product's rate", "PyTorch / ours"]
     rows = []
-    for result in (each for name in TRAINING for each in results(name).values()):
+    for result in (each for name in records for each in results(name).values()):
         setting = result["setting"]
         title = f"{setting['network']}, {setting['dtype']}, {setting['batch']}"
         for method, sides in result["methods"].items():
@@ -191,11 +201,21 @@ def _training():
     return _table(heads, rows)
 
 
+def _against_pytorch(block):
+    """PyTorch's time for an update of Free-8 over ours, by network and precision."""
+    return ", ".join(
+        f"{result['ratios']['free-8']['pytorch / ours']:.2f} on {name}"
+        for record in TRAINING[block]
+        for name, result in results(record).items()
+        if result["ratios"]["free-8"]
+    )
+
+
 def _waiting():
     """The largest share of the time that any of the trainings waited for batches."""
     shares = (
         sides["ours"]["input_wait_fraction"]
-        for name in TRAINING
+        for name in itertools.chain(*TRAINING.values())
         for result in results(name).values()
         for sides in result["methods"].values()
     )
@@ -207,7 +227,7 @@ def _both(sides, said):
     return " / ".join(said(sides[who]) for who in ("ours", "pytorch") if who in sides)
 
 
-def _convolutions():
+def _convolutions(name):
     passes = {
         "forward": "forward",
         "images": "gradient of images",
@@ -217,11 +237,11 @@ def _convolutions():
         [
             layer,
             *(
-                f"{rates[name]['ours']:.0f} / {rates[name]['pytorch']:.0f}"
-                for name in passes
+                f"{rates[which]['ours']:.0f} / {rates[which]['pytorch']:.0f}"
+                for which in passes
             ),
         ]
-        for layer, rates in results("convolutions").items()
+        for layer, rates in results(name).items()
     ]
     return _table(["layer", *passes.values()], rows)
 
@@ -412,9 +432,11 @@ BLOCKS = {
         results("reproduce_cifar10_scaled_down")
     ),
     "cost": _cost,
-    "training": _training,
+    **{block: partial(_training, records) for block, records in TRAINING.items()},
+    "against_pytorch_avx2": partial(_against_pytorch, "training_avx2"),
+    "against_pytorch": partial(_against_pytorch, "training"),
     "waiting": _waiting,
-    "convolutions": _convolutions,
+    **{name: partial(_convolutions, name) for name in CONVOLUTIONS},
     "profile": _profile,
     "changes": _changes,
     **{name: partial(_gains, name) for name in ABLATIONS},

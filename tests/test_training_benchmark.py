@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import training
 from benchmarks.contender import Contender, Worker, configured_run
+from benchmarks.readme import results
 from benchmarks.scaling import forward_flop
 from freeadv_jax.errors import InputError
 
@@ -100,6 +101,15 @@ def test_what_cannot_be_measured_is_told_before_anything_is(arguments, said, tmp
     with pytest.raises(InputError, match=said):
         training.main(["training", f"--runs={tmp_path}", *arguments])
     assert not any(tmp_path.iterdir())
+
+
+def test_with_avx2_the_two_networks_take_at_most_1_1_times_what_pytorch_takes():
+    record = results("training_avx2")
+    assert list(record) == ["preact-resnet-18 float32", "wrn-16-4 float32"]
+    for result in record.values():
+        assert list(result["ratios"]) == ["natural", "free-8", "7-pgd"]
+        for ratio in result["ratios"].values():
+            assert ratio["pytorch / ours"] >= 1 / 1.1
 
 
 def test_a_finished_network_is_not_measured_again_unless_in_another_way(
