@@ -35,10 +35,12 @@ def outcome(apply, images, variables, cotangent):
     def forward(images, params):
         return apply({**variables, "params": params}, images)
 
-    outputs, pull_back, averages = jax.vjp(
-        forward, images, variables["params"], has_aux=True
-    )
-    return outputs, averages, pull_back(cotangent)
+    @jax.jit
+    def passes(images, params, cotangent):
+        outputs, pull_back, averages = jax.vjp(forward, images, params, has_aux=True)
+        return outputs, averages, pull_back(cotangent)
+
+    return passes(images, variables["params"], cotangent)
 
 
 # 40 images are summed as XLA likes, 5 and 32 in two stages of our own, the last of

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,10 @@ def test_the_gradient_at_a_constant_image_is_that_of_the_bounded_deviation():
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
+def initial(model, images):
+    return jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
+
+
 def test_rematerialisation_changes_no_gradient_and_keeps_the_parameters():
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
     found = {}
@@ -44,7 +50,7 @@ def test_rematerialisation_changes_no_gradient_and_keeps_the_parameters():
             batch_norm_axis=None,
             remat=remat,
         )
-        variables = model.init(jax.random.key(0), images, train=False)
+        variables = initial(model, images)
 
         def loss(params, model=model, variables=variables):
             logits, _ = model.apply(
@@ -69,10 +75,10 @@ def test_rematerialisation_changes_no_gradient_and_keeps_the_parameters():
 def logits_of(normalization, mean, std, images):
     network = SmallCNN(4, batch_norm=False, features=(4,), hidden=8)
     classifier = Classifier(network, normalization, mean, std)
-    variables = classifier.init(jax.random.key(0), images, train=False)
-    logits = classifier.apply(variables, images, train=False)
+    variables = initial(classifier, images)
+    logits = jax.jit(partial(classifier.apply, train=False))(variables, images)
     params = {"params": variables["params"]["network"]}
-    return logits, lambda x: network.apply(params, x, train=False)
+    return logits, jax.jit(lambda x: network.apply(params, x, train=False))
 
 
 @pytest.mark.parametrize("mean, std", [((0.5,), (0.25,)), ((0.1, 0.2), (0.3, 0.4))])
@@ -141,6 +147,7 @@ def test_synchronised_batch_normalisation_on_two_devices_is_one_on_the_whole_bat
     together = build_model("small-cnn-bn", batch_norm_axis="devices", **arguments)
     variables = randomized(together, images)
 
+    @partial(jax.jit, static_argnums=0)
     def run(model, images):
         return model.apply(variables, images, train=True, mutable=["batch_stats"])
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,10 @@ from freeadv_jax.models.small_cnn import SmallCNN, _halve
 )
 def test_a_convolution_has_a_bias_or_batch_normalisation(batch_norm, shapes):
     network = SmallCNN(10, batch_norm, features=(4,), hidden=8)
-    variables = network.init(jax.random.key(0), jnp.ones((2, 8, 8, 1)), train=False)
+    variables = jax.eval_shape(
+        lambda x: network.init(jax.random.key(0), x, train=False),
+        jnp.ones((2, 8, 8, 1)),
+    )
     params = variables["params"]
     assert {name: sorted(params[name]) for name in shapes} == shapes
     assert ("BatchNorm_0" in params) == batch_norm == ("batch_stats" in variables)
@@ -36,10 +41,11 @@ def test_the_default_for_digits_has_53_002_parameters():
 def test_pooling_keeps_the_largest_of_each_two_by_two():
     network = SmallCNN(3, batch_norm=False, features=(1,), hidden=4)
     images = jax.random.uniform(jax.random.key(0), (2, 4, 6, 1))
-    params = network.init(jax.random.key(1), images, train=False)["params"]
+    initial = jax.jit(partial(network.init, train=False))
+    params = initial(jax.random.key(1), images)["params"]
     identity = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
     params = params | {"Conv_0": {"kernel": identity, "bias": jnp.zeros(1)}}
-    logits = network.apply({"params": params}, images, train=False)
+    logits = jax.jit(partial(network.apply, train=False))({"params": params}, images)
     pooled = np.zeros((2, 2, 3))
     for row in range(2):
         for column in range(3):

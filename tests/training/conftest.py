@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -19,13 +20,15 @@ def batch():
 @pytest.fixture
 def make_state():
     def make(model=None, tx=None, **fields):
-        state = create_state(
-            model or Linear(),
-            tx or optax.sgd(0.1),
-            seed=0,
-            batch_size=8,
-            image_shape=(4, 4, 1),
-        )
+        state = jax.jit(
+            lambda: create_state(
+                model or Linear(),
+                tx or optax.sgd(0.1),
+                seed=0,
+                batch_size=8,
+                image_shape=(4, 4, 1),
+            )
+        )()
         return state.replace(**fields)
 
     return make

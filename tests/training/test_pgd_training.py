@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,18 +50,14 @@ def test_inner_attack_leaves_the_running_averages_alone(batch, make_state):
     model = SmallCNN(num_classes=3, batch_norm=True, features=(4,), hidden=4)
     state = make_state(model)
     options = {"model": model, "tx": optax.sgd(0.1)}
-    plain, _ = free_train_step(
-        state, batch, **options, threat=Threat("linf", 0.0), step_size=0.0, replays=1
+    free = partial(
+        free_train_step, **options, threat=Threat("linf", 0.0), step_size=0.0, replays=1
     )
     # Too small a ball to change the images, and so the averages, visibly.
-    attacked, _ = pgd_train_step(
-        state,
-        batch,
-        **options,
-        threat=Threat("linf", 1e-7),
-        step_size=1e-7,
-        steps=7,
+    pgd = partial(
+        pgd_train_step, **options, threat=Threat("linf", 1e-7), step_size=1e-7, steps=7
     )
+    plain, attacked = (jax.jit(step)(state, batch)[0] for step in (free, pgd))
     moved = jax.tree.map(
         lambda a, b: float(abs(a - b).max()), plain.batch_stats, state.batch_stats
     )
