@@ -1,7 +1,8 @@
 """Free-m beyond the paper: four replays from a random start of each image.
 
-At the price of Free-8 it is more robust on two small networks with small budgets, in the
-mean over seeds (README); whether at this size as well is open.
+At the price of Free-8 it has a higher natural accuracy, and on a small network with a
+small budget it is more robust, in the mean over seeds. On a larger one held-out images say
+so too, but test images do not (README); at this size it is open.
 
 Command: python -m freeadv_jax.main --config=configs/cifar10_modern.py --config.data.dir=DIR
 Published: no figures; this row is ours, of what leads benchmarks.ablation.

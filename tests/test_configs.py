@@ -1,6 +1,7 @@
 """The files of `configs/`: each loads, is a record, and states its row's recipe."""
 
 import ast
+import operator
 import pathlib
 import re
 import runpy
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks import training
 from benchmarks.ablation import BASE, VARIANTS
-from benchmarks.readme import results
+from benchmarks.readme import ABLATIONS, results
 from freeadv_jax.config_rules import validate
 from freeadv_jax.evaluation import configured_attacks
 from freeadv_jax.optim import learning_rate_schedule
@@ -171,6 +172,19 @@ def test_the_modern_row_is_the_variant_that_gains_at_the_price_of_free_8():
         assert rows[variant]["flop"] == rows[BASE]["flop"]
         gain = rows[variant]["accuracy"]["apgd-t"]["gain"]
         assert gain["mean"] > gain["deviation"]
+
+
+@pytest.mark.parametrize(
+    "record", [name for name in ABLATIONS if "6000" in name or "wrn" in name]
+)
+def test_the_modern_row_has_a_higher_natural_accuracy_with_every_seed(record):
+    rows = results(record)["variants"]
+    base, ours = (
+        rows[name]["accuracy"]["natural"]["values"]
+        for name in (BASE, "four replays, random start")
+    )
+    assert len(base) >= 3
+    assert all(map(operator.lt, base, ours))
 
 
 def test_each_part_of_the_modern_row_gains_with_every_seed():
