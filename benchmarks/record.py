@@ -34,15 +34,16 @@ def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) ->
 
 def _processor():
     """What the system says of it: its name, and its vector instructions where known."""
+    said = {"processor": platform.processor() or platform.machine()}
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if not cpuinfo.exists():
-        return {"processor": platform.processor() or platform.machine()}
-    first = dict.fromkeys(("model name", "flags"), "")
-    for line in cpuinfo.read_text().split("\n\n")[0].splitlines():
+        return said
+    for line in cpuinfo.read_text().splitlines():
         name, _, value = line.partition(":")
-        first[name.strip()] = value.strip()
-    flags = first["flags"].split()
-    return {
-        "processor": first["model name"] or platform.machine(),
-        "vector_instructions": [name for name in _VECTOR_INSTRUCTIONS if name in flags],
-    }
+        if name.strip() == "model name":
+            said["processor"] = value.strip()
+        if name.strip() == "flags":
+            flags = set(value.split())
+            known = [each for each in _VECTOR_INSTRUCTIONS if each in flags]
+            said["vector_instructions"] = known
+    return said
