@@ -19,6 +19,8 @@ from freeadv_jax.optim import learning_rate_schedule
 from freeadv_jax.run import Run
 
 FILES = {path.stem: path for path in sorted(pathlib.Path("configs").glob("*.py"))}
+# The variant of benchmarks.ablation that configs/cifar10_modern.py is.
+MODERN = "four replays, random start"
 FAST = ("cifar10_fast_fgsm_rs", "cifar10_fast_free8", "cifar10_fast_pgd7")
 PAPER = [
     f"{data}_{row}"
@@ -151,8 +153,7 @@ def test_a_row_of_fast_is_better_than_free_has_its_recipe(name):
 
 def test_the_modern_row_is_the_variant_that_gains_at_the_price_of_free_8():
     modern, free8 = config_of("cifar10_modern"), config_of("cifar10_free8")
-    variant = "four replays, random start"
-    changes = VARIANTS[variant]
+    changes = VARIANTS[MODERN]
     varied = config_of("cifar10_free8")
     varied.update_from_flattened_dict(changes)
     assert modern.to_dict() == varied.to_dict() != free8.to_dict()
@@ -168,20 +169,19 @@ def test_the_modern_row_is_the_variant_that_gains_at_the_price_of_free_8():
         "ablation_wrn_16_2",
     ):
         rows = results(record)["variants"]
-        assert rows[variant]["fields"] == changes
-        assert rows[variant]["flop"] == rows[BASE]["flop"]
-        gain = rows[variant]["accuracy"]["apgd-t"]["gain"]
+        assert rows[MODERN]["fields"] == changes
+        assert rows[MODERN]["flop"] == rows[BASE]["flop"]
+        gain = rows[MODERN]["accuracy"]["apgd-t"]["gain"]
         assert gain["mean"] > gain["deviation"]
 
 
 @pytest.mark.parametrize(
-    "record", [name for name in ABLATIONS if "6000" in name or "wrn" in name]
+    "record", [name for name in ABLATIONS if MODERN in results(name)["variants"]]
 )
 def test_the_modern_row_has_a_higher_natural_accuracy_with_every_seed(record):
     rows = results(record)["variants"]
     base, ours = (
-        rows[name]["accuracy"]["natural"]["values"]
-        for name in (BASE, "four replays, random start")
+        rows[name]["accuracy"]["natural"]["values"] for name in (BASE, MODERN)
     )
     assert len(base) >= 3
     assert all(map(operator.lt, base, ours))
@@ -191,7 +191,7 @@ def test_each_part_of_the_modern_row_gains_with_every_seed():
     rows = results("ablation_6000_random_start")["variants"]
     base, replays, both = (
         rows[name]["accuracy"]["apgd-t"]["values"]
-        for name in (BASE, "four replays", "four replays, random start")
+        for name in (BASE, "four replays", MODERN)
     )
     assert len(base) >= 3
     for without, half, whole in zip(base, replays, both, strict=True):
@@ -199,16 +199,15 @@ def test_each_part_of_the_modern_row_gains_with_every_seed():
 
 
 def test_the_modern_row_gains_under_autoattack_on_average_over_its_seeds():
-    variant = "four replays, random start"
     strongest = {}
     for record, attack in (
         ("ablation_test_6000_four_seeds", "apgd-t"),
         ("ablation_test_6000_autoattack", "autoattack"),
     ):
         rows = results(record)["variants"]
-        assert rows[variant]["fields"] == VARIANTS[variant]
-        assert rows[variant]["flop"] == rows[BASE]["flop"]
-        strongest[attack] = rows[variant]["accuracy"][attack]
+        assert rows[MODERN]["fields"] == VARIANTS[MODERN]
+        assert rows[MODERN]["flop"] == rows[BASE]["flop"]
+        strongest[attack] = rows[MODERN]["accuracy"][attack]
         gain, values = strongest[attack]["gain"], strongest[attack]["values"]
         # More than the standard error; the README says that the deviation is as wide.
         assert gain["mean"] > gain["deviation"] / len(values) ** 0.5
