@@ -201,11 +201,11 @@ def _training(records):
     return _table(heads, rows)
 
 
-def _against_pytorch(block):
+def _against_pytorch(records):
     """PyTorch's time for an update of Free-8 over ours, by network and precision."""
     return ", ".join(
         f"{result['ratios']['free-8']['pytorch / ours']:.2f} on {name}"
-        for record in TRAINING[block]
+        for record in records
         for name, result in results(record).items()
         if result["ratios"]["free-8"]
     )
@@ -433,8 +433,8 @@ BLOCKS = {
     ),
     "cost": _cost,
     **{block: partial(_training, records) for block, records in TRAINING.items()},
-    "against_pytorch_avx2": partial(_against_pytorch, "training_avx2"),
-    "against_pytorch": partial(_against_pytorch, "training"),
+    "against_pytorch_avx2": partial(_against_pytorch, TRAINING["training_avx2"]),
+    "against_pytorch": partial(_against_pytorch, TRAINING["training"]),
     "waiting": _waiting,
     **{name: partial(_convolutions, name) for name in CONVOLUTIONS},
     "profile": _profile,

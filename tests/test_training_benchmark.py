@@ -103,7 +103,7 @@ def test_what_cannot_be_measured_is_told_before_anything_is(arguments, said, tmp
     assert not any(tmp_path.iterdir())
 
 
-def test_with_avx2_the_two_networks_take_at_most_1_1_times_what_pytorch_takes():
+def test_with_avx2_an_update_takes_at_most_1_1_times_what_it_takes_pytorch():
     record = results("training_avx2")
     assert list(record) == ["preact-resnet-18 float32", "wrn-16-4 float32"]
     for result in record.values():
