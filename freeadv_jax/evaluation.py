@@ -92,9 +92,9 @@ def evaluate(
     first `examples` are attacked, or all. What became of each image goes to
     evaluation<suffix>.npz: by the name of the attack bool[n], true where the image
     stands, and with `keep_images` the attacked images as <name>/images. An attack that
-    is found there, on these images or more of this very model with these settings, is
-    not made again; one cut off goes on where it was. With `checked`, {norm, epsilon,
-    step_size}, `red_flags` are looked for at the end.
+    is found there, of this very model with these settings, is not made again on the
+    images it was made on; one cut off goes on where it was. With `checked`, {norm,
+    epsilon, step_size}, `red_flags` are looked for at the end.
     """
     about = {"model": _crc(logits_fn), "images": _crc((_identity(images), labels))}
     outcomes = Outcomes(folder / f"evaluation{suffix}.npz", about)
@@ -118,10 +118,11 @@ def evaluate(
     )
     for attack in attacks:
         made = {"examples": len(labels), "attack": attack.record(seed)}
-        row = rows.get(attack.name, {"examples": 0})
-        same = row.get("attack") == made["attack"] and under_attack.known(attack)
-        if not (same and row["examples"] >= len(labels)):
-            stages = under_attack.make(attack, made)
+        row = rows.get(attack.name, {})
+        if row.get("attack") != made["attack"] or not under_attack.known(attack):
+            row = {"examples": 0, "correct": 0}
+        if row["examples"] < len(labels):
+            stages = under_attack.make(attack, made, before=row)
             rows[attack.name] = _row(outcomes.arrays[attack.name]) | made | stages
             outcomes.save()
             write_json(path, results)
@@ -157,33 +158,44 @@ class _UnderAttack:
         names = [attack.name] + [_images(attack.name)] * self.keep_images
         return all(name in self.outcomes.arrays for name in names)
 
-    def make(self, attack, made):
-        """Makes an attack, or the rest of it, and keeps what became of the images."""
-        arrays = self.outcomes.arrays
+    def make(self, attack, made, *, before):
+        """Makes an attack, or the rest of it, and keeps what became of the images.
+
+        `before` is the row of the first images, which the attack was made on already;
+        they are left out.
+        """
+        arrays, known = self.outcomes.arrays, slice(before["examples"])
         attempts = max((stage.attempts for stage in attack.stages.values()), default=0)
-        kept = self.images if self.keep_images else self.images[:0]
+        left = arrays["prediction"] == self.labels
+        left[known] = False
+        images = _unit_pixels(self.images if self.keep_images else self.images[:0])
+        if self.keep_images and before["examples"]:
+            images[known] = arrays[_images(attack.name)][known]
         state = self.outcomes.under_way(
-            {"name": attack.name, **made},
-            standing=arrays["prediction"] == self.labels,
+            {"name": attack.name, "before": before["examples"], **made},
+            standing=left,
             finished=np.zeros((attempts, len(self.labels)), bool),
             counts=np.full(len(attack.stages), -1),
-            images=_unit_pixels(kept),
+            images=images,
         )
+        stood = before.get("stages", {attack.name: before["correct"]})
         for number, (name, stage) in enumerate(attack.stages.items()):
             if state["counts"][number] < 0:  # Else finished before a cut.
                 title = name if name == attack.name else f"{attack.name}: {name}"
-                self._stage(stage, title, state)
-                state["counts"][number] = state["standing"].sum()
+                self._stage(stage, title, state, stood=stood.get(name, 0))
+                state["counts"][number] = state["standing"].sum() + stood.get(name, 0)
                 state["finished"][:] = False
         self.outcomes.forget_under_way()
+        if before["examples"]:
+            state["standing"][known] = arrays[attack.name][known]
         arrays[attack.name] = state["standing"]
         if self.keep_images:
             arrays[_images(attack.name)] = state["images"]
         counts = dict(zip(attack.stages, state["counts"].tolist()))
         return {"stages": counts} if len(counts) > 1 else {}
 
-    def _stage(self, stage, title, state):
-        """One attack of a cascade on what stands."""
+    def _stage(self, stage, title, state, *, stood):
+        """One attack of a cascade on what stands, beside `stood` images known before."""
         examples = len(state["standing"])
         total = stage.attempts * int(state["standing"].sum())
         progress = Progress(title, total=total, unit="attempts")
@@ -191,7 +203,7 @@ class _UnderAttack:
         def watch(done, standing):
             state["standing"][:] = standing
             self.outcomes.save_sometimes()
-            progress.show(done, accuracy=standing.sum() / examples)
+            progress.show(done, accuracy=(standing.sum() + stood) / examples)
 
         state["standing"][:] = self.campaign.attack(
             stage,

@@ -267,8 +267,54 @@ def test_fewer_images_of_a_known_attack_are_known_too(tmp_path):
     assert less["worst-case"]["correct"] == ROBUST[:30].sum()
 
 
+@pytest.mark.parametrize("name", ["natural", "pgd-1-x3", "autoattack"])
+def test_more_images_of_a_known_attack_are_attacked_alone_to_the_same_figures(
+    name, tmp_path, monkeypatch
+):
+    """Cut off on the way, too; the attacked images are the same."""
+    for folder in ("whole", "grown"):
+        (tmp_path / folder).mkdir()
+    whole = evaluated(tmp_path / "whole", name, keep_images=True)["evaluation"]
+    evaluated(tmp_path / "grown", name, keep_images=True, examples=30)
+    attack, looks_left = Campaign.attack, iter(range(2))
+
+    def attack_and_cut(self, *arguments, watch, **fields):
+        *_, standing = arguments
+        assert not standing[:30].any()
+        assert standing[30:].any()
+
+        def watch_and_cut(done, standing):
+            watch(done, standing)
+            if next(looks_left, None) is None:
+                raise Cut
+
+        return attack(self, *arguments, watch=watch_and_cut, **fields)
+
+    monkeypatch.setattr(Campaign, "attack", attack_and_cut)
+    monkeypatch.setattr(
+        "freeadv_jax.outcomes.Outcomes.save_sometimes", lambda self: self.save()
+    )
+    if name != "natural":
+        with pytest.raises(Cut):
+            evaluated(tmp_path / "grown", name, keep_images=True)
+        looks_left = itertools.count()
+    grown = evaluated(tmp_path / "grown", name, keep_images=True)["evaluation"]
+    assert grown == whole
+    found, expected = outcomes(tmp_path / "grown"), outcomes(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array)
+
+
 def test_progress_goes_up_to_the_whole_with_the_accuracy_so_far(tmp_path, capsys):
+    evaluated(tmp_path, "pgd-10-x3", examples=30)
+    capsys.readouterr()
     evaluated(tmp_path, "pgd-10-x3")
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("pgd-10")]
+    assert lines[-1].startswith(f"pgd-10-x3 {3 * 47}/{3 * 47} attempts (100%)")
+    assert f"accuracy {ROBUST.mean():.4f}" in lines[-1]
+    (tmp_path / "at once").mkdir()
+    evaluated(tmp_path / "at once", "pgd-10-x3")
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("pgd-10")]
     assert lines[-1].startswith(f"pgd-10-x3 {3 * 77}/{3 * 77} attempts (100%)")
     assert f"accuracy {ROBUST.mean():.4f}" in lines[-1]
