@@ -5,6 +5,9 @@
 Forward pass, gradient of the images and gradient of the kernel, as GFLOP/s; the two
 take turns in one process, float32, and the medians count. PyTorch (`pip install
 '.[references]'`) computes them in channels_last, by oneDNN.
+
+A turn is many calls, the first of which is not counted: after a call PyTorch's threads
+keep the cores busy for some milliseconds, as long as a call of a small layer takes.
 """
 
 import dataclasses
@@ -23,6 +26,7 @@ from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.models.conv import convolution
 
 PADDING = 1
+TURN_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,10 @@ class Layer:
 
 
 LAYERS = (
+    Layer(32, 3, 16),
     Layer(32, 16, 16),
+    Layer(16, 32, 32),
+    Layer(8, 64, 64),
     Layer(32, 16, 64),
     Layer(32, 64, 64),
     Layer(32, 64, 128, 2),
@@ -121,6 +128,17 @@ def example(layer, batch_size):
     )
 
 
+def turn(call) -> float:
+    """The median seconds of a call, over a turn of them."""
+    call()
+    taken = []
+    while sum(taken) < TURN_SECONDS:
+        begun = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
 def measure(layer, batch_size, rounds):
     """GFLOP/s by pass and side, after a check that both compute the same."""
     arrays = example(layer, batch_size)
@@ -133,9 +151,7 @@ def measure(layer, batch_size, rounds):
         seconds = {who: [] for who in sides}
         for _ in range(rounds):
             for who, side in sides.items():
-                begun = time.perf_counter()
-                side[name]()
-                seconds[who].append(time.perf_counter() - begun)
+                seconds[who].append(turn(side[name]))
         rates[name] = {
             who: layer.flop(batch_size) / statistics.median(taken) / 1e9
             for who, taken in seconds.items()
