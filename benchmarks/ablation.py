@@ -26,16 +26,13 @@ from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.errors import InputError
 from freeadv_jax.evaluation import WORST_CASE
 from freeadv_jax.outcomes import read_arrays
-from freeadv_jax.recipes import wong_2020
+from freeadv_jax.recipes import CIFAR_10_STANDARDISATION
 from freeadv_jax.run import read_run
 
 BASE = "Free-8"
 # The training set's mean and deviation in place of each image's own, whose division
 # makes of a small change of an image without contrast a large one.
-_FIXED = {
-    f"model.{name}": wong_2020().model[name]
-    for name in ("normalization", "mean", "std")
-}
+_FIXED = {f"model.{name}": value for name, value in CIFAR_10_STANDARDISATION.items()}
 # Fields by variant, from BASE; schedules are of the same peak.
 VARIANTS = {
     BASE: {},

@@ -18,7 +18,11 @@ from freeadv_jax.evaluation import WORST_CASE
 from freeadv_jax.record import read_json
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "ablation.md",
+    ROOT / "docs" / "performance.md",
+)
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- (\w+) -->.*?<!-- end -->", re.DOTALL)
 # The records of benchmarks.training, by block.
@@ -51,6 +55,8 @@ ABLATIONS = {
     "ablation_6000_random_start": ("natural", "pgd-20", "apgd-t"),
     "ablation_wrn_16_2": ("natural", "apgd-t"),
     "ablation_test_wrn_16_2": ("natural", "apgd-t"),
+    "ablation_6000_fixed": ("natural", "pgd-20", "apgd-t"),
+    "ablation_test_wrn_16_2_fixed": ("natural", "apgd-t"),
 }
 _NOT_YET_RUN = "not yet run"
 _NAMES = {

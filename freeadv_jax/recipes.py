@@ -6,6 +6,13 @@ from ml_collections import ConfigDict
 
 from freeadv_jax.config import base_config
 
+# Of the training set, as in "Fast is better than free".
+CIFAR_10_STANDARDISATION = {
+    "normalization": "mean_std",
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2471, 0.2435, 0.2616),
+}
+
 
 def wong_2020() -> ConfigDict:
     """What the CIFAR-10 rows of "Fast is better than free" have in common.
@@ -16,9 +23,7 @@ def wong_2020() -> ConfigDict:
     config = base_config()
     config.data.pad = 4
     config.model.name = "preact-resnet-18"
-    config.model.normalization = "mean_std"
-    config.model.mean = (0.4914, 0.4822, 0.4465)
-    config.model.std = (0.2471, 0.2435, 0.2616)
+    config.model.update(CIFAR_10_STANDARDISATION)
     config.optimizer.learning_rate = 0.2
     config.optimizer.schedule = "triangular"
     config.optimizer.turns = (0.5,)

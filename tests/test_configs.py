@@ -1,6 +1,7 @@
 """The files of `configs/`: each loads, is a record, and states its row's recipe."""
 
 import ast
+import json
 import operator
 import pathlib
 import re
@@ -20,7 +21,9 @@ from freeadv_jax.run import Run
 
 FILES = {path.stem: path for path in sorted(pathlib.Path("configs").glob("*.py"))}
 # The variant of benchmarks.ablation that configs/cifar10_modern.py is.
-MODERN = "four replays, random start"
+MODERN = "four replays, random start, fixed standardisation"
+# Without the last of its parts.
+REPLAYS = "four replays, random start"
 FAST = ("cifar10_fast_fgsm_rs", "cifar10_fast_free8", "cifar10_fast_pgd7")
 PAPER = [
     f"{data}_{row}"
@@ -151,65 +154,88 @@ def test_a_row_of_fast_is_better_than_free_has_its_recipe(name):
         assert config.attack.steps == 7
 
 
-def test_the_modern_row_is_the_variant_that_gains_at_the_price_of_free_8():
+def test_the_modern_row_is_the_variant_of_that_name_at_the_price_of_free_8():
     modern, free8 = config_of("cifar10_modern"), config_of("cifar10_free8")
-    changes = VARIANTS[MODERN]
     varied = config_of("cifar10_free8")
-    varied.update_from_flattened_dict(changes)
+    varied.update_from_flattened_dict(VARIANTS[MODERN])
     assert modern.to_dict() == varied.to_dict() != free8.to_dict()
     flop = [
         training.update_flop(config, 1) * config.updates * config.batch_size
         for config in (modern, free8)
     ]
     assert flop[0] == flop[1]
-    for record in (
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["ablation_6000_fixed", "ablation_test_wrn_16_2_fixed"],
+)
+def test_the_modern_row_gains_with_every_seed_and_more_than_replays_alone(record):
+    rows = results(record)["variants"]
+    assert rows[MODERN]["fields"] == json.loads(json.dumps(VARIANTS[MODERN]))
+    assert rows[MODERN]["flop"] == rows[BASE]["flop"]
+    base, replays, modern = (
+        rows[name]["accuracy"]["apgd-t"] for name in (BASE, REPLAYS, MODERN)
+    )
+    assert len(base["values"]) >= 3
+    assert all(map(operator.lt, base["values"], modern["values"]))
+    assert all(map(operator.lt, replays["values"], modern["values"]))
+    assert modern["gain"]["mean"] > modern["gain"]["deviation"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
         "ablation_6000",
         "ablation_test_6000",
         "ablation_6000_random_start",
         "ablation_wrn_16_2",
-    ):
-        rows = results(record)["variants"]
-        assert rows[MODERN]["fields"] == changes
-        assert rows[MODERN]["flop"] == rows[BASE]["flop"]
-        gain = rows[MODERN]["accuracy"]["apgd-t"]["gain"]
-        assert gain["mean"] > gain["deviation"]
-
-
-@pytest.mark.parametrize(
-    "record", [name for name in ABLATIONS if MODERN in results(name)["variants"]]
+    ],
 )
-def test_the_modern_row_has_a_higher_natural_accuracy_with_every_seed(record):
+def test_four_replays_from_a_random_start_gain_more_than_seeds_differ(record):
     rows = results(record)["variants"]
-    base, ours = (
-        rows[name]["accuracy"]["natural"]["values"] for name in (BASE, MODERN)
-    )
-    assert len(base) >= 3
-    assert all(map(operator.lt, base, ours))
+    assert rows[REPLAYS]["fields"] == VARIANTS[REPLAYS]
+    assert rows[REPLAYS]["flop"] == rows[BASE]["flop"]
+    gain = rows[REPLAYS]["accuracy"]["apgd-t"]["gain"]
+    assert gain["mean"] > gain["deviation"]
 
 
-def test_each_part_of_the_modern_row_gains_with_every_seed():
+@pytest.mark.parametrize("variant", [REPLAYS, MODERN])
+def test_fewer_replays_have_a_higher_natural_accuracy_with_every_seed(variant):
+    records = [name for name in ABLATIONS if variant in results(name)["variants"]]
+    assert len(records) >= 2
+    for record in records:
+        rows = results(record)["variants"]
+        base, ours = (
+            rows[name]["accuracy"]["natural"]["values"] for name in (BASE, variant)
+        )
+        assert len(base) >= 3
+        assert all(map(operator.lt, base, ours)), record
+
+
+def test_the_random_start_and_the_replays_each_gain_with_every_seed():
     rows = results("ablation_6000_random_start")["variants"]
     base, replays, both = (
         rows[name]["accuracy"]["apgd-t"]["values"]
-        for name in (BASE, "four replays", MODERN)
+        for name in (BASE, "four replays", REPLAYS)
     )
     assert len(base) >= 3
     for without, half, whole in zip(base, replays, both, strict=True):
         assert without < half < whole
 
 
-def test_the_modern_row_gains_under_autoattack_on_average_over_its_seeds():
+def test_four_replays_gain_under_autoattack_on_average_over_the_seeds():
     strongest = {}
     for record, attack in (
         ("ablation_test_6000_four_seeds", "apgd-t"),
         ("ablation_test_6000_autoattack", "autoattack"),
     ):
         rows = results(record)["variants"]
-        assert rows[MODERN]["fields"] == VARIANTS[MODERN]
-        assert rows[MODERN]["flop"] == rows[BASE]["flop"]
-        strongest[attack] = rows[MODERN]["accuracy"][attack]
+        assert rows[REPLAYS]["fields"] == VARIANTS[REPLAYS]
+        assert rows[REPLAYS]["flop"] == rows[BASE]["flop"]
+        strongest[attack] = rows[REPLAYS]["accuracy"][attack]
         gain, values = strongest[attack]["gain"], strongest[attack]["values"]
-        # More than the standard error; the README says that the deviation is as wide.
+        # More than the standard error; the docs say that the deviation is as wide.
         assert gain["mean"] > gain["deviation"] / len(values) ** 0.5
     assert strongest["autoattack"]["values"] == strongest["apgd-t"]["values"][:3]
 
