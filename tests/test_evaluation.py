@@ -267,6 +267,29 @@ def test_fewer_images_of_a_known_attack_are_known_too(tmp_path):
     assert less["worst-case"]["correct"] == ROBUST[:30].sum()
 
 
+class Cut(Exception):
+    pass
+
+
+def cut_when_used_up(looks, monkeypatch):
+    """Saves at each look at the batch, of which each takes one from the list `looks`."""
+    attack = Campaign.attack
+
+    def attack_and_cut(self, *arguments, watch, **fields):
+        def watch_and_cut(done, standing):
+            watch(done, standing)
+            if not looks:
+                raise Cut
+            looks.pop()
+
+        return attack(self, *arguments, watch=watch_and_cut, **fields)
+
+    monkeypatch.setattr(Campaign, "attack", attack_and_cut)
+    monkeypatch.setattr(
+        "freeadv_jax.outcomes.Outcomes.save_sometimes", lambda self: self.save()
+    )
+
+
 @pytest.mark.parametrize("name", ["natural", "pgd-1-x3", "autoattack"])
 def test_more_images_of_a_known_attack_are_attacked_alone_to_the_same_figures(
     name, tmp_path, monkeypatch
@@ -276,28 +299,21 @@ def test_more_images_of_a_known_attack_are_attacked_alone_to_the_same_figures(
         (tmp_path / folder).mkdir()
     whole = evaluated(tmp_path / "whole", name, keep_images=True)["evaluation"]
     evaluated(tmp_path / "grown", name, keep_images=True, examples=30)
-    attack, looks_left = Campaign.attack, iter(range(2))
+    attack = Campaign.attack
 
-    def attack_and_cut(self, *arguments, watch, **fields):
+    def attack_on_the_added(self, *arguments, **fields):
         *_, standing = arguments
         assert not standing[:30].any()
         assert standing[30:].any()
+        return attack(self, *arguments, **fields)
 
-        def watch_and_cut(done, standing):
-            watch(done, standing)
-            if next(looks_left, None) is None:
-                raise Cut
-
-        return attack(self, *arguments, watch=watch_and_cut, **fields)
-
-    monkeypatch.setattr(Campaign, "attack", attack_and_cut)
-    monkeypatch.setattr(
-        "freeadv_jax.outcomes.Outcomes.save_sometimes", lambda self: self.save()
-    )
+    monkeypatch.setattr(Campaign, "attack", attack_on_the_added)
+    looks = [None] * 2
+    cut_when_used_up(looks, monkeypatch)
     if name != "natural":
         with pytest.raises(Cut):
             evaluated(tmp_path / "grown", name, keep_images=True)
-        looks_left = itertools.count()
+        looks += [None] * 1000
     grown = evaluated(tmp_path / "grown", name, keep_images=True)["evaluation"]
     assert grown == whole
     found, expected = outcomes(tmp_path / "grown"), outcomes(tmp_path / "whole")
@@ -320,10 +336,6 @@ def test_progress_goes_up_to_the_whole_with_the_accuracy_so_far(tmp_path, capsys
     assert f"accuracy {ROBUST.mean():.4f}" in lines[-1]
 
 
-class Cut(Exception):
-    pass
-
-
 @pytest.mark.slow
 def test_evaluation_cut_off_anywhere_ends_in_the_same_figures(tmp_path, monkeypatch):
     """Cut within each attack again and again, after ever more looks at the batch."""
@@ -332,24 +344,10 @@ def test_evaluation_cut_off_anywhere_ends_in_the_same_figures(tmp_path, monkeypa
         (tmp_path / name).mkdir()
     whole = evaluated(tmp_path / "whole", *names)
     expected = outcomes(tmp_path / "whole")
-    monkeypatch.setattr(
-        "freeadv_jax.outcomes.Outcomes.save_sometimes",
-        lambda self: self.save(),
-    )
-    attack = Campaign.attack
-    looks_left = iter(())
-
-    def cut_short(self, *arguments, watch, **fields):
-        def watch_then_stop(done, standing):
-            watch(done, standing)
-            if next(looks_left, None) is None:
-                raise Cut
-
-        return attack(self, *arguments, watch=watch_then_stop, **fields)
-
-    monkeypatch.setattr(Campaign, "attack", cut_short)
+    looks = []
+    cut_when_used_up(looks, monkeypatch)
     for cuts in itertools.count():
-        looks_left = iter(range(3 * 2**cuts))
+        looks[:] = [None] * 3 * 2**cuts
         try:
             results = evaluated(tmp_path / "cut", *names)
             break
