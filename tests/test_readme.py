@@ -26,14 +26,24 @@ def test_quickstart_and_tests_are_one_command_each_and_what_ci_runs():
     assert tests.strip() in ci
 
 
-def test_every_path_and_module_named_exists():
-    paths = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
-    paths += re.findall(r"--config=(\S+?\.py)", README)
-    assert len(paths) > 15
-    for path in paths:
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_path_and_module_named_exists(document):
+    text = document.read_text()
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    typed = re.findall(r"--config=(\S+?\.py)", text)
+    assert linked
+    for path in linked:
+        assert (document.parent / path).exists(), path
+    for path in typed:
         assert (ROOT / path).exists(), path
-    for module in re.findall(r"python -m ([\w.]+)", README):
+    modules = re.findall(r"python\s-m\s([\w.]+)", text)
+    assert modules
+    for module in modules:
         assert importlib.util.find_spec(module), module
+
+
+def test_the_readme_names_many_paths():
+    assert len(re.findall(r"\]\((?!https?:)|--config=\S+?\.py", README)) > 15
 
 
 def test_every_configuration_named_exists_and_none_is_left_out():
