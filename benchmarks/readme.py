@@ -57,6 +57,7 @@ ABLATIONS = {
     "ablation_test_wrn_16_2": ("natural", "apgd-t"),
     "ablation_6000_fixed": ("natural", "pgd-20", "apgd-t"),
     "ablation_test_6000_fixed": ("natural", "pgd-20", "apgd-t"),
+    "ablation_test_6000_fixed_autoattack": ("natural", "pgd-20", "autoattack"),
     "ablation_test_wrn_16_2_fixed": ("natural", "apgd-t"),
 }
 _NOT_YET_RUN = "not yet run"

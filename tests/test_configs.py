@@ -167,15 +167,22 @@ def test_the_modern_row_is_the_variant_of_that_name_at_the_price_of_free_8():
 
 
 @pytest.mark.parametrize(
-    "record",
-    ["ablation_6000_fixed", "ablation_test_6000_fixed", "ablation_test_wrn_16_2_fixed"],
+    ("record", "attack"),
+    [
+        ("ablation_6000_fixed", "apgd-t"),
+        ("ablation_test_6000_fixed", "apgd-t"),
+        ("ablation_test_6000_fixed_autoattack", "autoattack"),
+        ("ablation_test_wrn_16_2_fixed", "apgd-t"),
+    ],
 )
-def test_the_modern_row_gains_with_every_seed_and_more_than_replays_alone(record):
+def test_the_modern_row_gains_with_every_seed_and_more_than_replays_alone(
+    record, attack
+):
     rows = results(record)["variants"]
     assert rows[MODERN]["fields"] == json.loads(json.dumps(VARIANTS[MODERN]))
     assert rows[MODERN]["flop"] == rows[BASE]["flop"]
     base, replays, modern = (
-        rows[name]["accuracy"]["apgd-t"] for name in (BASE, REPLAYS, MODERN)
+        rows[name]["accuracy"][attack] for name in (BASE, REPLAYS, MODERN)
     )
     assert len(base["values"]) >= 3
     assert all(map(operator.lt, base["values"], modern["values"]))
@@ -213,15 +220,23 @@ def test_fewer_replays_have_a_higher_natural_accuracy_with_every_seed(variant):
         assert all(map(operator.lt, base, ours)), record
 
 
-def test_the_random_start_and_the_replays_each_gain_with_every_seed():
-    rows = results("ablation_6000_random_start")["variants"]
-    base, replays, both = (
-        rows[name]["accuracy"]["apgd-t"]["values"]
-        for name in (BASE, "four replays", REPLAYS)
+@pytest.mark.parametrize(
+    ("record", "first", "both"),
+    [
+        ("ablation_6000_random_start", "four replays", REPLAYS),
+        ("ablation_6000_fixed", "fixed standardisation", MODERN),
+    ],
+)
+def test_the_first_change_gains_and_the_second_adds_to_it_with_every_seed(
+    record, first, both
+):
+    rows = results(record)["variants"]
+    base, half, whole = (
+        rows[name]["accuracy"]["apgd-t"]["values"] for name in (BASE, first, both)
     )
     assert len(base) >= 3
-    for without, half, whole in zip(base, replays, both, strict=True):
-        assert without < half < whole
+    assert all(map(operator.lt, base, half))
+    assert all(map(operator.lt, half, whole))
 
 
 def test_four_replays_gain_under_autoattack_on_average_over_the_seeds():
@@ -238,6 +253,15 @@ def test_four_replays_gain_under_autoattack_on_average_over_the_seeds():
         # More than the standard error; the docs say that the deviation is as wide.
         assert gain["mean"] > gain["deviation"] / len(values) ** 0.5
     assert strongest["autoattack"]["values"] == strongest["apgd-t"]["values"][:3]
+
+
+@pytest.mark.parametrize("variant", [BASE, REPLAYS, MODERN])
+def test_autoattack_leaves_as_many_images_as_apgd_t(variant):
+    left, alone = (
+        results(f"ablation_test_6000_fixed{record}")["variants"][variant]["accuracy"]
+        for record in ("_autoattack", "")
+    )
+    assert left["autoattack"]["values"] == alone["apgd-t"]["values"]
 
 
 @pytest.mark.parametrize("name", IMAGENET)
