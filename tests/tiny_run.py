@@ -57,9 +57,10 @@ def command(workdir, **fields):
 
 
 def environment(*, devices):
-    """Of a process with so many simulated CPU devices."""
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+    """That of the tests, but with so many simulated CPU devices."""
+    flags = os.environ["XLA_FLAGS"]
+    flags += f" --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def run_main(workdir, *, devices=1, **fields):

@@ -76,7 +76,7 @@ def steep_batch(count, attempt):
 @pytest.mark.parametrize(
     ("loss", "goal"), [("cross-entropy", "untargeted"), ("dlr", "multi-target")]
 )
-@pytest.mark.parametrize("rho", [0.75, 0.0])
+@pytest.mark.parametrize("rho", [0.75, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_every_iterate_is_the_papers(norm, epsilon, loss, goal, rho):
     """A hundred steps against NumPy in float64, step sizes and checkpoints included.
 
@@ -144,10 +144,10 @@ def test_periods_of_few_steps_are_at_least_one(steps, wanted):
     ("classes", "loss", "goal"),
     [
         (2, "cross-entropy", "untargeted"),
-        (2, "margin", "multi-target"),
         (3, "dlr", "untargeted"),
-        (3, "cross-entropy", "multi-target"),
         (4, "dlr", "multi-target"),
+        pytest.param(2, "margin", "multi-target", marks=pytest.mark.slow),
+        pytest.param(3, "cross-entropy", "multi-target", marks=pytest.mark.slow),
     ],
 )
 def test_successes_are_misclassified_and_all_is_inside_ball_and_box(
