@@ -235,8 +235,8 @@ def test_the_first_change_gains_and_the_second_adds_to_it_with_every_seed(
         rows[name]["accuracy"]["apgd-t"]["values"] for name in (BASE, first, both)
     )
     assert len(base) >= 3
-    assert all(map(operator.lt, base, half))
-    assert all(map(operator.lt, half, whole))
+    for neither, one, two in zip(base, half, whole, strict=True):
+        assert neither < one < two
 
 
 def test_four_replays_gain_under_autoattack_on_average_over_the_seeds():
@@ -257,11 +257,14 @@ def test_four_replays_gain_under_autoattack_on_average_over_the_seeds():
 
 @pytest.mark.parametrize("variant", [BASE, REPLAYS, MODERN])
 def test_autoattack_leaves_as_many_images_as_apgd_t(variant):
-    left, alone = (
-        results(f"ablation_test_6000_fixed{record}")["variants"][variant]["accuracy"]
-        for record in ("_autoattack", "")
+    cascade, alone = (
+        results(record)["variants"][variant]["accuracy"]
+        for record in (
+            "ablation_test_6000_fixed_autoattack",
+            "ablation_test_6000_fixed",
+        )
     )
-    assert left["autoattack"]["values"] == alone["apgd-t"]["values"]
+    assert cascade["autoattack"]["values"] == alone["apgd-t"]["values"]
 
 
 @pytest.mark.parametrize("name", IMAGENET)
