@@ -3,9 +3,9 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# LLVM's first level of optimisation where users have its third: what XLA makes of a
-# program is the same, and compilation, most of the tests' time, takes a third less. Flags
-# that are given come after and win, as in .ci/run.
+# LLVM's first level of optimisation where users have its third: most of the tests' time
+# is compilation, and that takes less. Flags that are given come after and win, as in
+# .ci/run.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         "--xla_backend_optimization_level=1",
