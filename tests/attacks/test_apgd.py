@@ -76,7 +76,7 @@ def steep_batch(count, attempt):
 @pytest.mark.parametrize(
     ("loss", "goal"), [("cross-entropy", "untargeted"), ("dlr", "multi-target")]
 )
-@pytest.mark.parametrize("rho", [0.75, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rho", [0.75, 0.0])
 def test_every_iterate_is_the_papers(norm, epsilon, loss, goal, rho):
     """A hundred steps against NumPy in float64, step sizes and checkpoints included.
 
