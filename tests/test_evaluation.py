@@ -290,10 +290,7 @@ def cut_when_used_up(looks, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["natural", "pgd-1-x3", pytest.param("autoattack", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("name", ["natural", "pgd-1-x3", "autoattack"])
 def test_more_images_of_a_known_attack_are_attacked_alone_to_the_same_figures(
     name, tmp_path, monkeypatch
 ):

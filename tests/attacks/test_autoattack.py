@@ -40,7 +40,7 @@ def fewer_queries(monkeypatch):
     ("version", "classes"),
     [
         ("standard", 2),
-        pytest.param("standard", 3, marks=pytest.mark.slow),
+        ("standard", 3),
         pytest.param("standard", 10, marks=pytest.mark.slow),
         pytest.param("plus", 3, marks=pytest.mark.slow),
     ],

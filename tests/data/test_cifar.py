@@ -20,11 +20,7 @@ def scratch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "class_name"),
-    [
-        ("cifar10", "truck"),
-        pytest.param("cifar100", "worm", marks=pytest.mark.slow),
-    ],
+    ("name", "class_name"), [("cifar10", "truck"), ("cifar100", "worm")]
 )
 def test_all_forms_of_cifar_give_the_same_arrays_with_channels_last(
     scratch, name, class_name
