@@ -144,10 +144,10 @@ def test_periods_of_few_steps_are_at_least_one(steps, wanted):
     ("classes", "loss", "goal"),
     [
         (2, "cross-entropy", "untargeted"),
+        (2, "margin", "multi-target"),
         (3, "dlr", "untargeted"),
+        (3, "cross-entropy", "multi-target"),
         (4, "dlr", "multi-target"),
-        pytest.param(2, "margin", "multi-target", marks=pytest.mark.slow),
-        pytest.param(3, "cross-entropy", "multi-target", marks=pytest.mark.slow),
     ],
 )
 def test_successes_are_misclassified_and_all_is_inside_ball_and_box(

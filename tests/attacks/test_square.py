@@ -264,15 +264,7 @@ def test_linf_query_is_one_square_of_one_end_a_channel(iteration):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (6, 5, 2),
-        (2, 3, 1),
-        pytest.param((8, 8, 1), marks=pytest.mark.slow),
-        pytest.param((4, 4, 3), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("shape", [(6, 5, 2), (8, 8, 1), (4, 4, 3), (2, 3, 1)])
 def test_points_stay_in_ball_and_box_and_the_margin_never_shrinks(norm, shape):
     images = jax.random.uniform(jax.random.key(1), (3, *shape))
     attack = Square(norm, EPSILON[norm], steps=30)
