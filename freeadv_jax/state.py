@@ -96,7 +96,9 @@ def mean_over_devices(tree, axis_name):
 
     The arrays are of one dtype and travel together, in one collective.
     """
-    if axis_name is None:
+    # One vector of small and large arrays can take XLA's CPU backend longer to put
+    # together than the gradients themselves: a lone device is spared it.
+    if axis_name is None or lax.axis_size(axis_name) == 1:
         return tree
     # One vector: XLA merges the collectives of separate arrays only up to a number of
     # arrays and bytes that depends on the backend (256 arrays on CPU).

@@ -1,15 +1,18 @@
 """What the devices tell each other in a step, read from the compiled program."""
 
+import functools
 import math
 import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from freeadv_jax.config import base_config
 from freeadv_jax.run import Run
+from freeadv_jax.state import mean_over_devices
 from freeadv_jax.train import make_train_steps
 
 # Loss and accuracy.
@@ -102,6 +105,17 @@ def test_an_update_is_one_all_reduce_of_gradient_statistics_and_metrics(
     if network == "resnet-50":
         assert count(state.params) == 25_557_032
         assert len(jax.tree.leaves((state.params, state.batch_stats))) > 256
+
+
+def test_a_lone_device_gathers_nothing():
+    def program(devices):
+        tree = {"weight": jnp.ones((3, 4)), "bias": jnp.ones(3)}
+        mean = functools.partial(mean_over_devices, axis_name="devices")
+        traced = jax.make_jaxpr(mean, axis_env=[("devices", devices)])(tree)
+        return [equation.primitive.name for equation in traced.eqns]
+
+    assert program(1) == []
+    assert {"concatenate", "psum"} <= set(program(2))
 
 
 @pytest.mark.slow
