@@ -24,18 +24,44 @@ from freeadv_jax.train import STATE_LAYOUT, make_train_steps, minibatches_per_ca
 from freeadv_jax.watch import Clock
 
 
-def configured_run(network: str, method: str, *, dtype="float32", batch_size=None):
-    """The recipe of the network, ImageNet's for a ResNet, else CIFAR-10's.
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """What a network is trained on: its recipe, [h, w, c] and the number of classes."""
+
+    recipe: Callable
+    shape: tuple[int, int, int]
+    classes: int
+
+
+IMAGES = {
+    "imagenet": Images(recipes.imagenet, (224, 224, 3), 1000),
+    "cifar10": Images(base_config, (32, 32, 3), 10),
+    "mnist": Images(recipes.digits, (28, 28, 1), 10),
+    "digits": Images(recipes.digits, (8, 8, 1), 10),
+}
+
+
+def usual_images(network: str) -> str:
+    """ImageNet's for a ResNet, digits for the CNN of their recipe, else CIFAR-10's."""
+    if network.startswith("resnet"):
+        return "imagenet"
+    return "digits" if network == recipes.digits().model.name else "cifar10"
+
+
+def configured_run(
+    network: str, method: str, *, images=None, dtype="float32", batch_size=None
+):
+    """The network by the recipe of `images`, a name in IMAGES, its usual ones if None.
 
     Methods are natural, free-<m> and <K>-pgd. The batch is the recipe's where None.
     """
-    on_imagenet = network.startswith("resnet")
-    config = recipes.imagenet() if on_imagenet else base_config()
-    fields = {"model.name": network, "model.dtype": dtype, **_fields(method)}
-    config.update_from_flattened_dict(fields)
+    images = images or usual_images(network)
+    known = IMAGES[images]
+    config = known.recipe()
+    fields = {"data.name": images, "model.name": network, "model.dtype": dtype}
+    config.update_from_flattened_dict(fields | _fields(method))
     config.batch_size = batch_size or config.batch_size
-    pixels, classes = (config.data.image_size, 1000) if on_imagenet else (32, 10)
-    return Run(pathlib.Path(), config, classes, (pixels, pixels, 3))
+    return Run(pathlib.Path(), config, known.classes, known.shape)
 
 
 def _fields(method):

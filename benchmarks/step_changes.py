@@ -1,7 +1,7 @@
 """What each thing done for speed is worth: the step with it and without, in turns.
 
-    python -m benchmarks.step_changes [--networks ...] [--batch_sizes ...]
-        [--method=free-2] [--rounds=5]
+    python -m benchmarks.step_changes [--networks ...] [--images=NAME]
+        [--batch_sizes ...] [--method=free-2] [--variants ...] [--rounds=5]
 
 Every variant is a process of its own, on one batch drawn once. Each of VARIANTS undoes
 or adds one thing; those about the CPU's compiler are left out elsewhere.
@@ -15,10 +15,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax import lax
+from jax.flatten_util import ravel_pytree
 
-from benchmarks.contender import Worker, configured_run, on_one_batch
+from benchmarks.contender import IMAGES, Worker, configured_run, on_one_batch
 from benchmarks.record import write_record
-from freeadv_jax import parallel
+from freeadv_jax import parallel, state
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.models import batch_norm, conv, preact_resnet
 from freeadv_jax.run import Run
@@ -73,6 +75,14 @@ def _without_donation():
     parallel.spmd = lambda *a, **options: spmd(*a, **options | {"donate": ()})
 
 
+def _gathered():
+    def mean_over_devices(tree, axis_name):
+        vector, unravel = ravel_pytree(tree)
+        return unravel(lax.pmean(vector, axis_name))
+
+    state.mean_over_devices = mean_over_devices
+
+
 def _one_vector():
     optimizer = Run.optimizer
     Run.optimizer = lambda run: optax.flatten(optimizer(run))
@@ -93,6 +103,7 @@ ON_CPU = {
 VARIANTS = {
     AS_IT_IS: _nothing,
     "state not donated": _without_donation,
+    "a lone device's gradients gathered": _gathered,
     "optimizer on one vector": _one_vector,
     "bfloat16": _nothing,
     "rematerialisation": _nothing,
@@ -104,10 +115,10 @@ FIELDS = {
 ENVIRONMENT = {"huge pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
 
 
-def build(variant, network, method, batch_size):
+def build(variant, network, images, method, batch_size):
     """The contender, in its own process, where the package may be bent."""
     (VARIANTS | ON_CPU)[variant]()
-    run = configured_run(network, method, batch_size=batch_size)
+    run = configured_run(network, method, images=images, batch_size=batch_size)
     run.config.update_from_flattened_dict(FIELDS.get(variant, {}))
     return on_one_batch(run)
 
@@ -123,12 +134,15 @@ def worker(variant, *arguments):
         os.environ.update(before)
 
 
-def measure(variants, network, method, batch_size, rounds):
-    """Seconds an update and memory by variant, and times relative to ours."""
+def measure(variants, rounds, *how):
+    """Seconds an update and memory by variant, and times relative to ours.
+
+    `how` is what `build` takes beside the variant.
+    """
     workers, calls = {}, {}
     try:
         for name in variants:
-            workers[name] = worker(name, network, method, batch_size)
+            workers[name] = worker(name, *how)
             calls[name] = workers[name].ask("calls_in", TURN_SECONDS)
         seconds = {name: [] for name in variants}
         for _ in range(rounds):
@@ -153,20 +167,25 @@ def measure(variants, network, method, batch_size, rounds):
 def main(argv):
     parser = Parser("benchmarks.step_changes", __doc__)
     parser.add_argument("--networks", nargs="+", default=("wrn-10-1", "wrn-16-4"))
+    parser.add_argument("--images", choices=IMAGES, help="each network's if not given")
     parser.add_argument("--batch_sizes", nargs="+", type=count, default=(32, 128))
     parser.add_argument("--method", default="free-2")
+    on_cpu = jax.default_backend() == "cpu"
+    known = [*VARIANTS, *(ON_CPU if on_cpu else ())]
+    parser.add_argument("--variants", nargs="+", choices=known, default=known)
     parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--out", default="benchmarks/results/step_changes.json")
     options = parser.parse_args(argv[1:])
-    on_cpu = jax.default_backend() == "cpu"
-    variants = [*VARIANTS, *(ON_CPU if on_cpu else ())]
+    variants = [each for each in known if each in (AS_IT_IS, *options.variants)]
     results = {}
     for network, size in itertools.product(options.networks, options.batch_sizes):
-        name = f"{network}, batches of {size}"
+        images = f" on {options.images}" if options.images else ""
+        name = f"{network}{images}, batches of {size}"
         # Minutes an update on anything larger.
         small = (network, size) == ("wrn-10-1", 32)
         tried = [each for each in variants if each != _BY_XLA or small]
-        results[name] = measure(tried, network, options.method, size, options.rounds)
+        how = network, options.images, options.method, size
+        results[name] = measure(tried, options.rounds, *how)
         print(f"\n{name}, {options.method}")
         for variant, row in results[name].items():
             print(

@@ -1,7 +1,7 @@
 """What an update of natural, Free-m and K-PGD training costs, and against PyTorch.
 
-    python -m benchmarks.training --data=DIR [--networks ...] [--methods ...]
-        [--dtypes ...] [--batch_size=N] [--rounds=5] [--turn_seconds=2]
+    python -m benchmarks.training --data=DIR [--networks ...] [--images=NAME]
+        [--methods ...] [--dtypes ...] [--batch_size=N] [--rounds=5] [--turn_seconds=2]
         [--peer [NAME ...]] [--runs=DIR] [--out=FILE]
 
 Every contender is a process of its own: its peak memory is then its own, and JAX and
@@ -10,8 +10,9 @@ took 53 ms in turns with PyTorch's in one process and in two.) They take turns, 
 turn whole steps for --turn_seconds or one step; the first is not counted, the others'
 medians are.
 
-CIFAR-10 is drawn and augmented on the device as in training. ResNets get 224 x 224
-random pixels in 1,000 random classes, drawn likewise: the decoding of photographs is
+Each network has its usual images, or those of --images. CIFAR-10 and digits are drawn
+and augmented on the device as in training. Random pixels and classes take the place of
+ImageNet and MNIST, drawn likewise: the decoding of photographs is
 benchmarks.input_rate's matter. Finished networks are kept under --runs, so that the
 same command goes on where it was cut off; those measured in another way are measured
 again.
@@ -31,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.contender import Worker, configured_run, ours
+from benchmarks.contender import IMAGES, Worker, configured_run, ours
 from benchmarks.record import write_record
 from benchmarks.scaling import forward_flop
 from freeadv_jax import parallel
@@ -43,12 +44,12 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.record import read_json, write_json
 
 NETWORKS = ("wrn-32-10-madry", "preact-resnet-18", "resnet-50")
-NETWORKS_ON_CPU = (*NETWORKS, "wrn-16-4", "wrn-10-1", "small-cnn-bn")
+NETWORKS_ON_CPU = (*NETWORKS, "wrn-16-4", "wrn-10-1", "small-cnn-bn", "small-cnn")
 METHODS = ("natural", "free-8", "7-pgd")
 DTYPES = ("float32", "bfloat16")
 PEERS = ("pytorch", "reference-style")
-_CIFAR = "CIFAR-10"
-# Random images for ImageNet's networks, in batches.
+# Random images take the place of these, so many batches of them.
+GENERATED = ("imagenet", "mnist")
 _GENERATED_BATCHES = 4
 
 
@@ -88,9 +89,9 @@ def _product_size():
     return 2048 if jax.default_backend() == "cpu" else 4096
 
 
-def build(who, data, network, method, dtype, batch_size):
+def build(who, data, setting, method):
     """The contender, in its own process."""
-    run = configured_run(network, method, dtype=dtype, batch_size=batch_size)
+    run = _run(setting, method)
     split = _training_images(run, data)
     if who in PEERS:
         from benchmarks.peers.torch_training import theirs
@@ -98,7 +99,7 @@ def build(who, data, network, method, dtype, batch_size):
         return theirs(run, split, reference_style=who == "reference-style")
     batches = array_batches(
         split,
-        batch_size=batch_size,
+        batch_size=run.config.batch_size,
         seed=run.config.seed,
         pad=run.config.data.pad,
         flip=run.config.data.flip,
@@ -106,9 +107,16 @@ def build(who, data, network, method, dtype, batch_size):
     return ours(run, batches(0))
 
 
+def _run(setting, method):
+    how = {"images": setting["images"], "dtype": setting["dtype"]}
+    return configured_run(
+        setting["network"], method, batch_size=setting["batch"], **how
+    )
+
+
 def _training_images(run, data):
-    if run.config.data.name == "cifar10":
-        return load_arrays("cifar10", data, validation_examples=0).train
+    if run.config.data.name not in GENERATED:
+        return load_arrays(run.config.data.name, data, validation_examples=0).train
     rng = np.random.default_rng(0)
     examples = _GENERATED_BATCHES * run.config.batch_size
     images = rng.integers(0, 256, (examples, *run.image_shape), dtype=np.uint8)
@@ -118,7 +126,7 @@ def _training_images(run, data):
 def measure(setting, data):
     """The rows of one network in one precision, all methods in turns."""
     network, dtype, batch = (setting[name] for name in ("network", "dtype", "batch"))
-    if setting["images"] == _CIFAR:
+    if setting["images"] == "cifar10":
         load_arrays("cifar10", data, validation_examples=0)  # Or InputError, here.
     rate = product_rate(dtype)
     workers, calls = {}, {}
@@ -128,7 +136,7 @@ def measure(setting, data):
     try:
         for method, who in turns:
             print(f"{network} {dtype} {method} {who}: compiling", flush=True)
-            worker = Worker(build, who, data, network, method, dtype, batch)
+            worker = Worker(build, who, data, setting, method)
             workers[method, who] = worker
             calls[method, who] = worker.ask("calls_in", setting["turn_seconds"])
         for number in range(setting["rounds"]):
@@ -147,7 +155,7 @@ def measure(setting, data):
     rate = max(rate, product_rate(dtype))
     rows = {}
     for (method, who), taken in turns.items():
-        run = configured_run(network, method, dtype=dtype, batch_size=batch)
+        run = _run(setting, method)
         flop = update_flop(run.config, forward_flop(run))
         seconds = [turn["seconds_per_update"] for turn in taken]
         waits = [turn["input_wait_fraction"] for turn in taken]
@@ -188,9 +196,10 @@ def ratios(rows):
 def show(setting, result):
     """Prints the table of one network in one precision."""
     product = result["product"]
+    generated = ", generated at random" if setting["generated"] else ""
     print(
         f"\n{setting['network']}, {setting['dtype']}, batches of {setting['batch']} "
-        f"({setting['images']}), on {setting['devices']}\n"
+        f"({setting['images']}{generated}), on {setting['devices']}\n"
         f"a product of {product['size']} x {product['size']}: "
         f"{product['flop_per_second'] / 1e12:.3f} TFLOP/s\n"
         f"{'':26}{'s/update':>10}{'images/s':>10}{'of product':>12}{'waiting':>9}"
@@ -222,12 +231,15 @@ def settings(options):
         for dtype in options.dtypes:
             for method in options.methods:
                 run = configured_run(
-                    network, method, dtype=dtype, batch_size=options.batch_size
+                    network,
+                    method,
+                    images=options.images,
+                    dtype=dtype,
+                    batch_size=options.batch_size,
                 )
                 run.model()
             parallel.check_batch_size(run.config.batch_size)
-            cifar = run.config.data.name == "cifar10"
-            if cifar and not options.data:
+            if run.config.data.name == "cifar10" and not options.data:
                 raise InputError(f"{network} needs --data, the folder with CIFAR-10")
             # The reference code knows no other precision.
             who = [x for x in peers if x == "pytorch" or dtype == "float32"]
@@ -235,7 +247,8 @@ def settings(options):
                 "network": network,
                 "dtype": dtype,
                 "batch": run.config.batch_size,
-                "images": _CIFAR if cifar else "generated at random",
+                "images": run.config.data.name,
+                "generated": run.config.data.name in GENERATED,
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "methods": list(options.methods),
                 "who": ["ours", *who],
@@ -248,6 +261,7 @@ def main(argv):
     parser = Parser("benchmarks.training", __doc__)
     parser.add_argument("--data", help="where CIFAR-10 lies")
     parser.add_argument("--networks", nargs="+")
+    parser.add_argument("--images", choices=IMAGES, help="each network's if not given")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--batch_size", type=count, help="the recipes' if not given")

@@ -98,7 +98,7 @@ def trained_on(network, method, *, pixels, batch_size):
     """A run without devices to synchronise, and its batch and state, delta not 0."""
     run = configured_run(network, method, batch_size=batch_size)
     run.config.model.sync_batch_norm = False
-    run = dataclasses.replace(run, image_shape=(pixels, pixels, 3))
+    run = dataclasses.replace(run, image_shape=(pixels, pixels, run.image_shape[-1]))
     rng = np.random.default_rng(0)
     shape = (batch_size, *run.image_shape)
     batch = {
@@ -169,8 +169,13 @@ def test_other_networks_in_pytorch_give_the_same_logits(network, pixels):
     assert np.std(logits) > 1e-2
 
 
-@pytest.mark.parametrize("network", ["wrn-10-1", "small-cnn-bn"])
-def test_replay_of_free_in_pytorch_has_the_same_gradients_and_delta(network):
+@pytest.mark.parametrize(
+    ("network", "straight_through"),
+    [("wrn-10-1", False), ("small-cnn-bn", False), ("small-cnn-bn", True)],
+)
+def test_replay_of_free_in_pytorch_has_the_same_gradients_and_delta(
+    network, straight_through
+):
     pytest.importorskip("torch")
     from benchmarks.peers.torch_training import free_step
 
@@ -178,7 +183,8 @@ def test_replay_of_free_in_pytorch_has_the_same_gradients_and_delta(network):
     learner, torch_batch, before = in_pytorch(run, batch, state)
     delta = to_torch(state.delta)
     ball = {"epsilon": 8 / 255, "step_size": 8 / 255}
-    theirs = free_step(learner, torch_batch, delta, replays=1, **ball)
+    options = {"replays": 1, "straight_through": straight_through}
+    theirs = free_step(learner, torch_batch, delta, **ball, **options)
 
     step = functools.partial(
         free_train_step,
@@ -186,7 +192,7 @@ def test_replay_of_free_in_pytorch_has_the_same_gradients_and_delta(network):
         tx=run.optimizer(),
         threat=Threat("linf", ball["epsilon"]),
         step_size=ball["step_size"],
-        replays=1,
+        **options,
     )
     after, ours = jax.jit(step)(state, batch)
     assert float(theirs["loss"]) == pytest.approx(float(ours["loss"]), abs=1e-5)

@@ -17,7 +17,7 @@ class Losses:
     def __init__(self, variant):
         # One a call: after many updates rounding errors have grown.
         train.PASSES_PER_CALL = 2
-        self._contender = step_changes.build(variant, "wrn-10-1", "free-2", 8)
+        self._contender = step_changes.build(variant, "wrn-10-1", None, "free-2", 8)
 
     def losses(self):
         contender = self._contender

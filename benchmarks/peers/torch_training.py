@@ -72,15 +72,20 @@ def free_step(
     epsilon: float,
     step_size: float,
     replays: int,
+    straight_through: bool = False,
 ) -> dict:
     """Free-m: as many updates as `replays`, of the weights and, in place, of `delta`.
 
-    Both gradients come from one backward pass.
+    Both gradients come from one backward pass, delta's through the clip or past it.
     """
     images, labels = batch
     for _ in range(replays):
         delta.requires_grad_().grad = None
-        metrics = learner.update((images + delta).clamp(0, 1), labels)
+        attacked = images + delta
+        clipped = attacked.clamp(0, 1)
+        if straight_through:
+            clipped = attacked + (clipped - attacked).detach()
+        metrics = learner.update(clipped, labels)
         with torch.no_grad():
             delta.add_(delta.grad.sign(), alpha=step_size).clamp_(-epsilon, epsilon)
     return metrics
@@ -178,6 +183,7 @@ def _stepper(config, learner, delta):
     """The step of the configured method."""
     attack = config.attack
     ball = {"epsilon": attack.epsilon, "step_size": attack.step_size}
+    free = {"replays": attack.replays, "straight_through": attack.straight_through}
 
     def pgd(batch):
         start = torch.empty_like(delta).uniform_(-attack.epsilon, attack.epsilon)
@@ -185,9 +191,7 @@ def _stepper(config, learner, delta):
 
     return {
         "natural": lambda batch: natural_step(learner, batch),
-        "free": lambda batch: free_step(
-            learner, batch, delta, replays=attack.replays, **ball
-        ),
+        "free": lambda batch: free_step(learner, batch, delta, **ball, **free),
         "pgd": pgd,
     }[config.method]
 
