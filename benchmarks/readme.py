@@ -12,7 +12,7 @@ from functools import partial
 
 from benchmarks.ablation import BASE, summary
 from benchmarks.reproduce import ATTACKS, TABLES
-from benchmarks.step_changes import AS_IT_IS
+from benchmarks.step_changes import AS_IT_IS, GATHERED
 from benchmarks.step_cost import ONE_A_CALL
 from freeadv_jax.evaluation import WORST_CASE
 from freeadv_jax.record import read_json
@@ -33,15 +33,20 @@ TRAINING = {
         "training_avx2_resnet_50",
         "training_avx2_small",
     ),
-    "training": (
-        "training_cpu",
-        "training_cpu_bfloat16",
-        "training_cpu_wrn_32_10",
-        "training_cpu_resnet_50",
+    "training_avx512": (
+        "training_avx512",
+        "training_avx512_wrn_32_10",
+        "training_avx512_resnet_50",
+        "training_avx512_bfloat16",
+        "training_avx512_bfloat16_wrn_32_10",
+        "training_avx512_bfloat16_resnet_50",
+        "training_avx512_small",
+        "training_avx512_small_cnn",
+        "training_avx512_small_cnn_mnist",
     ),
 }
 # Those of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
-CONVOLUTIONS = ("convolutions_avx2", "convolutions")
+CONVOLUTIONS = ("convolutions_avx2", "convolutions_avx512")
 PROFILES = ("profile", "profile_128")
 STEP_CHANGES = ("step_changes", "step_changes_128")
 # The records of benchmarks.ablation, and the attacks to show; gains are in the last.
@@ -178,11 +183,19 @@ def _cost():
 
 
 def _milliseconds(row):
-    return f"{1000 * row['seconds_per_update']:.0f} ms"
+    milliseconds = 1000 * row["seconds_per_update"]
+    return f"{milliseconds:.{0 if milliseconds >= 10 else 1}f} ms"
 
 
 def _megabytes(row):
     return f"{row['peak_memory']['bytes'] / 1e6:,.0f} MB"
+
+
+def _measured(setting):
+    """The network, its images where they are not CIFAR-10's or ImageNet's, and the rest."""
+    small = setting["images"] in ("digits", "mnist")
+    network = setting["network"] + small * f" on {setting['images']}"
+    return f"{network}, {setting['dtype']}, {setting['batch']}"
 
 
 def _training(records):
@@ -190,8 +203,7 @@ def _training(records):
     heads += ["memory", "of the product's rate", "PyTorch / ours"]
     rows = []
     for result in (each for name in records for each in results(name).values()):
-        setting = result["setting"]
-        title = f"{setting['network']}, {setting['dtype']}, {setting['batch']}"
+        title = _measured(result["setting"])
         for method, sides in result["methods"].items():
             times = [_milliseconds(sides["ours"]), _NOT_YET_RUN]
             ratio = result["ratios"][method].get("pytorch / ours")
@@ -209,13 +221,41 @@ def _training(records):
     return _table(heads, rows)
 
 
-def _against_pytorch(records):
-    """PyTorch's time for an update of Free-8 over ours, by network and precision."""
+def _against_pytorch():
+    """PyTorch's time for an update of Free-8 over ours, by network and instructions."""
+    columns = {
+        heading: {
+            _measured(result["setting"]): ratio
+            for record in TRAINING[name]
+            for result in results(record).values()
+            if (ratio := result["ratios"]["free-8"].get("pytorch / ours"))
+        }
+        for heading, name in (
+            ("AVX2 alone", "training_avx2"),
+            ("AVX-512", "training_avx512"),
+        )
+    }
+    titles = dict.fromkeys(itertools.chain(*columns.values()))
+    rows = [
+        [
+            title,
+            *(
+                f"{ratios[title]:.2f}" if title in ratios else _NOT_YET_RUN
+                for ratios in columns.values()
+            ),
+        ]
+        for title in titles
+    ]
+    return _table(["network, precision, batch", *columns], rows)
+
+
+def _reference_style():
+    """The time of an update of Free-8 in the reference code's style, over ours."""
     return ", ".join(
-        f"{result['ratios']['free-8']['pytorch / ours']:.2f} on {name}"
-        for record in records
-        for name, result in results(record).items()
-        if result["ratios"]["free-8"]
+        f"{ratio:.2f} ({result['setting']['network']})"
+        for name in itertools.chain(*TRAINING.values())
+        for result in results(name).values()
+        if (ratio := result["ratios"]["free-8"].get("reference-style / ours"))
     )
 
 
@@ -283,6 +323,15 @@ def _changes():
     names = dict.fromkeys(name for rows in record.values() for name in rows)
     rows = [[name, *(cell(found, name) for found in record.values())] for name in names]
     return _table(["variant", *record], rows)
+
+
+def _gathered():
+    """What the variant costs on MNIST's size and on digits, relative to the step."""
+    shares = []
+    for images in ("mnist", "digits"):
+        (rows,) = results(f"step_changes_small_cnn_{images}").values()
+        shares.append(f"{rows[GATHERED]['/ as it is']:.2f}")
+    return " and ".join(shares)
 
 
 def _mean(figure):
@@ -441,12 +490,13 @@ BLOCKS = {
     ),
     "cost": _cost,
     **{block: partial(_training, records) for block, records in TRAINING.items()},
-    "against_pytorch_avx2": partial(_against_pytorch, TRAINING["training_avx2"]),
-    "against_pytorch": partial(_against_pytorch, TRAINING["training"]),
+    "against_pytorch": _against_pytorch,
+    "reference_style": _reference_style,
     "waiting": _waiting,
     **{name: partial(_convolutions, name) for name in CONVOLUTIONS},
     "profile": _profile,
     "changes": _changes,
+    "gathered": _gathered,
     **{name: partial(_gains, name) for name in ABLATIONS},
     "random_start": _random_start,
     "robustness": _robustness,

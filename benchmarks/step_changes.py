@@ -27,6 +27,7 @@ from freeadv_jax.run import Run
 
 TURN_SECONDS = 2.0
 AS_IT_IS = "as it is"
+GATHERED = "a lone device's gradients gathered"
 _BY_XLA = "convolutions' gradients as XLA derives them"
 
 
@@ -103,7 +104,7 @@ ON_CPU = {
 VARIANTS = {
     AS_IT_IS: _nothing,
     "state not donated": _without_donation,
-    "a lone device's gradients gathered": _gathered,
+    GATHERED: _gathered,
     "optimizer on one vector": _one_vector,
     "bfloat16": _nothing,
     "rematerialisation": _nothing,
