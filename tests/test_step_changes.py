@@ -1,5 +1,7 @@
 """The variants of benchmarks.step_changes train as the step that they are held against."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,24 @@ def test_a_variants_environment_is_its_own(monkeypatch):
     step_changes.worker("huge pages", "wrn-10-1", "free-2", 8)
     step_changes.worker(step_changes.AS_IT_IS, "wrn-10-1", "free-2", 8)
     assert seen == ["glibc.malloc.hugetlb=1", None]
+
+
+def test_variants_and_images_may_be_named_and_the_step_as_it_is_stays(
+    monkeypatch, tmp_path
+):
+    seen = []
+    row = {"seconds_per_update": 0.1, "/ as it is": 1.0, "peak_memory": {"bytes": 1}}
+
+    def measure(variants, rounds, *how):
+        seen.append((variants, rounds, how))
+        return dict.fromkeys(variants, row)
+
+    monkeypatch.setattr(step_changes, "measure", measure)
+    named = ["--networks=small-cnn", "--images=mnist", "--batch_sizes=16", "--rounds=2"]
+    out = tmp_path / "out.json"
+    variants = ["--variants", step_changes.GATHERED]
+    step_changes.main(["step_changes", *named, *variants, f"--out={out}"])
+    both = [step_changes.AS_IT_IS, step_changes.GATHERED]
+    assert seen == [(both, 2, ("small-cnn", "mnist", "free-2", 16))]
+    written = json.loads(out.read_text())["results"]
+    assert list(written) == ["small-cnn on mnist, batches of 16"]

@@ -5,12 +5,14 @@ import json
 import math
 import time
 
+import numpy as np
 import pytest
 
 from benchmarks import training
 from benchmarks.contender import Contender, Worker, configured_run
 from benchmarks.readme import results
 from benchmarks.scaling import forward_flop
+from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.errors import InputError
 
 
@@ -89,6 +91,20 @@ def test_a_network_has_its_usual_images_unless_others_are_named(
     assert run.config.batch_size == batch
     # As in the recipe of digits.
     assert run.config.attack.straight_through == (network == "small-cnn")
+
+
+def test_digits_are_themselves_and_random_pixels_take_the_place_of_mnist():
+    digits, mnist = (
+        training._training_images(
+            configured_run("small-cnn", "natural", images=images, batch_size=16), None
+        )
+        for images in ("digits", "mnist")
+    )
+    expected = load_arrays("digits", "", validation_examples=0).train
+    np.testing.assert_array_equal(digits.images, expected.images)
+    np.testing.assert_array_equal(digits.labels, expected.labels)
+    assert mnist.images.shape == (training._GENERATED_BATCHES * 16, 28, 28, 1)
+    assert set(mnist.labels.tolist()) == set(range(10))
 
 
 def test_utilisation_is_the_share_of_the_products_rate():
