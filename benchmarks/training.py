@@ -259,7 +259,7 @@ def settings(options):
 
 def main(argv):
     parser = Parser("benchmarks.training", __doc__)
-    parser.add_argument("--data", help="where CIFAR-10 lies")
+    parser.add_argument("--data", default="", help="where CIFAR-10 lies")
     parser.add_argument("--networks", nargs="+")
     parser.add_argument("--images", choices=IMAGES, help="each network's if not given")
     parser.add_argument("--methods", nargs="+", default=METHODS)

@@ -96,7 +96,7 @@ def test_a_network_has_its_usual_images_unless_others_are_named(
 def test_digits_are_themselves_and_random_pixels_take_the_place_of_mnist():
     digits, mnist = (
         training._training_images(
-            configured_run("small-cnn", "natural", images=images, batch_size=16), None
+            configured_run("small-cnn", "natural", images=images, batch_size=16), ""
         )
         for images in ("digits", "mnist")
     )
