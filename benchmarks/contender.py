@@ -56,12 +56,12 @@ def configured_run(
     Methods are natural, free-<m> and <K>-pgd. The batch is the recipe's where None.
     """
     images = images or usual_images(network)
-    known = IMAGES[images]
-    config = known.recipe()
+    kind = IMAGES[images]
+    config = kind.recipe()
     fields = {"data.name": images, "model.name": network, "model.dtype": dtype}
     config.update_from_flattened_dict(fields | _fields(method))
     config.batch_size = batch_size or config.batch_size
-    return Run(pathlib.Path(), config, known.classes, known.shape)
+    return Run(pathlib.Path(), config, kind.classes, kind.shape)
 
 
 def _fields(method):

@@ -193,8 +193,9 @@ def _megabytes(row):
 
 def _measured(setting):
     """The network, its images where they are not CIFAR-10's or ImageNet's, and the rest."""
-    small = setting["images"] in ("digits", "mnist")
-    network = setting["network"] + small * f" on {setting['images']}"
+    network = setting["network"]
+    if setting["images"] in ("digits", "mnist"):
+        network += f" on {setting['images']}"
     return f"{network}, {setting['dtype']}, {setting['batch']}"
 
 
