@@ -12,8 +12,7 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.models.batch_norm import batch_norm
 from freeadv_jax.models.conv import Conv
 from freeadv_jax.models.preact_resnet import PreActResNet
-
-_leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
+from freeadv_jax.models.relu import leaky_relu
 
 
 class MadryUnit(nn.Module):
@@ -32,9 +31,9 @@ class MadryUnit(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 f"]:
-        active = _leaky_relu(self.normalize(images))
+        active = leaky_relu(self.normalize(images))
         branch = self.conv(self.features, 3, self.stride)(active)
-        branch = _leaky_relu(self.normalize(branch))
+        branch = leaky_relu(self.normalize(branch))
         branch = self.conv(self.features, 3)(branch)
         shortcut = active if self.activate_shortcut else images
         extra = self.features - images.shape[-1]
@@ -84,7 +83,7 @@ class MadryWideResNet(nn.Module):
                     conv=conv,
                     normalize=normalize,
                 )(hidden)
-        hidden = _leaky_relu(normalize(hidden))
+        hidden = leaky_relu(normalize(hidden))
         pooled = jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
         # Uniform within sqrt(3 / width).
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
