@@ -94,13 +94,17 @@ def create_state(
 def mean_over_devices(tree, axis_name):
     """The mean of each array over the devices of `axis_name`; itself where None.
 
-    The arrays are of one dtype and travel together, in one collective.
+    The arrays are of one dtype.
     """
     # One vector of small and large arrays can take XLA's CPU backend longer to put
     # together than the gradients themselves: a lone device is spared it.
     if axis_name is None or lax.axis_size(axis_name) == 1:
         return tree
-    # One vector: XLA merges the collectives of separate arrays only up to a number of
-    # arrays and bytes that depends on the backend (256 arrays on CPU).
+    # XLA merges the collectives of separate arrays: on GPU and TPU into a few, that run
+    # beside the backward pass as their gradients are done, without the transposes that
+    # one vector would take from the layout of the kernels there.
+    if jax.default_backend() != "cpu":
+        return lax.pmean(tree, axis_name)
+    # On CPU it merges 256 arrays at most, and runs nothing beside.
     vector, unravel = ravel_pytree(tree)
     return unravel(lax.pmean(vector, axis_name))

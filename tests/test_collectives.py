@@ -93,7 +93,7 @@ def test_an_update_is_one_all_reduce_of_gradient_statistics_and_metrics(
     network, method
 ):
     state, lowered = lowered_step(network, sync=False, method=method)
-    # For any backend: one for the model, one for the metrics, before any merging.
+    # One for the model, one for the metrics, before any merging.
     assert lowered.as_text().count("stablehlo.all_reduce") == 2
     program = lowered.compile().as_text()
     ((computation, kind, size),) = collectives(program)
@@ -107,15 +107,40 @@ def test_an_update_is_one_all_reduce_of_gradient_statistics_and_metrics(
         assert len(jax.tree.leaves((state.params, state.batch_stats))) > 256
 
 
-def test_a_lone_device_gathers_nothing():
-    def program(devices):
-        tree = {"weight": jnp.ones((3, 4)), "bias": jnp.ones(3)}
-        mean = functools.partial(mean_over_devices, axis_name="devices")
-        traced = jax.make_jaxpr(mean, axis_env=[("devices", devices)])(tree)
-        return [equation.primitive.name for equation in traced.eqns]
+def operations_of_a_mean(devices):
+    tree = {"weight": jnp.ones((3, 4)), "bias": jnp.ones(3)}
+    mean = functools.partial(mean_over_devices, axis_name="devices")
+    traced = jax.make_jaxpr(mean, axis_env=[("devices", devices)])(tree)
+    return {equation.primitive.name for equation in traced.eqns}
 
-    assert program(1) == []
-    assert {"concatenate", "psum"} <= set(program(2))
+
+def test_a_lone_device_gathers_nothing():
+    assert operations_of_a_mean(1) == set()
+    assert {"concatenate", "psum"} <= operations_of_a_mean(2)
+
+
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+def test_nothing_is_gathered_where_xla_merges_collectives(backend, monkeypatch):
+    """And the mean is the same."""
+    rng = np.random.default_rng(0)
+    tree = {
+        "weight": rng.normal(size=(8, 3, 4)).astype(np.float32),
+        "bias": rng.normal(size=(8, 3)).astype(np.float32),
+    }
+
+    def mean():
+        return jax.pmap(lambda tree: mean_over_devices(tree, "devices"), "devices")(
+            tree
+        )
+
+    gathered = mean()
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert operations_of_a_mean(1) == set()
+    assert "concatenate" not in operations_of_a_mean(2)
+    apart = mean()
+    for name, values in tree.items():
+        np.testing.assert_array_equal(apart[name], gathered[name])
+        np.testing.assert_allclose(apart[name][3], values.mean(0), atol=1e-6)
 
 
 @pytest.mark.slow
