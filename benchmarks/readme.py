@@ -11,6 +11,7 @@ import re
 from functools import partial
 
 from benchmarks.ablation import BASE, summary
+from benchmarks.accelerators import NARROW, ONE_VECTOR
 from benchmarks.reproduce import ATTACKS, TABLES
 from benchmarks.step_changes import AS_IT_IS, GATHERED
 from benchmarks.step_cost import ONE_A_CALL
@@ -326,6 +327,59 @@ def _changes():
     return _table(["variant", *record], rows)
 
 
+def _on_h100():
+    """What an update moves, and what the rest would be with each variant."""
+    record = results("accelerators_h100")
+    found = {}
+    for row in record["rows"]:
+        setting = row["network"], row["batch_size"], row["devices"]
+        found.setdefault(setting, {})[row["variant"]] = row
+    rows = []
+    for (network, batch, chips), variants in found.items():
+        row = variants[AS_IT_IS]
+        rows.append(
+            [
+                f"{network}, {batch}",
+                str(chips),
+                str(row["convolutions"]["count"] + row["other_kernels"]["count"]),
+                _gigabytes(row["convolutions"]),
+                *(
+                    _gigabytes(variants[name]["other_kernels"])
+                    for name in (AS_IT_IS, NARROW, ONE_VECTOR)
+                ),
+                f"{row['memory'] / 1e9:.1f} GB",
+            ]
+        )
+    heads = "network, batch|chips|kernels|convolutions move|all else moves"
+    heads += f"|{NARROW}|{ONE_VECTOR}|memory of a chip"
+    return _table(heads.split("|"), rows)
+
+
+def _gigabytes(kind):
+    return f"{kind['bytes'] / 1e9:.2f} GB"
+
+
+def _beside(name):
+    """Convolutions beside a byte of the gradients, on the most chips."""
+    rows = results("accelerators_h100")["rows"]
+    chips = max(row["devices"] for row in rows)
+    return ", ".join(
+        f"{row['all_reduces']['convolutions_beside']:.0f} ({row['network']})"
+        for row in rows
+        if row["devices"] == chips and row["variant"] == name
+    )
+
+
+def _on_v5e():
+    rows = results("accelerators_v5e")["rows"]
+    bytes_of = {(row["network"], row["variant"]): row["bytes"] for row in rows}
+    return ", ".join(
+        f"{bytes_of[network, AS_IT_IS] / 1e9:.1f} GB an update where it were "
+        f"{bytes_of[network, ONE_VECTOR] / 1e9:.1f} GB ({network})"
+        for network in dict.fromkeys(row["network"] for row in rows)
+    )
+
+
 def _gathered():
     """What the variant costs on MNIST's size and on digits, relative to the step."""
     shares = []
@@ -498,6 +552,9 @@ BLOCKS = {
     "profile": _profile,
     "changes": _changes,
     "gathered": _gathered,
+    "on_h100": _on_h100,
+    "beside": partial(_beside, AS_IT_IS),
+    "on_v5e": _on_v5e,
     **{name: partial(_gains, name) for name in ABLATIONS},
     "random_start": _random_start,
     "robustness": _robustness,

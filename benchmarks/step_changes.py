@@ -76,7 +76,9 @@ def _without_donation():
     parallel.spmd = lambda *a, **options: spmd(*a, **options | {"donate": ()})
 
 
-def _gathered():
+def one_vector_all_reduced():
+    """Has gradients and statistics travel as one vector, from a lone device too."""
+
     def mean_over_devices(tree, axis_name):
         vector, unravel = ravel_pytree(tree)
         return unravel(lax.pmean(vector, axis_name))
@@ -104,7 +106,7 @@ ON_CPU = {
 VARIANTS = {
     AS_IT_IS: _nothing,
     "state not donated": _without_donation,
-    GATHERED: _gathered,
+    GATHERED: one_vector_all_reduced,
     "optimizer on one vector": _one_vector,
     "bfloat16": _nothing,
     "rematerialisation": _nothing,

@@ -1,0 +1,351 @@
+"""What XLA makes of a training step for a GPU or a TPU, on a machine that has neither.
+
+    python -m benchmarks.accelerators --target=h100 [--networks ...] [--devices 1 8]
+        [--variants ...] --out=FILE
+
+XLA compiles for a chip that is only described: for an H100 with `'.[cuda]'` installed,
+for a TPU v5e with `'.[tpu]'`. Nothing runs, so there are no times but those of compiling.
+From the program it is read how much an update moves to and from the chip's memory, each
+loop's body counted once, and what the devices send each other.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import math
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Callable
+from unittest import mock
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from benchmarks.contender import configured_run
+from benchmarks.record import write_record
+from benchmarks.scaling import program_memory
+from benchmarks.step_changes import AS_IT_IS, one_vector_all_reduced
+from freeadv_jax import parallel
+from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.errors import InputError
+from freeadv_jax.models import relu
+from freeadv_jax.train import STATE_LAYOUT, make_train_steps, minibatches_per_call
+
+NETWORKS = ("preact-resnet-18", "wrn-32-10-madry", "resnet-50")
+NARROW = "rectifiers' gradients chosen in bfloat16"
+ONE_VECTOR = "gradients in one vector"
+
+# The makers' figures of the H100 SXM, as XLA describes a GPU to itself.
+_H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000
+  device_memory_size: 84929347584
+  l2_cache_size: 52428800
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 12 }
+runtime_version { major: 12 minor: 9 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+}
+_INSTRUCTION = re.compile(r" +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+# Instructions that launch nothing.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+    *("while", "conditional", "call"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One of a compiled program: its bytes are those of its result."""
+
+    name: str
+    bytes: int
+    operation: str
+    operands: tuple[str, ...]
+    text: str
+
+
+def computations(program: str) -> dict[str, dict[str, Instruction]]:
+    """The instructions, by computation and name, of a program for GPU."""
+    found = {}
+    for line in program.splitlines():
+        if opened := re.match(r"(?:ENTRY )?%(\S+) .*\{$", line):
+            instructions = found[opened[1]] = {}
+        elif match := _INSTRUCTION.match(line):
+            name, shapes, operation, rest = match.groups()
+            operands = tuple(re.findall(r"%([\w.-]+)", rest.partition(")")[0]))
+            instructions[name] = Instruction(
+                name, _size(shapes), operation, operands, rest
+            )
+    return found
+
+
+def _size(shapes):
+    """Bytes of all arrays in the text of a type."""
+    return sum(
+        _BYTES[dtype] * math.prod(int(side) for side in sides.split(",") if side)
+        for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    )
+
+
+def traffic(program: str) -> dict:
+    """Kernels and bytes of the bodies of all loops, by kind; see the module."""
+    found = computations(program)
+    bodies = [
+        found[body]
+        for instructions in found.values()
+        for each in instructions.values()
+        for body in re.findall(r"body=%([\w.-]+)", each.text)
+    ]
+    kinds = {"convolutions": [], "other_kernels": [], "all_reduces": []}
+    beside = 0
+    for body in bodies:
+        on_their_way = set()
+        for each in body.values():
+            if each.operation == "all-reduce-start":
+                kinds["all_reduces"].append(each.bytes)
+                on_their_way.add(each)
+            elif each.operation == "all-reduce-done":
+                on_their_way.remove(body[each.operands[0]])
+            elif "__cudnn$conv" in each.text:
+                kinds["convolutions"].append(_moved(each, body, found))
+                beside += sum(start.bytes for start in on_their_way)
+            elif each.operation not in _FREE:
+                kinds["other_kernels"].append(_moved(each, body, found))
+    read = {
+        kind: {"count": len(each), "bytes": sum(each)} for kind, each in kinds.items()
+    }
+    # How many convolutions run while a byte is on its way to the other devices.
+    sent = read["all_reduces"]["bytes"]
+    read["all_reduces"]["convolutions_beside"] = beside / sent if sent else 0.0
+    return read
+
+
+def _moved(kernel, body, found):
+    """What it reads and writes, each array once."""
+    called = re.search(r"calls=%([\w.-]+)", kernel.text)
+    fused = found[called[1]] if called else {}
+    parameters = {
+        int(each.text.partition(")")[0]): each
+        for each in fused.values()
+        if each.operation == "parameter"
+    }
+    read = sum(
+        _read(parameters[number], fused) if fused else body[name].bytes
+        for number, name in enumerate(kernel.operands)
+    )
+    return read + kernel.bytes
+
+
+def _read(parameter, fused):
+    """Of an array that is only sliced, the slices."""
+    users = [each for each in fused.values() if parameter.name in each.operands]
+    if all(each.operation in ("slice", "dynamic-slice") for each in users):
+        return sum(each.bytes for each in users)
+    return parameter.bytes
+
+
+def _gpu(count):
+    return topologies.get_topology_desc(
+        "", platform="cuda", target_config=_H100, topology=f"1x1x{count}"
+    )
+
+
+def _tpu(count):
+    # Or it asks the cloud in which machine it is, and locks chips that are not there.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    return topologies.get_topology_desc("v5e:2x4", platform="tpu")
+
+
+def _by_kind(compiled):
+    return traffic(compiled.as_text())
+
+
+def _by_xla(compiled):
+    """As its cost model has it: a fused program's text does not tell what is moved."""
+    return {"bytes": compiled.cost_analysis()["bytes accessed"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A chip: JAX's name for its platform, and whose compiler it is."""
+
+    platform: str
+    # Of setup.py, and the packages whose versions count.
+    extra: str
+    packages: tuple[str, ...]
+    # (number of chips) -> a description of as many or more.
+    describe: Callable
+    # (compiled program) -> what is read from it.
+    read: Callable
+
+
+TARGETS = {
+    "h100": Target(
+        "gpu", "cuda", ("jax-cuda12-pjrt", "nvidia-cudnn-cu12"), _gpu, _by_kind
+    ),
+    "v5e": Target("tpu", "tpu", ("libtpu",), _tpu, _by_xla),
+}
+
+
+def chips(target: str, number: int) -> list:
+    """So many of them, described. InputError where JAX has no compiler for them."""
+    # What is not described is this CPU. JAX finds its plugins when asked for devices.
+    jax.config.update("jax_platforms", "cpu")
+    jax.devices()
+    known = TARGETS[target]
+    try:
+        found = known.describe(number).devices
+    except (RuntimeError, NotImplementedError) as fault:
+        raise InputError(
+            f"no compiler for {target}: it comes with `pip install '.[{known.extra}]'`"
+            f" ({fault})"
+        ) from fault
+    if number > len(found):
+        raise InputError(f"--devices={number}: {target} is described with {len(found)}")
+    return found[:number]
+
+
+@contextlib.contextmanager
+def compiling_for(devices: list, platform: str):
+    """As if JAX had found these devices, which are only described."""
+    mesh = Mesh(np.array(devices), (parallel.AXIS,))
+    with (
+        mock.patch.object(jax, "default_backend", lambda: platform),
+        mock.patch.object(jax, "device_count", lambda: len(devices)),
+        # As on several machines, where what pmap stands for is written out: pmap itself
+        # takes none but devices that are there.
+        mock.patch.object(jax, "process_count", lambda: 2),
+        mock.patch.object(parallel, "_mesh", lambda: mesh),
+    ):
+        yield
+
+
+def compiled_step(run, devices, platform):
+    """The program that `train` would run on them."""
+    with compiling_for(devices, platform):
+        parallel.check_batch_size(run.config.batch_size)
+
+        def lies(axis, tree):
+            placed = parallel.sharding(axis)
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree
+            )
+
+        state = jax.tree.map(
+            lies,
+            STATE_LAYOUT,
+            jax.eval_shape(run.initial_state),
+            is_leaf=lambda axis: axis is parallel.REPLICATED,
+        )
+        size = run.config.batch_size
+        batch = {
+            "image": jax.ShapeDtypeStruct((size, *run.image_shape), np.uint8),
+            "label": jax.ShapeDtypeStruct((size,), np.int32),
+        }
+        batches = (lies(parallel.SPLIT, batch),) * minibatches_per_call(run.config)
+        number = lies(parallel.REPLICATED, jax.ShapeDtypeStruct((), np.int32))
+        steps = make_train_steps(run.config, model=run.model(), tx=run.optimizer())
+        return steps.lower(state, batches, number).compile()
+
+
+def _narrow():
+    relu._at_least_float32 = lambda array: array
+
+
+def _nothing():
+    pass
+
+
+# By variant, what is bent in its process before the step is made.
+VARIANTS = {AS_IT_IS: _nothing, NARROW: _narrow, ONE_VECTOR: one_vector_all_reduced}
+
+
+def measure(variant, target, devices, network, how) -> dict:
+    """What is read from one program, in a process of its own."""
+    # A program for a chip that is not there cannot be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
+    VARIANTS[variant]()
+    run = configured_run(network, how["method"], dtype=how["dtype"])
+    started = time.perf_counter()
+    compiled = compiled_step(run, chips(target, devices), TARGETS[target].platform)
+    return {
+        "batch_size": run.config.batch_size,
+        "compile_seconds": time.perf_counter() - started,
+        "memory": program_memory(compiled)["total"],
+        **TARGETS[target].read(compiled),
+    }
+
+
+def _all_moved(row):
+    if "bytes" in row:
+        return row["bytes"]
+    return row["convolutions"]["bytes"] + row["other_kernels"]["bytes"]
+
+
+def main(argv):
+    parser = Parser("benchmarks.accelerators", __doc__)
+    parser.add_argument("--target", choices=TARGETS, required=True)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--method", default="free-8")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--devices", nargs="+", type=count, default=(1, 8))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--out", required=True)
+    options = parser.parse_args(argv[1:])
+    how = {"method": options.method, "dtype": options.dtype}
+    rows = []
+    for network, devices, variant in itertools.product(
+        options.networks, options.devices, options.variants
+    ):
+        setting = {"network": network, "devices": devices, "variant": variant}
+        processes = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=processes) as pool:
+            asked = pool.submit(measure, variant, options.target, devices, network, how)
+            rows.append(setting | asked.result())
+        row = rows[-1]
+        print(
+            f"{network:18}{devices:3} x {options.target}  {variant:42}"
+            f"{_all_moved(row) / 1e9:8.2f} GB an update, {row['memory'] / 1e9:.1f} GB "
+            f"of memory, compiled in {row['compile_seconds']:.0f} s",
+            flush=True,
+        )
+    packages = TARGETS[options.target].packages
+    results = {"target": options.target, **how, "rows": rows}
+    write_record(options.out, results, packages=packages)
+
+
+if __name__ == "__main__":
+    run_command(main)

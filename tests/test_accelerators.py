@@ -1,0 +1,193 @@
+"""Steps compiled for GPU and TPU without one, and what is read from the programs."""
+
+import types
+
+import jax
+import pytest
+
+from benchmarks import accelerators, step_changes
+from benchmarks.contender import configured_run
+from freeadv_jax import parallel, state
+from freeadv_jax.errors import InputError
+from freeadv_jax.models import relu
+
+# A loop of one convolution beside an all-reduce, a fusion that takes half of an array,
+# and a transpose; before it, what is not in the loop.
+PROGRAM = """\
+HloModule jit_train_steps, is_scheduled=true
+
+%fused_add (param_0: f32[8], param_1: f32[4]) -> f32[4] {
+  %param_0 = f32[8]{0} parameter(0)
+  %slice.1 = f32[4]{0} slice(%param_0), slice={[0:4]}
+  %param_1 = f32[4]{0} parameter(1)
+  ROOT %add.1 = f32[4]{0} add(%slice.1, %param_1)
+}
+
+%body (carried: (s32[], f32[8], bf16[1,2,2,4])) -> (s32[], f32[8], bf16[1,2,2,4]) {
+  %carried = (s32[], f32[8]{0}, bf16[1,2,2,4]{3,2,1,0}) parameter(0)
+  %number = s32[] get-tuple-element(%carried), index=0
+  %vector = f32[8]{0} get-tuple-element(%carried), index=1
+  %images = bf16[1,2,2,4]{3,2,1,0} get-tuple-element(%carried), index=2
+  %kernel = bf16[4,1,1,4]{3,2,1,0} constant({...})
+  %gradient = f32[2,4]{1,0} all-reduce-start(%summed), replica_groups={}
+  %conv.1 = (bf16[1,2,2,4]{3,2,1,0}, u8[0]{0}) custom-call(%images, %kernel), \
+custom_call_target="__cudnn$convForward"
+  %done = f32[2,4]{1,0} all-reduce-done(%gradient)
+  %late = f32[2]{0} all-reduce-start(%other), replica_groups={}
+  %done.1 = f32[2]{0} all-reduce-done(%late)
+  %small = f32[4]{0} bitcast(%done)
+  %fusion.1 = f32[4]{0} fusion(%vector, /*index=1*/%small), kind=kLoop, calls=%fused_add
+  %transpose.1 = bf16[4,1,2,2]{3,2,1,0} transpose(%images), dimensions={3,0,1,2}
+  ROOT %tuple = (s32[], f32[8]{0}, bf16[1,2,2,4]{3,2,1,0}) tuple(%number, %vector)
+}
+
+ENTRY %main (given: f32[1000]) -> f32[1000] {
+  %given = f32[1000]{0} parameter(0)
+  %copy.1 = f32[1000]{0} copy(%given)
+  ROOT %while.1 = (s32[], f32[8]{0}) while(%copy.1), condition=%until, body=%body
+}
+"""
+
+
+def test_kernels_and_bytes_are_those_of_the_loops_bodies():
+    assert accelerators.traffic(PROGRAM) == {
+        # Images in and out, and the kernel.
+        "convolutions": {"count": 1, "bytes": 32 + 32 + 32},
+        # The fusion's half of the vector, its other operand and its result; the
+        # transpose.
+        "other_kernels": {"count": 2, "bytes": (16 + 16 + 16) + (32 + 32)},
+        # One of 32 bytes beside a convolution, one of 8 beside none.
+        "all_reduces": {"count": 2, "bytes": 40, "convolutions_beside": 32 / 40},
+    }
+
+
+@pytest.mark.parametrize("target", accelerators.TARGETS)
+def test_a_target_without_its_compiler_is_one_line_with_the_extra(target, monkeypatch):
+    def missing(*_, **__):
+        raise RuntimeError("not installed")
+
+    monkeypatch.setattr(accelerators.topologies, "get_topology_desc", missing)
+    extra = accelerators.TARGETS[target].extra
+    with pytest.raises(
+        InputError, match=rf"no compiler for {target}: .*'\.\[{extra}\]'"
+    ):
+        accelerators.chips(target, 1)
+
+
+def test_more_chips_than_are_described_are_refused(monkeypatch):
+    described = types.SimpleNamespace(devices=list("12345678"))
+    monkeypatch.setattr(
+        accelerators.topologies, "get_topology_desc", lambda *_, **__: described
+    )
+    assert accelerators.chips("v5e", 2) == ["1", "2"]
+    with pytest.raises(InputError, match="--devices=9: v5e is described with 8"):
+        accelerators.chips("v5e", 9)
+
+
+def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
+    run = configured_run("small-cnn", "natural", batch_size=9)
+    with pytest.raises(InputError, match="a global batch of 9 .* over 2 devices"):
+        accelerators.compiled_step(run, jax.devices()[:2], "gpu")
+
+
+def test_compiling_for_others_leaves_no_trace():
+    before = jax.default_backend(), jax.device_count(), parallel.sharding(0)
+    with accelerators.compiling_for(jax.devices()[:1], "gpu"):
+        assert (jax.default_backend(), jax.device_count()) == ("gpu", 1)
+        assert parallel.sharding(0).mesh.size == 1
+    assert (jax.default_backend(), jax.device_count(), parallel.sharding(0)) == before
+
+
+def test_every_variant_bends_what_it_names(monkeypatch):
+    monkeypatch.setattr(relu, "_at_least_float32", relu._at_least_float32)
+    monkeypatch.setattr(state, "mean_over_devices", state.mean_over_devices)
+    unbent = relu._at_least_float32, state.mean_over_devices
+    for variant, which in ((accelerators.NARROW, 0), (accelerators.ONE_VECTOR, 1)):
+        accelerators.VARIANTS[variant]()
+        now = relu._at_least_float32, state.mean_over_devices
+        assert now[which] is not unbent[which]
+        assert now[1 - which] is unbent[1 - which]
+        relu._at_least_float32, state.mean_over_devices = unbent
+    assert set(accelerators.VARIANTS) == {
+        step_changes.AS_IT_IS,
+        accelerators.NARROW,
+        accelerators.ONE_VECTOR,
+    }
+
+
+# Of which XLA sends the gradients in several parts.
+LARGE = {"network": "preact-resnet-18", "batch_size": 128}
+
+
+def compiled(target, devices, method, *, network="small-cnn-bn", batch_size=16):
+    """The step in bfloat16; skipped where JAX has no compiler for the target."""
+    try:
+        chips = accelerators.chips(target, devices)
+    except InputError as fault:
+        pytest.skip(str(fault))
+    run = configured_run(network, method, dtype="bfloat16", batch_size=batch_size)
+    platform = accelerators.TARGETS[target].platform
+    return run, accelerators.compiled_step(run, chips, platform)
+
+
+def for_accelerators(test):
+    """A test of programs that JAX's cache keeps, but cannot read back."""
+    unread = pytest.mark.filterwarnings("ignore:Error reading persistent compilation")
+    return pytest.mark.accelerators(unread(test))
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@for_accelerators
+@pytest.mark.parametrize("method", ["natural", "free-2", "2-pgd"])
+@pytest.mark.parametrize("target", accelerators.TARGETS)
+def test_a_step_compiles_for_eight_chips_and_keeps_its_state_in_place(target, method):
+    run, program = compiled(target, 8, method)
+    memory = accelerators.program_memory(program)
+    params = jax.eval_shape(run.initial_state).params
+    # Weights and momentum.
+    assert memory["donated"] >= 2 * 4 * count(params)
+
+
+@for_accelerators
+def test_convolutions_for_gpu_are_cudnns_in_bfloat16_with_channels_last():
+    _, program = compiled("h100", 1, "free-2", network="wrn-10-1")
+    lines = [line for line in program.as_text().splitlines() if "__cudnn$conv" in line]
+    # The stem, two in each of three units, two projections; and two gradients of each.
+    assert len(lines) == 3 * (1 + 3 * 2 + 2)
+    assert all("->b01f" in line for line in lines)
+    assert all(" = (bf16[" in line for line in lines)
+
+
+@for_accelerators
+def test_a_gpu_moves_less_where_rectifiers_gradients_are_chosen_in_float32(monkeypatch):
+    def other_kernels():
+        _, program = compiled("h100", 1, "free-2", **LARGE)
+        return accelerators.traffic(program.as_text())["other_kernels"]
+
+    as_it_is = other_kernels()
+    monkeypatch.setattr(relu, "_at_least_float32", lambda array: array)
+    assert as_it_is["bytes"] < 0.95 * other_kernels()["bytes"]
+
+
+@for_accelerators
+def test_gradients_reach_other_gpus_beside_the_backward_pass(monkeypatch):
+    def read():
+        run, program = compiled("h100", 8, "free-2", **LARGE)
+        return run, accelerators.traffic(program.as_text())
+
+    run, as_it_is = read()
+    state_ = jax.eval_shape(run.initial_state)
+    assert as_it_is["all_reduces"]["bytes"] >= 4 * (
+        count(state_.params) + count(state_.batch_stats)
+    )
+    monkeypatch.setattr(state, "mean_over_devices", state.mean_over_devices)
+    step_changes.one_vector_all_reduced()
+    _, gathered = read()
+    assert as_it_is["other_kernels"]["bytes"] < gathered["other_kernels"]["bytes"]
+    assert (
+        as_it_is["all_reduces"]["convolutions_beside"]
+        > gathered["all_reduces"]["convolutions_beside"]
+    )
