@@ -3,10 +3,11 @@
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import accelerators, step_changes
-from benchmarks.contender import configured_run
+from benchmarks.contender import configured_run, on_one_batch
 from freeadv_jax import parallel, state
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import relu
@@ -88,6 +89,30 @@ def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
     run = configured_run("small-cnn", "natural", batch_size=9)
     with pytest.raises(InputError, match="a global batch of 9 .* over 2 devices"):
         accelerators.compiled_step(run, jax.devices()[:2], "gpu")
+
+
+@pytest.mark.slow
+def test_the_step_in_its_form_for_gpu_and_tpu_computes_what_that_for_cpu_does(
+    monkeypatch,
+):
+    """Convolutions' gradients, BatchNorm's sums and the all-reduce differ."""
+
+    def losses():
+        run = configured_run("wrn-10-1", "free-2", batch_size=16)
+        contender = on_one_batch(run, per_call=1)
+        metrics = [contender.call(next(contender.batches)) for _ in range(3)]
+        return [float(each["loss"]) for each in metrics], contender.program()
+
+    on_cpu, program = losses()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    # Found out once for all, for the CPU.
+    options = parallel.compiler_options.__wrapped__
+    monkeypatch.setattr(parallel, "compiler_options", options)
+    in_other_form, other_program = losses()
+    assert len(set(on_cpu)) == 3
+    np.testing.assert_allclose(in_other_form, on_cpu, rtol=1e-3)
+    assert "reduce-window" in program
+    assert "reduce-window" not in other_program
 
 
 def test_compiling_for_others_leaves_no_trace():

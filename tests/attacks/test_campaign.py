@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from freeadv_jax.attacks import campaign as campaign_module
+from freeadv_jax.attacks.apgd import APGD
 from freeadv_jax.attacks.attack import run_attack
 from freeadv_jax.attacks.campaign import Campaign, _Slots
+from freeadv_jax.attacks.fab import FAB
 from freeadv_jax.attacks.pgd import PGD
+from freeadv_jax.attacks.square import Square
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((77, 5, 4, 2), np.float32)
@@ -228,6 +232,41 @@ def test_last_images_go_on_in_a_smaller_batch_to_the_same_outcome():
     assert campaign.compilations == 2 + len(parts) <= 6
     wrong = np.argmax(LOGITS_FN(adversarial), axis=-1) != LABELS
     np.testing.assert_array_equal(wrong[few], ~found[few])
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD("linf", 0.03, steps=23, step_size=0.002, restarts=2),
+        APGD("linf", 0.03, steps=23),
+        pytest.param(FAB("linf", 0.03, steps=23), marks=pytest.mark.slow),
+        pytest.param(Square("linf", 0.03, steps=230), marks=pytest.mark.slow),
+    ],
+    ids=lambda attack: type(attack).__name__.lower(),
+)
+def test_several_steps_a_call_as_on_gpu_and_tpu_end_in_the_same_images(
+    attack, monkeypatch
+):
+    """Also where the last call has steps left over, and where some end before others."""
+
+    def outcome():
+        moved = IMAGES.copy()
+        looks = []
+        found = standing(
+            attack,
+            batch_size=32,
+            adversarial=moved,
+            watch=lambda done, _: looks.append(done),
+        )
+        return found, moved, len(looks)
+
+    stands, moved, looks = outcome()
+    monkeypatch.setattr(campaign_module, "_steps_a_call", lambda: 10)
+    together, moved_together, fewer_looks = outcome()
+    assert fewer_looks < looks / 4
+    assert 0 < stands.sum() < 77
+    np.testing.assert_array_equal(together, stands)
+    np.testing.assert_allclose(moved_together, moved, atol=1e-6)
 
 
 def test_a_process_reads_the_images_of_its_own_places_also_in_a_smaller_batch(
