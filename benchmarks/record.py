@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import platform
+import shlex
 import sys
 
 from freeadv_jax.record import environment, write_json
@@ -18,11 +19,11 @@ def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) ->
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = f"python -m benchmarks.{pathlib.Path(sys.argv[0]).stem}"
+    module = f"benchmarks.{pathlib.Path(sys.argv[0]).stem}"
     write_json(
         path,
         {
-            "command": " ".join([command, *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
             "environment": environment()
             | _processor()
             | {"peers": {name: importlib.metadata.version(name) for name in packages}},

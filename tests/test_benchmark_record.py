@@ -8,14 +8,21 @@ import pytest
 from benchmarks.record import write_record
 from freeadv_jax.record import read_json
 
+ARGUMENTS = [
+    "/a/benchmarks/training.py",
+    *("--rounds=1", "--variants", "as it is", "bfloat16"),
+]
+
 
 def test_a_record_has_its_command_its_results_and_versions_asked_for(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("sys.argv", ["/a/benchmarks/training.py", "--rounds=1", "--x"])
+    monkeypatch.setattr("sys.argv", ARGUMENTS)
     write_record(tmp_path / "new" / "record.json", {"a": 1}, packages=("pytest",))
     record = read_json(tmp_path / "new" / "record.json")
-    assert record["command"] == "python -m benchmarks.training --rounds=1 --x"
+    assert record["command"] == (
+        "python -m benchmarks.training --rounds=1 --variants 'as it is' bfloat16"
+    )
     assert record["results"] == {"a": 1}
     assert record["environment"]["peers"] == {"pytest": pytest.__version__}
 
