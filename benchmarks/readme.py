@@ -351,7 +351,7 @@ def _on_h100():
             ]
         )
     heads = "network, batch|chips|kernels|convolutions move|all else moves"
-    heads += f"|{NARROW}|{ONE_VECTOR}|memory of a chip"
+    heads += f"|all else, {NARROW}|all else, {ONE_VECTOR}|memory of a chip"
     return _table(heads.split("|"), rows)
 
 
