@@ -67,15 +67,8 @@ dnn_version_info { major: 9 minor: 12 }
 runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "f32": 4,
-    "s32": 4,
-    "u32": 4,
+_BYTES = {"pred": 1, "bf16": 2} | {
+    f"{kind}{8 * bytes}": bytes for kind in "fsu" for bytes in (1, 2, 4, 8)
 }
 _INSTRUCTION = re.compile(r" +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 # Instructions that launch nothing.

@@ -22,12 +22,13 @@ from benchmarks.contender import IMAGES, Worker, configured_run, on_one_batch
 from benchmarks.record import write_record
 from freeadv_jax import parallel, state
 from freeadv_jax.command import Parser, count, run_command
-from freeadv_jax.models import batch_norm, conv, preact_resnet
+from freeadv_jax.models import batch_norm, conv, preact_resnet, resnet
 from freeadv_jax.run import Run
 
 TURN_SECONDS = 2.0
 AS_IT_IS = "as it is"
 GATHERED = "a lone device's gradients gathered"
+POOLED = "Flax's max pooling"
 _BY_XLA = "convolutions' gradients as XLA derives them"
 
 
@@ -61,6 +62,16 @@ def _unary_ends():
 
     batch_norm._normalised.defvjp(batch_norm._forward, backward)
     preact_resnet.relu = nn.relu
+
+
+def _flax_max_pool():
+    def max_pool(images, *, window, stride, padding):
+        sides = (padding, padding)
+        return nn.max_pool(
+            images, (window, window), (stride, stride), padding=(sides, sides)
+        )
+
+    resnet.max_pool = max_pool
 
 
 def _gradients_by_xla():
@@ -99,6 +110,7 @@ def _nothing():
 ON_CPU = {
     "Flax's BatchNorm": _flax_batch_norm,
     "ReLU a maximum, BatchNorm's gradient a product": _unary_ends,
+    POOLED: _flax_max_pool,
     _BY_XLA: _gradients_by_xla,
     "convolutions by YNNPACK": _ynnpack,
     "huge pages": _nothing,
@@ -186,7 +198,8 @@ def main(argv):
         name = f"{network}{images}, batches of {size}"
         # Minutes an update on anything larger.
         small = (network, size) == ("wrn-10-1", 32)
-        tried = [each for each in variants if each != _BY_XLA or small]
+        where = {_BY_XLA: small, POOLED: network.startswith("resnet")}
+        tried = [each for each in variants if where.get(each, True)]
         how = network, options.images, options.method, size
         results[name] = measure(tried, options.rounds, *how)
         print(f"\n{name}, {options.method}")

@@ -93,16 +93,24 @@ def spmd(function, *, inputs, outputs, donate=()):
     return jax.jit(whole, donate_argnums=donate, compiler_options=compiler_options())
 
 
-@functools.cache
 def compiler_options() -> dict | None:
+    """What programs are compiled with on this backend, besides XLA's defaults.
+
+    On GPU, no kernels that add in an order of their own in each run.
+    """
+    if jax.default_backend() == "gpu":
+        return {"xla_gpu_exclude_nondeterministic_ops": True}
+    return _away_from_ynnpack() if jax.default_backend() == "cpu" else None
+
+
+@functools.cache
+def _away_from_ynnpack():
     """On CPU, convolutions kept away from YNNPACK, where the compiler knows how.
 
     Its kernel gradients are 2 to 4 times slower from 64 channels up (jaxlib 0.10.2
     to 0.12.0). Releases without the option refuse it, so it is tried out first.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    if jax.default_backend() != "cpu":
-        return None
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -13,6 +13,7 @@ from freeadv_jax import parallel, state
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import relu
 from freeadv_jax.record import read_json
+from freeadv_jax.train import make_train_steps
 
 # A loop of one convolution beside an all-reduce, a fusion that takes half of an array,
 # and a transpose; before it, what is not in the loop.
@@ -122,6 +123,23 @@ def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
         accelerators.compiled_step(run, jax.devices()[:2], "gpu")
 
 
+@pytest.mark.parametrize("method", ["natural", "free-2", "2-pgd"])
+@pytest.mark.parametrize("network", ["resnet-50", "small-cnn-bn"])
+def test_no_step_scatters(network, method, monkeypatch):
+    """On GPU a scatter adds in an order of its own in each run, or is sorted first."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    run = configured_run(network, method, images="cifar10", batch_size=16)
+    state = jax.eval_shape(run.initial_state)
+    batch = {
+        "image": jax.ShapeDtypeStruct((16, *run.image_shape), np.uint8),
+        "label": jax.ShapeDtypeStruct((16,), np.int32),
+    }
+    steps = make_train_steps(run.config, model=run.model(), tx=run.optimizer())
+    text = steps.lower(state, (batch,), np.int32(1)).as_text()
+    assert "stablehlo.convolution" in text
+    assert "scatter" not in text
+
+
 @pytest.mark.slow
 def test_the_step_in_its_form_for_gpu_and_tpu_computes_what_that_for_cpu_does(
     monkeypatch,
@@ -136,9 +154,6 @@ def test_the_step_in_its_form_for_gpu_and_tpu_computes_what_that_for_cpu_does(
 
     on_cpu, program = losses()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    # Found out once for all, for the CPU.
-    options = parallel.compiler_options.__wrapped__
-    monkeypatch.setattr(parallel, "compiler_options", options)
     in_other_form, other_program = losses()
     assert len(set(on_cpu)) == 3
     np.testing.assert_allclose(in_other_form, on_cpu, rtol=1e-3)

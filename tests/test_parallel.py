@@ -128,6 +128,15 @@ def test_fetched_copy_survives_donation():
     assert not copy.delta.any()
 
 
+def test_kernels_that_add_in_any_order_are_left_out_on_gpu(monkeypatch):
+    left_out = {"xla_gpu_exclude_nondeterministic_ops": True}
+    assert parallel.compiler_options() != left_out
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert parallel.compiler_options() == left_out
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert parallel.compiler_options() is None
+
+
 def test_batch_that_does_not_divide_is_refused_with_both_numbers():
     parallel.check_batch_size(16)
     with pytest.raises(InputError, match="batch of 12 does not divide over 8 devices"):

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
 # Keeps the ratios of DLR finite where all logits are equal.
@@ -17,7 +16,7 @@ def cross_entropy(
     That part of the label is spread evenly over all classes (Szegedy et al. 2016,
     section 7).
     """
-    exact = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    exact = jax.nn.logsumexp(logits, axis=-1) - _at(logits, labels)
     if not smoothing:
         return exact
     even = -jax.nn.log_softmax(logits).mean(axis=-1)
@@ -30,9 +29,8 @@ def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array
     The loss of Carlini & Wagner (2017), for any number of classes.
     """
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    true = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
-    return other - true
+    return other - _at(logits, labels)
 
 
 def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -81,4 +79,7 @@ TARGETED = {
 
 
 def _at(logits, classes):
-    return jnp.take_along_axis(logits, classes[:, None], axis=-1)[:, 0]
+    # A sum with one term, not a gather: the gradient of that is a scatter, which a GPU
+    # can add up in an order of its own.
+    is_class = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
+    return jnp.sum(jnp.where(is_class, logits, 0.0), axis=-1)

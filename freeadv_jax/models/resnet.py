@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from freeadv_jax.models.batch_norm import batch_norm
 from freeadv_jax.models.conv import Conv
+from freeadv_jax.models.pool import max_pool
 from freeadv_jax.models.preact_resnet import torch_dense_init
 from freeadv_jax.models.relu import relu
 
@@ -56,7 +57,7 @@ class ResNet(nn.Module):
             axis_name=self.batch_norm_axis,
         )
         hidden = relu(normalize(conv(64, 7, 2, padding=3)(images)))
-        hidden = nn.max_pool(hidden, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        hidden = max_pool(hidden, window=3, stride=2, padding=1)
         for stage, units in enumerate(self.units):
             for unit in range(units):
                 stride = 2 if stage > 0 and unit == 0 else 1
