@@ -34,6 +34,7 @@ from freeadv_jax import parallel
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import relu
+from freeadv_jax.parallel import REPLICATED, SPLIT
 from freeadv_jax.train import STATE_LAYOUT, make_train_steps, minibatches_per_call
 
 NETWORKS = ("preact-resnet-18", "wrn-32-10-madry", "resnet-50")
@@ -246,32 +247,32 @@ def compiling_for(devices: list, platform: str):
         yield
 
 
+def laid_out(layout, tree):
+    """The shapes of arrays; `layout` is a prefix of `tree`: REPLICATED and SPLIT."""
+
+    def lies(axis, part):
+        placed = parallel.sharding(axis)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), part
+        )
+
+    return jax.tree.map(lies, layout, tree, is_leaf=lambda axis: axis is REPLICATED)
+
+
 def compiled_step(run, devices, platform):
     """The program that `train` would run on them."""
+    size = run.config.batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, *run.image_shape), np.uint8),
+        "label": jax.ShapeDtypeStruct((size,), np.int32),
+    }
+    batches = (batch,) * minibatches_per_call(run.config)
+    arguments = jax.eval_shape(run.initial_state), batches, np.int32(1)
     with compiling_for(devices, platform):
-        parallel.check_batch_size(run.config.batch_size)
-
-        def lies(axis, tree):
-            placed = parallel.sharding(axis)
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree
-            )
-
-        state = jax.tree.map(
-            lies,
-            STATE_LAYOUT,
-            jax.eval_shape(run.initial_state),
-            is_leaf=lambda axis: axis is parallel.REPLICATED,
-        )
-        size = run.config.batch_size
-        batch = {
-            "image": jax.ShapeDtypeStruct((size, *run.image_shape), np.uint8),
-            "label": jax.ShapeDtypeStruct((size,), np.int32),
-        }
-        batches = (lies(parallel.SPLIT, batch),) * minibatches_per_call(run.config)
-        number = lies(parallel.REPLICATED, jax.ShapeDtypeStruct((), np.int32))
+        parallel.check_batch_size(size)
         steps = make_train_steps(run.config, model=run.model(), tx=run.optimizer())
-        return steps.lower(state, batches, number).compile()
+        layout = STATE_LAYOUT, SPLIT, REPLICATED
+        return steps.lower(*laid_out(layout, arguments)).compile()
 
 
 def _narrow():

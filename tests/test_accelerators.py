@@ -1,6 +1,8 @@
 """Steps compiled for GPU and TPU without one, and what is read from the programs."""
 
+import re
 import types
+from functools import partial
 
 import jax
 import numpy as np
@@ -10,8 +12,15 @@ from benchmarks import accelerators, step_changes
 from benchmarks.contender import configured_run, on_one_batch
 from benchmarks.readme import RESULTS
 from freeadv_jax import parallel, state
+from freeadv_jax.attacks import campaign
+from freeadv_jax.attacks.apgd import APGD
+from freeadv_jax.attacks.attack import split_numbers
+from freeadv_jax.attacks.fab import FAB
+from freeadv_jax.attacks.pgd import PGD
+from freeadv_jax.attacks.square import Square
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import relu
+from freeadv_jax.parallel import REPLICATED, SPLIT
 from freeadv_jax.record import read_json
 from freeadv_jax.train import make_train_steps
 
@@ -190,12 +199,17 @@ def test_every_variant_bends_what_it_names(monkeypatch):
 LARGE = {"network": "preact-resnet-18", "batch_size": 128}
 
 
-def compiled(target, devices, method, *, network="small-cnn-bn", batch_size=16):
-    """The step in bfloat16; skipped where JAX has no compiler for the target."""
+def chips_of(target, number):
+    """Skips where JAX has no compiler for them."""
     try:
-        chips = accelerators.chips(target, devices)
+        return accelerators.chips(target, number)
     except InputError as fault:
         pytest.skip(str(fault))
+
+
+def compiled(target, devices, method, *, network="small-cnn-bn", batch_size=16):
+    """The step in bfloat16."""
+    chips = chips_of(target, devices)
     run = configured_run(network, method, dtype="bfloat16", batch_size=batch_size)
     platform = accelerators.TARGETS[target].platform
     return run, accelerators.compiled_step(run, chips, platform)
@@ -262,3 +276,39 @@ def test_gradients_reach_other_gpus_beside_the_backward_pass(monkeypatch):
         as_it_is["all_reduces"]["convolutions_beside"]
         > gathered["all_reduces"]["convolutions_beside"]
     )
+
+
+@for_accelerators
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD("linf", 0.1, steps=20, step_size=0.01),
+        APGD("linf", 0.1),
+        APGD("l2", 0.5, loss="dlr", goal="multi-target", targets=9),
+        FAB("linf", 0.1, goal="multi-target", targets=9),
+        Square("linf", 0.1),
+    ],
+    ids=["pgd", "apgd", "apgd-t", "fab-t", "square"],
+)
+@pytest.mark.parametrize("target", accelerators.TARGETS)
+def test_an_attacks_steps_compile(target, attack):
+    chips = chips_of(target, 2)
+    run = configured_run("small-cnn", "natural")
+    variables = {"params": jax.eval_shape(run.initial_state).params}
+    logits_fn = jax.tree_util.Partial(
+        partial(run.model().apply, train=False), variables
+    )
+    kind, numbers = split_numbers(attack)
+    settings = {"attack": numbers, "seed": np.uint32(0)}
+    images = np.zeros((16, *run.image_shape), np.uint8)
+    slots = campaign._Slots(images, np.zeros(16, np.int32), 16).batch
+    start = partial(campaign._start, kind=kind)
+    layout = REPLICATED, REPLICATED, SPLIT, SPLIT
+    arguments = logits_fn, settings, slots
+    arguments += (jax.eval_shape(start, *arguments),)
+    with accelerators.compiling_for(chips, accelerators.TARGETS[target].platform):
+        program = campaign.Campaign(batch_size=16)._program(
+            campaign._advance, kind, layout, 16
+        )
+        compiled = program.lower(*accelerators.laid_out(layout, arguments)).compile()
+    assert re.search(r"cudnn\$conv| convolution\(", compiled.as_text())
