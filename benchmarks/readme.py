@@ -13,7 +13,7 @@ from functools import partial
 from benchmarks.ablation import BASE, summary
 from benchmarks.accelerators import NARROW, ONE_VECTOR
 from benchmarks.reproduce import ATTACKS, TABLES
-from benchmarks.step_changes import AS_IT_IS, GATHERED
+from benchmarks.step_changes import AS_IT_IS, GATHERED, POOLED
 from benchmarks.step_cost import ONE_A_CALL
 from freeadv_jax.evaluation import WORST_CASE
 from freeadv_jax.record import read_json
@@ -389,6 +389,12 @@ def _gathered():
     return " and ".join(shares)
 
 
+def _pooled():
+    """What Flax's max pooling costs ResNet-50, relative to the step."""
+    (rows,) = results("step_changes_resnet_50").values()
+    return f"{rows[POOLED]['/ as it is']:.2f}"
+
+
 def _mean(figure):
     return f"{_percent(figure['mean'])} ± {_percent(figure['deviation'])}"
 
@@ -552,6 +558,7 @@ BLOCKS = {
     "profile": _profile,
     "changes": _changes,
     "gathered": _gathered,
+    "pooled": _pooled,
     "on_h100": _on_h100,
     "beside": partial(_beside, AS_IT_IS),
     "on_v5e": _on_v5e,
