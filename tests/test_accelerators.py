@@ -24,7 +24,7 @@ from freeadv_jax.parallel import REPLICATED, SPLIT
 from freeadv_jax.record import read_json
 from freeadv_jax.train import make_train_steps
 
-# A loop of one convolution beside an all-reduce, a fusion that takes half of an array,
+# A loop of a convolution beside an all-reduce and one after it, a fusion that takes half of an array,
 # and a transpose; before it, what is not in the loop.
 PROGRAM = """\
 HloModule jit_train_steps, is_scheduled=true
@@ -48,6 +48,8 @@ custom_call_target="__cudnn$convForward"
   %done = f32[2,4]{1,0} all-reduce-done(%gradient)
   %late = f32[2]{0} all-reduce-start(%other), replica_groups={}
   %done.1 = f32[2]{0} all-reduce-done(%late)
+  %conv.2 = (bf16[1,2,2,4]{3,2,1,0}, u8[0]{0}) custom-call(%images, %kernel), \
+custom_call_target="__cudnn$convForward"
   %small = f32[4]{0} bitcast(%done)
   %fusion.1 = f32[4]{0} fusion(%vector, /*index=1*/%small), kind=kLoop, calls=%fused_add
   %transpose.1 = bf16[4,1,2,2]{3,2,1,0} transpose(%images), dimensions={3,0,1,2}
@@ -65,7 +67,7 @@ ENTRY %main (given: f32[1000]) -> f32[1000] {
 def test_kernels_and_bytes_are_those_of_the_loops_bodies():
     assert accelerators.traffic(PROGRAM) == {
         # Images in and out, and the kernel.
-        "convolutions": {"count": 1, "bytes": 32 + 32 + 32},
+        "convolutions": {"count": 2, "bytes": 2 * (32 + 32 + 32)},
         # The fusion's half of the vector, its other operand and its result; the
         # transpose.
         "other_kernels": {"count": 2, "bytes": (16 + 16 + 16) + (32 + 32)},

@@ -79,7 +79,7 @@ TARGETED = {
 
 
 def _at(logits, classes):
-    # A sum with one term, not a gather: the gradient of that is a scatter, which a GPU
-    # can add up in an order of its own.
+    # A sum with one term, not a gather: the gradient of that is a scatter, which XLA
+    # takes for one that a GPU adds up in any order, or sorts first.
     is_class = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
     return jnp.sum(jnp.where(is_class, logits, 0.0), axis=-1)
