@@ -12,6 +12,7 @@ loop's body counted once, and what the devices send each other.
 import concurrent.futures
 import contextlib
 import dataclasses
+import importlib.metadata
 import itertools
 import math
 import multiprocessing
@@ -215,18 +216,20 @@ TARGETS = {
 
 
 def chips(target: str, number: int) -> list:
-    """So many of them, described. InputError where JAX has no compiler for them."""
+    """So many of them, described. InputError where their compiler is not installed."""
+    known = TARGETS[target]
+    for package in known.packages:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError as fault:
+            raise InputError(
+                f"no compiler for {target}: it comes with `pip install "
+                f"'.[{known.extra}]'` ({package} is missing)"
+            ) from fault
     # What is not described is this CPU. JAX finds its plugins when asked for devices.
     jax.config.update("jax_platforms", "cpu")
     jax.devices()
-    known = TARGETS[target]
-    try:
-        found = known.describe(number).devices
-    except (RuntimeError, NotImplementedError) as fault:
-        raise InputError(
-            f"no compiler for {target}: it comes with `pip install '.[{known.extra}]'`"
-            f" ({fault})"
-        ) from fault
+    found = known.describe(number).devices
     if number > len(found):
         raise InputError(f"--devices={number}: {target} is described with {len(found)}")
     return found[:number]

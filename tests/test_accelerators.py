@@ -1,5 +1,6 @@
 """Steps compiled for GPU and TPU without one, and what is read from the programs."""
 
+import importlib.metadata
 import re
 import types
 from functools import partial
@@ -107,10 +108,10 @@ def test_by_the_record_a_v5e_moves_less_than_with_gradients_in_one_vector(networ
 
 @pytest.mark.parametrize("target", accelerators.TARGETS)
 def test_a_target_without_its_compiler_is_one_line_with_the_extra(target, monkeypatch):
-    def missing(*_, **__):
-        raise RuntimeError("not installed")
+    def missing(package):
+        raise importlib.metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr(accelerators.topologies, "get_topology_desc", missing)
+    monkeypatch.setattr(importlib.metadata, "version", missing)
     extra = accelerators.TARGETS[target].extra
     with pytest.raises(
         InputError, match=rf"no compiler for {target}: .*'\.\[{extra}\]'"
@@ -119,6 +120,7 @@ def test_a_target_without_its_compiler_is_one_line_with_the_extra(target, monkey
 
 
 def test_more_chips_than_are_described_are_refused(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.0")
     described = types.SimpleNamespace(devices=list("12345678"))
     monkeypatch.setattr(
         accelerators.topologies, "get_topology_desc", lambda *_, **__: described
