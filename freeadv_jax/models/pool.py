@@ -13,8 +13,8 @@ def max_pool(
     """The largest in each square window, with `padding` on all sides that never is.
 
     Where several are equal the gradient goes to the first of them, row by row, as with
-    `flax.linen.max_pool`. That one's gradient is a scatter: on CPU it takes ten times as
-    long as this, and on GPU it adds in an order of its own in each run.
+    `flax.linen.max_pool`. That one's gradient is a scatter: slower than this on CPU, and
+    on GPU it adds in an order of its own in each run.
     """
     sides = (padding, padding, 0)
     padded = lax.pad(
