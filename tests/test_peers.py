@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +133,7 @@ def in_pytorch(run, batch, state):
     return learner, batch, torch_tensors(state.variables)
 
 
-def assert_same_gradients(run, state, learner, before):
+def assert_same_gradients(run, state, learner, before, *, atol=1e-4):
     """Of a first update, decay included: what SGD took off over its learning rate."""
     from benchmarks.peers.torch_networks import torch_tensors
 
@@ -141,7 +144,7 @@ def assert_same_gradients(run, state, learner, before):
     for name in weights:
         gradient = ((before[name] - ours[name]) / rate).numpy()
         found = ((before[name] - theirs[name]) / rate).numpy()
-        np.testing.assert_allclose(found, gradient, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found, gradient, atol=atol, err_msg=name)
         largest = max(largest, np.abs(gradient).max())
     assert largest > 1e-2
 
@@ -202,6 +205,34 @@ def test_replay_of_free_in_pytorch_has_the_same_gradients_and_delta(
     # The sign of a gradient of about zero is anybody's guess.
     assert np.mean(difference > 1e-4) < 1e-3
     assert np.mean(np.abs(after.delta - state.delta) > 1e-4) > 0.4
+
+
+@pytest.mark.parametrize(
+    ("network", "pixels", "batch_size"),
+    [
+        ("preact-resnet-18", 32, 8),
+        ("wrn-32-10-madry", 16, 4),
+        ("wrn-16-4", 16, 8),
+        ("resnet-50", 64, 4),
+    ],
+)
+def test_replay_of_a_deep_network_in_pytorch_is_the_same_in_float64(
+    network, pixels, batch_size
+):
+    pytest.importorskip("torch")
+    script = pathlib.Path(__file__).parent / "peers_in_float64.py"
+    arguments = [sys.executable, script, network, str(pixels), str(batch_size)]
+    paths = os.pathsep.join(
+        (str(script.parent.parent), os.environ.get("PYTHONPATH", ""))
+    )
+    done = subprocess.run(
+        arguments,
+        check=False,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_natural_update_in_pytorch_has_the_same_gradients():

@@ -75,15 +75,16 @@ class TorchMadryUnit(nn.Module):
         super().__init__()
         self.stride, self.first, self.extra = stride, first, features - channels
         self.BatchNorm_0 = nn.BatchNorm2d(channels, eps=1e-3)
-        self.Conv_0 = nn.Conv2d(channels, features, 3, stride, bias=False)
+        # TensorFlow's padding: a stride of 2 leaves nothing to pad in front.
+        padding = 1 if stride == 1 else 0
+        self.Conv_0 = nn.Conv2d(channels, features, 3, stride, padding, bias=False)
         self.BatchNorm_1 = nn.BatchNorm2d(features, eps=1e-3)
         self.Conv_1 = _conv3x3(features, features, stride=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         active = F.leaky_relu(self.BatchNorm_0(images), 0.1)
-        # TensorFlow's padding: a stride of 2 leaves nothing to pad in front.
-        before = 2 - self.stride
-        branch = self.Conv_0(F.pad(active, (before, 1, before, 1)))
+        padded = active if self.stride == 1 else F.pad(active, (0, 1, 0, 1))
+        branch = self.Conv_0(padded)
         branch = self.Conv_1(F.leaky_relu(self.BatchNorm_1(branch), 0.1))
         shortcut = active if self.first else images
         if self.extra:
