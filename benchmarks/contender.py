@@ -116,11 +116,14 @@ class Contender:
             "input_wait_fraction": clock.seconds["waiting"] / seconds,
         }
 
-    def calls_in(self, seconds: float) -> int:
-        """Whole calls that last so long, at least one; two are made, to warm up."""
+    def calls_in(self, seconds: float, *, updates: int = 1) -> int:
+        """Whole calls that last so long and make so many updates, at the least.
+
+        Two are made, to warm up.
+        """
         self.take(1)
         call = self.take(1)["seconds_per_update"] * self.updates
-        return math.ceil(seconds / call)
+        return math.ceil(max(seconds / call, updates / self.updates))
 
     def costs(self) -> dict:
         """What it took besides time."""
@@ -206,9 +209,9 @@ class Worker:
         theirs.close()
         self._answer()
 
-    def ask(self, method: str, *arguments) -> Any:
+    def ask(self, method: str, *arguments, **options) -> Any:
         """What the contender's `method` returns."""
-        self._pipe.send((method, arguments))
+        self._pipe.send((method, arguments, options))
         return self._answer()
 
     def close(self) -> None:
@@ -227,11 +230,13 @@ class Worker:
 
 
 def _serve(pipe, build, arguments):
+    # What it takes to compile is measured.
+    jax.config.update("jax_enable_compilation_cache", False)
     contender = build(*arguments)
     pipe.send("ready")
     while True:
         try:
-            method, arguments = pipe.recv()
+            method, arguments, options = pipe.recv()
         except EOFError:
             return
-        pipe.send(getattr(contender, method)(*arguments))
+        pipe.send(getattr(contender, method)(*arguments, **options))

@@ -15,6 +15,7 @@ from benchmarks.accelerators import NARROW, ONE_VECTOR
 from benchmarks.reproduce import ATTACKS, TABLES
 from benchmarks.step_changes import AS_IT_IS, GATHERED, POOLED
 from benchmarks.step_cost import ONE_A_CALL
+from benchmarks.training import compilation, memory
 from freeadv_jax.evaluation import WORST_CASE
 from freeadv_jax.record import read_json
 
@@ -188,10 +189,6 @@ def _milliseconds(row):
     return f"{milliseconds:.{0 if milliseconds >= 10 else 1}f} ms"
 
 
-def _megabytes(row):
-    return f"{row['peak_memory']['bytes'] / 1e6:,.0f} MB"
-
-
 def _measured(setting):
     """The network, its images where they are not CIFAR-10's or ImageNet's, and the rest."""
     network = setting["network"]
@@ -213,8 +210,8 @@ def _training(records):
                 times[1] = _milliseconds(sides["pytorch"])
             cells = [
                 *times,
-                _both(sides, lambda row: f"{row['compile_seconds']:.0f} s"),
-                _both(sides, _megabytes),
+                _both(sides, compilation),
+                _both(sides, lambda row: f"{memory(row) / 1e6:,.0f} MB"),
                 _both(sides, lambda row: f"{_percent(row['utilisation'], 0)} %"),
                 f"{ratio:.2f}" if ratio else "",
             ]
@@ -320,7 +317,7 @@ def _changes():
             return "not tried"
         row = rows[name]
         time = _milliseconds(row) if name == AS_IT_IS else f"{row['/ as it is']:.2f}"
-        return f"{time}, {_megabytes(row)}"
+        return f"{time}, {row['peak_memory']['bytes'] / 1e6:,.0f} MB"
 
     names = dict.fromkeys(name for rows in record.values() for name in rows)
     rows = [[name, *(cell(found, name) for found in record.values())] for name in names]

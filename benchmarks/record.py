@@ -24,13 +24,17 @@ def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) ->
         path,
         {
             "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
-            "environment": environment()
-            | _processor()
-            | {"peers": {name: importlib.metadata.version(name) for name in packages}},
+            "environment": measured_on(packages),
             "results": results,
         },
     )
     print(f"written to {path}")
+
+
+def measured_on(packages: tuple[str, ...] = ()) -> dict:
+    """Versions, those of `packages` too, devices, commit and processor."""
+    peers = {name: importlib.metadata.version(name) for name in packages}
+    return environment() | _processor() | {"peers": peers}
 
 
 def _processor():

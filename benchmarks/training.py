@@ -7,15 +7,15 @@
 Every contender is a process of its own: its peak memory is then its own, and JAX and
 PyTorch need not share CUDA's libraries. (It costs no speed: on 2 CPU cores our step
 took 53 ms in turns with PyTorch's in one process and in two.) They take turns, each
-turn whole steps for --turn_seconds or one step; the first is not counted, the others'
-medians are.
+turn whole steps for --turn_seconds, and at least as many updates as ours makes in one
+call; the first is not counted, the others' medians are.
 
 Each network has its usual images, or those of --images. CIFAR-10 and digits are drawn
 and augmented on the device as in training. Random pixels and classes take the place of
 ImageNet and MNIST, drawn likewise: the decoding of photographs is
 benchmarks.input_rate's matter. Finished networks are kept under --runs, so that the
-same command goes on where it was cut off; those measured in another way are measured
-again.
+same command goes on where it was cut off; those measured in another way, of other code
+or on another machine are measured again.
 
 With --peer PyTorch takes turns too (`pip install '.[references]'`), as its users would
 write it today and, in float32, in the reference code's style: see
@@ -33,15 +33,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.contender import IMAGES, Worker, configured_run, ours
-from benchmarks.record import write_record
+from benchmarks.record import measured_on, write_record
 from benchmarks.scaling import forward_flop
 from freeadv_jax import parallel
 from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.config import replays
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.data.sampling import array_batches
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
 from freeadv_jax.record import read_json, write_json
+from freeadv_jax.train import minibatches_per_call
 
 NETWORKS = ("wrn-32-10-madry", "preact-resnet-18", "resnet-50")
 NETWORKS_ON_CPU = (*NETWORKS, "wrn-16-4", "wrn-10-1", "small-cnn-bn", "small-cnn")
@@ -73,7 +75,7 @@ def product_rate(dtype):
     """FLOP/s of a matrix product on all devices: the best of 5 times 4 on one."""
     size = _product_size()
     square = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul)
+    product = jax.jit(jnp.matmul, compiler_options=parallel.compiler_options())
     product(square, square).block_until_ready()
     best = math.inf
     for _ in range(5):
@@ -128,8 +130,7 @@ def measure(setting, data):
     network, dtype, batch = (setting[name] for name in ("network", "dtype", "batch"))
     if setting["images"] == "cifar10":
         load_arrays("cifar10", data, validation_examples=0)  # Or InputError, here.
-    rate = product_rate(dtype)
-    workers, calls = {}, {}
+    rates, workers, calls = [], {}, {}
     turns = {
         (method, who): [] for method in setting["methods"] for who in setting["who"]
     }
@@ -138,8 +139,14 @@ def measure(setting, data):
             print(f"{network} {dtype} {method} {who}: compiling", flush=True)
             worker = Worker(build, who, data, setting, method)
             workers[method, who] = worker
-            calls[method, who] = worker.ask("calls_in", setting["turn_seconds"])
+            config = _run(setting, method).config
+            calls[method, who] = worker.ask(
+                "calls_in",
+                setting["turn_seconds"],
+                updates=minibatches_per_call(config) * replays(config),
+            )
         for number in range(setting["rounds"]):
+            rates.append(product_rate(dtype))
             for (method, who), worker in workers.items():
                 turn = worker.ask("take", calls[method, who])
                 turns[method, who].append(turn)
@@ -152,7 +159,7 @@ def measure(setting, data):
     finally:
         for worker in workers.values():
             worker.close()
-    rate = max(rate, product_rate(dtype))
+    rate = max(*rates, product_rate(dtype))
     rows = {}
     for (method, who), taken in turns.items():
         run = _run(setting, method)
@@ -172,6 +179,19 @@ def measure(setting, data):
         }
     product = {"size": _product_size(), "flop_per_second": rate}
     return {"product": product, "methods": rows, "ratios": ratios(rows)}
+
+
+def memory(row):
+    """Of the device, where it tells, or else of the whole process."""
+    on_device = row["peak_memory"]["of"] == "device"
+    return row["peak_memory" if on_device else "process_memory"]["bytes"]
+
+
+def compilation(row):
+    """Its seconds; 'eager' where PyTorch's is not used."""
+    if row.get("torch.compile", "").startswith("not used"):
+        return "eager"
+    return f"{row['compile_seconds']:.0f} s"
 
 
 def ratios(rows):
@@ -211,9 +231,8 @@ def show(setting, result):
             print(
                 f"{method:10}{who:16}{row['seconds_per_update']:10.4f}"
                 f"{row['images_per_second']:10.1f}{row['utilisation']:12.1%}"
-                f"{row['input_wait_fraction']:9.1%}{row['compile_seconds']:7.1f} s"
-                f"{row['peak_memory']['bytes'] / 1e9:10.2f} GB"
-                + (f"{ratio:8.2f}" if ratio else ""),
+                f"{row['input_wait_fraction']:9.1%}{compilation(row):>9}"
+                f"{memory(row) / 1e9:10.2f} GB" + (f"{ratio:8.2f}" if ratio else ""),
                 flush=True,
             )
 
@@ -276,17 +295,19 @@ def main(argv):
     on_cpu = jax.default_backend() == "cpu"
     options.networks = options.networks or (NETWORKS_ON_CPU if on_cpu else NETWORKS)
     options.runs.mkdir(parents=True, exist_ok=True)
+    packages = ("torch",) if options.peer is not None else ()
     results = {}
     for setting in list(settings(options)):
         name = f"{setting['network']} {setting['dtype']}"
         kept = options.runs / f"{name.replace(' ', '-')}.json"
-        result = read_json(kept) if kept.exists() else {}
-        if result.get("setting") != setting:
-            result = {"setting": setting, **measure(setting, options.data)}
-            write_json(kept, result)
+        how = {"setting": setting, "environment": measured_on(packages)}
+        found = read_json(kept) if kept.exists() else {}
+        if {name: found.get(name) for name in how} != how:
+            found = how | {"result": measure(setting, options.data)}
+            write_json(kept, found)
+        result = {"setting": setting, **found["result"]}
         show(setting, result)
         results[name] = result
-    packages = ("torch",) if options.peer is not None else ()
     write_record(options.out, results, packages=packages)
 
 

@@ -229,6 +229,25 @@ def test_a_finished_network_is_not_measured_again_unless_in_another_way(
     assert "256.0       25.0%" in capsys.readouterr().out
     run("wrn-10-1", rounds=2)
     assert measured[2:] == [("wrn-10-1", 2)]
+    monkeypatch.setattr(training, "measured_on", lambda packages: {"commit": "other"})
+    run("wrn-10-1", rounds=2)
+    assert measured[3:] == [("wrn-10-1", 2)]
+
+
+def test_memory_is_the_devices_or_that_of_whole_processes():
+    row = {"process_memory": {"bytes": 3, "of": "process"}}
+    program = {"peak_memory": {"bytes": 2, "of": "compiled program"}}
+    assert training.memory(row | program) == 3
+    assert training.memory(row | {"peak_memory": {"bytes": 2, "of": "device"}}) == 2
+
+
+def test_what_pytorch_compiled_and_left_off_counts_as_eager():
+    row = {"compile_seconds": 7.4}
+    assert training.compilation(row) == "7 s"
+    assert (
+        training.compilation(row | {"torch.compile": "used: 1 s, eager 2 s"}) == "7 s"
+    )
+    assert training.compilation(row | {"torch.compile": "not used: 2 s"}) == "eager"
 
 
 def sleepy(updates):
@@ -255,6 +274,7 @@ def test_a_turn_is_divided_by_its_updates_and_knows_its_waiting():
     # 41 at 40 ms; fewer where the machine is busy.
     assert 1 < contender.calls_in(1.6) <= 41
     assert contender.calls_in(1e-3) == 1
+    assert contender.calls_in(1e-3, updates=7) == 4
 
 
 def test_a_call_is_read_while_the_next_is_on_its_way_and_no_later():

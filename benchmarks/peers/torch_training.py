@@ -8,6 +8,7 @@ float32, and loss and accuracy read on the host after every replay.
 
 import dataclasses
 import signal
+import statistics
 import time
 from collections.abc import Callable
 
@@ -199,12 +200,14 @@ def _stepper(config, learner, delta):
 def _compile(learner, step):
     """Compiles the model, and keeps it so if `step` is faster then.
 
-    Returns the seconds of the first step, and a verdict. What an earlier process
-    compiled and kept on disk is not used.
+    The medians of five steps of each decide, taken in turns. Returns the seconds of the
+    first compiled step, and a verdict. What an earlier process compiled and kept on disk
+    is not used.
     """
     eager = learner.model
 
-    def seconds():
+    def seconds(model):
+        learner.model = model
         started = time.perf_counter()
         float(step()["loss"])
         return time.perf_counter() - started
@@ -212,26 +215,25 @@ def _compile(learner, step):
     def give_up(*_):
         raise TimeoutError(f"not done after {_COMPILING} s")
 
-    seconds()
-    slow = seconds()
+    seconds(eager)
     torch.compiler.config.force_disable_caches = True
-    learner.model = torch.compile(eager)
+    compiled = torch.compile(eager)
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(_COMPILING)
     try:
-        compile_seconds = seconds()
+        compile_seconds = seconds(compiled)
     except (RuntimeError, OSError) as fault:  # No C++ compiler, or none in time.
         learner.model = eager
         said = str(fault).strip().splitlines() or [""]
         return 0.0, f"not used, {type(fault).__name__}: {said[0]}"
     finally:
         signal.alarm(0)
-    fast = seconds()
+    turns = [(seconds(eager), seconds(compiled)) for _ in range(5)]
+    slow, fast = map(statistics.median, zip(*turns, strict=True))
+    learner.model = compiled if fast < slow else eager
+    verdict = "used" if fast < slow else "not used"
     times = f"a short step takes {fast:.4f} s, eager {slow:.4f} s"
-    if fast < slow:
-        return compile_seconds, f"used: {times}"
-    learner.model = eager
-    return compile_seconds, f"not used: {times}"
+    return compile_seconds, f"{verdict}: {times}"
 
 
 def _peak_memory(device):
