@@ -39,12 +39,12 @@ def trades_train_step(
     `free_train_step`.
     """
     images, labels = unit_range(batch["image"]), batch["label"]
-    clean_logits = model.apply(state.variables, images, train=False)
+    # Not `state.variables`: the network in training is attacked, not its average.
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    clean_logits = model.apply(variables, images, train=False)
 
     def attack_loss(images):
-        return _divergence(
-            clean_logits, model.apply(state.variables, images, train=False)
-        )
+        return _divergence(clean_logits, model.apply(variables, images, train=False))
 
     noise = jax.vmap(lambda key: _START * jax.random.normal(key, images.shape[1:]))
     adversarial = projected_ascent(

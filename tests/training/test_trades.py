@@ -73,3 +73,12 @@ def test_inner_attack_uses_the_running_averages(batch, make_state):
     _, attacked = step(state, batch, beta=6.0, model=model)
     np.testing.assert_allclose(unattacked["loss"], started["loss"], rtol=1e-4)
     assert attacked["loss"] > started["loss"] + 0.001
+
+
+def test_the_weights_in_training_are_attacked_not_their_average(batch, make_state):
+    state = make_state()
+    other = jax.tree.map(jnp.flip, {"params": state.params, "batch_stats": {}})
+    plain, expected = step(state, batch, beta=6.0)
+    averaged, metrics = step(state.replace(average=other), batch, beta=6.0)
+    jax.tree.map(np.testing.assert_array_equal, averaged.params, plain.params)
+    assert metrics["loss"] == expected["loss"]
