@@ -16,5 +16,5 @@ def get_config():
     config.method = "pgd"
     config.data.name = "cifar100"
     config.attack.steps = 2
-    config.attack.step_size = 2 / 255
+    config.attack.step_size = config.attack.get_ref("epsilon") / 4
     return config

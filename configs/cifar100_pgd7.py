@@ -13,5 +13,5 @@ def get_config():
     config = base_config()
     config.method = "pgd"
     config.data.name = "cifar100"
-    config.attack.step_size = 2 / 255
+    config.attack.step_size = config.attack.get_ref("epsilon") / 4
     return config

@@ -15,5 +15,5 @@ def get_config():
     config = wong_2020()
     config.method = "fgsm-rs"
     config.updates = 15 * 390
-    config.attack.step_size = 10 / 255
+    config.attack.step_size = config.attack.get_ref("epsilon") * 1.25
     return config

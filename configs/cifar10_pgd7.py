@@ -12,5 +12,5 @@ from freeadv_jax.config import base_config
 def get_config():
     config = base_config()
     config.method = "pgd"
-    config.attack.step_size = 2 / 255
+    config.attack.step_size = config.attack.get_ref("epsilon") / 4
     return config

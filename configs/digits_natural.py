@@ -1,4 +1,6 @@
-"""What the quickstart's robustness is worth: natural training, all else equal.
+"""What the quickstart's robustness is worth: natural training of the same network.
+
+With half of its learning rate; budget, schedule and the rest are the same.
 
 Command: python -m freeadv_jax.main --config=configs/digits_natural.py
 Ours: benchmarks/results/digits.json, five seeds

@@ -14,5 +14,5 @@ def get_config():
     config = imagenet()
     config.method = "pgd"
     config.attack.steps = 2
-    config.attack.step_size = 2 / 255
+    config.attack.step_size = config.attack.get_ref("epsilon") / 2
     return config

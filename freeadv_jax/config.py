@@ -71,8 +71,8 @@ def base_config() -> ConfigDict:
     # The threat, in training and in evaluation: linf | l2.
     config.attack.norm = "linf"
     config.attack.epsilon = 8 / 255
-    # Of the attack inside training; Free-m uses epsilon itself.
-    config.attack.step_size = 8 / 255
+    # Of the attack inside training: unless set, epsilon itself, as Free-m takes it.
+    config.attack.step_size = config.attack.get_ref("epsilon") * 1.0
     # m of Free-m.
     config.attack.replays = 8
     # Of Free-m, where a minibatch's delta begins: carried (from the minibatch before,
@@ -110,7 +110,8 @@ def base_config() -> ConfigDict:
         "cw-100",
         "pgd-20-x10",
     )
-    config.evaluation.step_size = 2 / 255
+    # Of these attacks, where they take one: unless set, a quarter of epsilon.
+    config.evaluation.step_size = config.attack.get_ref("epsilon") / 4
     # The first so many test images; 0: all of them.
     config.evaluation.examples = 0
     config.evaluation.batch_size = 200

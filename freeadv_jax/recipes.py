@@ -56,10 +56,8 @@ def imagenet(*, replays: int = 1) -> ConfigDict:
     config.optimizer.weight_decay = 1e-4
     config.optimizer.decayed = "all"
     config.attack.epsilon = 4 / 255
-    config.attack.step_size = 4 / 255
     config.attack.replays = replays
     config.evaluation.attacks = ("natural", "pgd-10", "pgd-50", "pgd-100")
-    config.evaluation.step_size = 1 / 255
     config.evaluation.batch_size = 256
     return config
 
@@ -86,10 +84,8 @@ def digits() -> ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 2e-3
     config.attack.epsilon = 0.2
-    config.attack.step_size = 0.2
     config.attack.straight_through = True
     config.validation.every_passes = 3.0
     config.checkpoint.every_updates = 320
     config.evaluation.attacks = ("natural", "fgsm", "pgd-20", "pgd-100", "cw-100")
-    config.evaluation.step_size = 0.05
     return config

@@ -167,7 +167,7 @@ def test_a_configuration_does_not_differ_from_its_own_json():
 @pytest.mark.parametrize("field", field_names())
 def test_a_run_may_change_only_what_leaves_its_weights(field):
     saved = json.loads(json.dumps(base_config().to_dict()))
-    config = base_config()
+    config = base_config().copy_and_resolve_references()
     group, _, last = field.rpartition(".")
     holder = config[group] if group else config
     old = holder[last]
@@ -198,6 +198,16 @@ def test_a_run_may_change_only_what_leaves_its_weights(field):
     }
     expected = [] if field in free else [f"{field}: {old!r} -> {new!r}"]
     assert differences(saved, config) == expected
+
+
+def test_step_sizes_follow_epsilon_unless_they_are_set():
+    config = base_config()
+    config.attack.epsilon = 0.5
+    assert (config.attack.step_size, config.evaluation.step_size) == (0.5, 0.125)
+    config.attack.step_size = 0.2
+    config.attack.epsilon = 1.0
+    assert (config.attack.step_size, config.evaluation.step_size) == (0.2, 0.25)
+    assert json.loads(config.to_json())["evaluation"]["step_size"] == 0.25
 
 
 def test_a_field_that_a_saved_run_lacks_had_its_default():

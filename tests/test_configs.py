@@ -154,6 +154,16 @@ def test_a_row_of_fast_is_better_than_free_has_its_recipe(name):
         assert config.attack.steps == 7
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("cifar10_pgd7", 1 / 4), ("cifar10_fast_fgsm_rs", 1.25), ("imagenet_pgd2", 1 / 2)],
+)
+def test_the_step_of_an_attack_is_a_part_of_epsilon_whatever_that_is(name, part):
+    config = config_of(name)
+    config.attack.epsilon = 16 / 255
+    assert config.attack.step_size == part * 16 / 255
+
+
 def test_the_modern_row_is_the_variant_of_that_name_at_the_price_of_free_8():
     modern, free8 = config_of("cifar10_modern"), config_of("cifar10_free8")
     varied = config_of("cifar10_free8")
