@@ -43,6 +43,10 @@ class Checkpoints:
             # two openers may do it at the same time.
             cleanup_tmp_directories=keep is not None,
         )
+        # Whether a SIGTERM came is for `processes.preemption` to ask. Orbax asks the same
+        # service at each save, which goes by the last number it was asked with: that
+        # would be a step among the numbers of calls, and the stop be put off to it.
+        self._checkpointer._manager.reached_preemption = lambda step: False
         self._directory = directory
 
     @property

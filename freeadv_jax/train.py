@@ -172,8 +172,17 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
                 ).compile()
             batches = itertools.chain([batch], batches)
 
+        def stop(step):
+            checkpoints.wait()
+            print(
+                f"SIGTERM: saved at update {step * replays}; "
+                "the same command goes on from there",
+                flush=True,
+            )
+            sys.exit(0)
+
         stops = stack.enter_context(preemption())
-        unread = None
+        number, unread = -1, None
         calls = _calls(
             first,
             run.steps,
@@ -209,13 +218,10 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
             if saves:
                 checkpoints.save(state, progress=watch.progress(), robust=robust)
             if stopping:
-                checkpoints.wait()
-                print(
-                    f"SIGTERM: saved at update {step * replays}; "
-                    "the same command goes on from there",
-                    flush=True,
-                )
-                sys.exit(0)
+                stop(step)
+        # The evaluation that follows would not hear of one that came in the last call.
+        if stops(number + 1):
+            stop(run.steps)
     return parallel.fetch(state), _training_record(config, watch.clock.seconds)
 
 

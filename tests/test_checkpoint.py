@@ -144,3 +144,16 @@ def test_state_that_is_not_finite_is_not_saved(bad, checkpoints):
     with pytest.raises(TrainingStoppedError, match=r"kernel.* is not finite.* step 2"):
         checkpoints.save(state_at(2, bad), progress={})
     assert checkpoints.steps == [1]
+
+
+def test_saving_asks_nobody_whether_a_sigterm_came(checkpoints, monkeypatch):
+    """What is asked is `processes.preemption`, with numbers of its own."""
+    asked = []
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.reached_preemption_sync_point",
+        lambda step: bool(asked.append(step)),
+    )
+    save(checkpoints, 3)
+    save(checkpoints, 4)
+    assert checkpoints.steps == [3, 4]
+    assert asked == []
