@@ -42,13 +42,13 @@ from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.data.sampling import array_batches
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
+from freeadv_jax.models import DTYPES
 from freeadv_jax.record import read_json, write_json
 from freeadv_jax.train import minibatches_per_call
 
 NETWORKS = ("wrn-32-10-madry", "preact-resnet-18", "resnet-50")
 NETWORKS_ON_CPU = (*NETWORKS, "wrn-16-4", "wrn-10-1", "small-cnn-bn", "small-cnn")
 METHODS = ("natural", "free-8", "7-pgd")
-DTYPES = ("float32", "bfloat16")
 PEERS = ("pytorch", "reference-style")
 # Random images take the place of these, so many batches of them.
 GENERATED = ("imagenet", "mnist")

@@ -8,14 +8,14 @@ from ml_collections import ConfigDict
 from freeadv_jax.attacks.threat import NORMS
 from freeadv_jax.config import base_config, replays
 from freeadv_jax.errors import InputError
+from freeadv_jax.models import DTYPES, NORMALIZATIONS
 from freeadv_jax.optim import DECAYED, SCHEDULES
 from freeadv_jax.training.free import STARTS
 
 METHODS = ("natural", "free", "pgd", "fgsm-rs", "trades")
-NORMALIZATIONS = ("per_image", "mean_std")
-DTYPES = ("float32", "bfloat16")
 
-# A run may go on with others of these: they change no weights, or only add updates.
+# A run may go on with others of these. They change no weights, but for the budget: the
+# learning rate follows the new one.
 FREE_TO_CHANGE = (
     "updates",
     "data.dir",

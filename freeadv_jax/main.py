@@ -68,12 +68,15 @@ def main(argv):
         configured_attacks(config, config.evaluation.attacks, num_classes=num_classes)
         check_batch_size(config.batch_size)
         dataset.steps_per_pass(config.batch_size)
+    training_images = dataset.steps_per_pass(1)
+    require_same(str(training_images), "the number of training images they can read")
     run = open_run(
         workdir,
         config,
         num_classes=num_classes,
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
+        training_images=training_images,
     )
     keep_compiled(run.workdir)
     state, training = train(run, dataset)

@@ -28,6 +28,8 @@ from freeadv_jax.record import partial_path, read_json, write_json
 from freeadv_jax.state import TrainState, create_state
 
 RECORD = "run.json"
+# What a record says of the data, beside the configuration.
+_OF_DATA = ("num_classes", "image_shape", "class_names", "training_images")
 # So many seconds later a shared folder (NFS, a bucket) may show what another wrote.
 _LATE = 30
 
@@ -42,6 +44,8 @@ class Run:
     image_shape: tuple[int, int, int]
     # As the data set has them; () where a run of an older version does not tell.
     class_names: tuple[str, ...] = ()
+    # To train on; 0 likewise.
+    training_images: int = 0
 
     def model(self):
         """The network with its normalisation in front, as the configuration says."""
@@ -129,16 +133,29 @@ class Run:
 
 
 def open_run(
-    workdir, config: ConfigDict, *, num_classes, image_shape, class_names=()
+    workdir,
+    config: ConfigDict,
+    *,
+    num_classes,
+    image_shape,
+    class_names=(),
+    training_images=0,
 ) -> Run:
     """The run in `workdir`, begun there or continued, by all processes together.
 
     InputError where the folder cannot be written, holds something else, was made with
     another configuration (apart from the fields of config_rules.FREE_TO_CHANGE) or
-    with other classes, or is not shared by the processes.
+    with other classes or images, or is not shared by the processes.
     """
     workdir = _folder(workdir)
-    run = Run(workdir, config, num_classes, tuple(image_shape), tuple(class_names))
+    run = Run(
+        workdir,
+        config,
+        num_classes,
+        tuple(image_shape),
+        tuple(class_names),
+        training_images,
+    )
     record = run.workdir / RECORD
     with agreement():
         run.model()  # Says what does not fit before anything is written.
@@ -166,9 +183,9 @@ def _check_folder(run, record):
                 f"{workdir} was made with another configuration: {'; '.join(changed)}; "
                 "use another --workdir"
             )
-        for name in ("num_classes", "image_shape", "class_names"):
+        for name in _OF_DATA:
             was, now = before[name], getattr(run, name)
-            if was != now and was != ():
+            if was and now and was != now:
                 raise InputError(
                     f"{workdir} was made of data with {name} = {was}, not {now}; "
                     "use another --workdir"
@@ -177,6 +194,12 @@ def _check_folder(run, record):
             raise InputError(
                 f"{workdir} is already at update {done}: "
                 f"updates = {config.updates} is less"
+            )
+        if (planned := before["config"]["updates"]) != config.updates:
+            print(
+                f"updates: {planned} before, now {config.updates}; the learning rate "
+                f"follows the new budget from update {done} on",
+                flush=True,
             )
     # Another process may be writing the record just now.
     elif workdir.is_dir() and set(workdir.iterdir()) - {record, partial_path(record)}:
@@ -193,9 +216,7 @@ def _write_record(run, record):
             record,
             {
                 "config": run.config.to_dict(),
-                "num_classes": run.num_classes,
-                "image_shape": list(run.image_shape),
-                "class_names": list(run.class_names),
+                **{name: getattr(run, name) for name in _OF_DATA},
             },
         )
     except OSError as fault:
@@ -238,6 +259,7 @@ def _read_record(path):
             "num_classes": saved["num_classes"],
             "image_shape": tuple(saved["image_shape"]),
             "class_names": tuple(saved.get("class_names", ())),
+            "training_images": saved.get("training_images", 0),
         }
     except (KeyError, TypeError, ValueError) as fault:
         raise InputError(

@@ -73,5 +73,5 @@ def _rounded(array):
 
 
 if __name__ == "__main__":
-    models._DTYPES["float32"] = jnp.float64
+    models.DTYPES["float32"] = jnp.float64
     main(sys.argv[1], *map(int, sys.argv[2:]))

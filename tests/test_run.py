@@ -10,9 +10,10 @@ from tiny_run import tiny_config
 import freeadv_jax
 from freeadv_jax import config_rules as fields
 from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.errors import InputError
 from freeadv_jax.evaluation import evaluate_run
 from freeadv_jax.record import read_json
-from freeadv_jax.run import open_run
+from freeadv_jax.run import open_run, read_run
 from freeadv_jax.state import create_state
 from freeadv_jax.train import train
 
@@ -76,6 +77,16 @@ def test_run_may_be_continued_with_another_budget_but_no_other_training(trained)
     assert fields.differences(saved, config) == []
     config.attack.replays = 4
     assert fields.differences(saved, config) == ["attack.replays: 2 -> 4"]
+
+
+def test_a_run_goes_on_with_as_many_images_only(tmp_path):
+    fields = {"num_classes": 10, "image_shape": (8, 8, 1)}
+    open_run(tmp_path, tiny_config(), **fields, training_images=1147)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(InputError, match="training_images = 1147, not 1146"):
+        open_run(tmp_path, tiny_config(), **fields, training_images=1146)
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert read_run(tmp_path).training_images == 1147
 
 
 def test_folder_of_a_run_killed_while_it_was_being_made_is_taken(tmp_path):

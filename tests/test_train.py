@@ -161,6 +161,26 @@ def test_sigterm_saves_and_exits_with_0_and_the_same_command_goes_on(tmp_path, w
     assert int(saved_state(workdir).step) == step + 3
 
 
+def test_sigterm_during_the_last_call_is_heard_before_the_evaluation(
+    tmp_path, monkeypatch, capsys
+):
+    asked, comes_in = [], None
+
+    @contextlib.contextmanager
+    def preemption():
+        yield lambda number: asked.append(number) or number == comes_in
+
+    monkeypatch.setattr("freeadv_jax.train.preemption", preemption)
+    train(start(tmp_path / "a", updates=16), DIGITS)
+    comes_in = asked[-1]
+    assert asked == list(range(comes_in + 1))
+    with pytest.raises(SystemExit) as ended:
+        train(start(tmp_path / "b", updates=16), DIGITS)
+    assert ended.value.code == 0
+    assert "SIGTERM: saved at update 16;" in capsys.readouterr().out
+    assert int(saved_state(tmp_path / "b").step) == 8
+
+
 @pytest.mark.slow
 def test_run_killed_ten_times_ends_in_the_same_bits(tmp_path):
     """SIGKILL at random moments: while starting, compiling, training, saving."""
@@ -227,7 +247,9 @@ def test_budget_may_grow_and_the_run_goes_on(tmp_path, capsys):
     state, training = train(start(tmp_path / "run", updates=32), DIGITS)
     assert training["updates"] == 32
     assert int(state.step) == 16
-    assert "resumed at update 16" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "updates: 16 before, now 32" in said
+    assert "resumed at update 16" in said
 
 
 @pytest.mark.parametrize("method", ["natural", "free", "pgd", "fgsm-rs", "trades"])

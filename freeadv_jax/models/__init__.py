@@ -25,8 +25,8 @@ NETWORKS = {
     "small-cnn": functools.partial(SmallCNN, batch_norm=False),
     "small-cnn-bn": functools.partial(SmallCNN, batch_norm=True),
 }
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_NORMALIZATIONS = ("per_image", "mean_std")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+NORMALIZATIONS = ("per_image", "mean_std")
 
 
 def build_model(
@@ -50,14 +50,14 @@ def build_model(
     """
     constructor = _constructor(name)
     _check_image_shape(name, image_shape)
-    _check_choice("dtype", dtype, _DTYPES)
-    _check_choice("normalization", normalization, _NORMALIZATIONS)
+    _check_choice("dtype", dtype, DTYPES)
+    _check_choice("normalization", normalization, NORMALIZATIONS)
     if normalization == "mean_std":
         _check_per_channel("mean", mean, image_shape[2])
         _check_per_channel("std", std, image_shape[2])
     network = constructor(
         num_classes=num_classes,
-        dtype=_DTYPES[dtype],
+        dtype=DTYPES[dtype],
         batch_norm_axis=batch_norm_axis,
     )
     return Classifier(network, normalization, tuple(mean), tuple(std), remat)
