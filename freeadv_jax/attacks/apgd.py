@@ -24,7 +24,6 @@ from freeadv_jax.attacks.attack import (
 from freeadv_jax.attacks.checks import check_call, check_choice, num_classes_of
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
 from freeadv_jax.attacks.threat import Threat
-from freeadv_jax.errors import InputError
 
 GOALS = ("untargeted", "multi-target")
 MODELS = ("deterministic", "randomized")
@@ -213,14 +212,8 @@ def apgd(
             keys_or_mean, as_pytree(logits_fn), attack.eot
         )
     check_call(attack, logits_fn, images, labels)
-    classes = num_classes_of(logits_fn, images)
-    needed = 3 if attack.goal == "untargeted" else 4
-    if loss == "dlr" and classes < needed:
-        raise InputError(
-            f"loss 'dlr', {attack.goal}, needs {needed} classes and the model has "
-            f"{classes}: take 'margin'"
-        )
-    attack = dataclasses.replace(attack, targets=min(attack.targets, classes - 1))
+    others = num_classes_of(logits_fn, images) - 1
+    attack = dataclasses.replace(attack, targets=min(attack.targets, others))
     return run_attack(attack, logits_fn, images, labels, seed=seed)
 
 

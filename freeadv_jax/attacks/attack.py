@@ -71,8 +71,12 @@ class Adversarial(NamedTuple):
 def misclassified(
     logits: Float[Array, "b k"], labels: Int[Array, " b"]
 ) -> Bool[Array, " b"]:
-    """The aim of every attack without a target of the caller's."""
-    return jnp.argmax(logits, axis=-1) != labels
+    """The aim of every attack without a target of the caller's.
+
+    Logits of NaN are right for no label, not for class 0, as their argmax would be.
+    """
+    wrong = jnp.argmax(logits, axis=-1) != labels
+    return wrong | jnp.isnan(logits).any(axis=-1)
 
 
 def target_class(
@@ -99,6 +103,7 @@ def value_and_gradient(objective: Callable, point: Float[Array, "b h w c"]):
     """(losses f32[b], logits f32[b, k], gradient) of `objective(point) -> (losses, logits)`.
 
     One forward and one backward pass; each image's gradient is that of its own loss.
+    Where it is NaN it leads nowhere: it is 0, or the image would leave ball and box.
     """
 
     def total(point):
@@ -106,7 +111,7 @@ def value_and_gradient(objective: Callable, point: Float[Array, "b h w c"]):
         return losses.sum(), (losses, logits)
 
     gradient, (losses, logits) = jax.grad(total, has_aux=True)(point)
-    return losses, logits, gradient
+    return losses, logits, jnp.where(jnp.isnan(gradient), 0, gradient)
 
 
 def where(condition: Bool[Array, " b"], yes, no):

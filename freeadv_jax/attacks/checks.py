@@ -99,13 +99,39 @@ def num_classes_of(logits_fn, images) -> int:
     return shape[1]
 
 
+def check_loss(attack, num_classes: int) -> None:
+    """InputError where the attack has a DLR loss that so few classes have not."""
+    if getattr(attack, "loss", None) != "dlr":
+        return
+    needed = 3 if attack.goal in ("untargeted", "given-target") else 4
+    if num_classes < needed:
+        raise InputError(
+            f"loss 'dlr', {attack.goal}, needs {needed} classes and the model has "
+            f"{num_classes}: take 'margin' (cw-<steps>)"
+        )
+
+
+def check_counts(attack) -> None:
+    """InputError where an attack would make no attempt, or steps downhill."""
+    for name in ("restarts", "targets", "eot"):
+        count = getattr(attack, name, 1)
+        if not isinstance(count, jax.core.Tracer) and count < 1:
+            raise InputError(f"{name} = {count}: must be 1 or more")
+    step_size = getattr(attack, "step_size", 1.0)
+    if not isinstance(step_size, jax.core.Tracer) and not step_size > 0:
+        raise InputError(f"step size {step_size}: must be above 0, in [0, 1] pixels")
+
+
 def check_call(attack, logits_fn, images, labels) -> None:
     """All that can be told before an attack is run on one batch."""
     if not isinstance(images, jax.Array):
         images, labels = np.asarray(images), np.asarray(labels)
     check_threat(attack.norm, attack.epsilon)
+    check_counts(attack)
     check_images(images, labels)
-    check_labels(labels, num_classes_of(logits_fn, images))
+    num_classes = num_classes_of(logits_fn, images)
+    check_labels(labels, num_classes)
+    check_loss(attack, num_classes)
 
 
 def check_choice(what: str, given: str, allowed) -> None:

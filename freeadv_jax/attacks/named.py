@@ -7,7 +7,7 @@ import re
 from freeadv_jax.attacks.apgd import APGD
 from freeadv_jax.attacks.attack import Attack
 from freeadv_jax.attacks.autoattack import cascade
-from freeadv_jax.attacks.checks import check_threat
+from freeadv_jax.attacks.checks import check_loss, check_threat
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.errors import InputError
 
@@ -62,7 +62,8 @@ def attack_by_name(
     natural; fgsm, one step of epsilon from the image itself; pgd-<steps>, cw-<steps>
     and dlr-<steps>, from a random start, with -x<restarts> for more of them; the four
     attacks of AutoAttack each, and autoattack. `step_size` is that of the numbered
-    ones, the others have none to choose. InputError for any other name.
+    ones, the others have none to choose. InputError for any other name, and for dlr on
+    fewer than three classes.
     """
     check_threat(norm, epsilon)
     if not step_size > 0:
@@ -90,6 +91,7 @@ def attack_by_name(
         attack = cascade("standard", **threat, num_classes=num_classes)[name]
     else:
         raise InputError(_unknown(name))
+    check_loss(attack, num_classes)
     return NamedAttack(name, norm, epsilon, {name: attack})
 
 

@@ -56,6 +56,50 @@ def test_images_labels_and_balls_that_cannot_be_are_refused(case, attack):
 
 
 @pytest.mark.parametrize(
+    ("attack", "fields", "message"),
+    [
+        ("pgd", {"restarts": 0}, "restarts = 0: must be 1 or more"),
+        ("pgd", {"targets": 0, "goal": "multi-target"}, "targets = 0"),
+        ("apgd", {"eot": 0, "model": "randomized"}, "eot = 0"),
+        ("square", {"restarts": -1}, "restarts = -1"),
+        ("fab", {"targets": 0}, "targets = 0"),
+        ("pgd", {"loss": "dlr", "goal": "multi-target"}, "needs 4 classes"),
+    ],
+)
+def test_an_attack_that_could_not_break_an_image_is_refused(attack, fields, message):
+    with pytest.raises(InputError, match=message):
+        ATTACKS[attack](linear, IMAGES, LABELS, epsilon=0.1, **fields)
+
+
+def test_a_step_downhill_is_refused():
+    with pytest.raises(InputError, match="step size -0.1: must be above 0"):
+        pgd(linear, IMAGES, LABELS, epsilon=0.1, steps=2, step_size=-0.1)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "square"])
+def test_logits_of_nan_inside_the_ball_count_as_broken(attack):
+    """Whatever the label: the argmax of NaN is class 0."""
+
+    def model(images):
+        away = jnp.abs(images - IMAGES).max((1, 2, 3)) > 0.05
+        return jnp.where(away[:, None], jnp.nan, jnp.array([[1.0, 0.0, 0.0]]))
+
+    assert ATTACKS[attack](model, IMAGES, LABELS, epsilon=0.1).success.all()
+
+
+def test_a_gradient_of_nan_leads_nowhere():
+    def model(images):
+        sums = images.sum((1, 2, 3))
+        # Its derivative is 0 / 0, its value 0.
+        bent = jnp.sqrt(jnp.square(sums - jax.lax.stop_gradient(sums)))
+        return jnp.stack([1 + bent, bent, bent], axis=-1)
+
+    found = ATTACKS["pgd"](model, IMAGES, LABELS, epsilon=0.1)
+    assert not found.success.any()
+    assert jnp.isfinite(found.images).all()
+
+
+@pytest.mark.parametrize(
     ("model", "message"),
     [
         (lambda x: linear(x) * jnp.nan, "logits for image 0 are not finite"),

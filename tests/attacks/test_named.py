@@ -29,6 +29,12 @@ def test_names_say_steps_restarts_and_loss():
     assert (dlr.steps, dlr.loss) == (50, "dlr")
 
 
+def test_dlr_is_refused_where_it_does_not_exist():
+    with pytest.raises(InputError, match="needs 3 classes and the model has 2"):
+        named("dlr-50", num_classes=2)
+    assert named("dlr-50", num_classes=3).stages
+
+
 def test_natural_attacks_nothing():
     attack = named("natural")
     assert attack.stages == {}
