@@ -16,6 +16,7 @@ import dataclasses
 import fractions
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -28,9 +29,9 @@ from freeadv_jax.compilation import keep_compiled
 from freeadv_jax.config import replays
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
-from freeadv_jax.evaluation import evaluate, logits_functions, table
+from freeadv_jax.evaluation import RED_FLAGS, evaluate, logits_functions, table
 from freeadv_jax.record import read_json
-from freeadv_jax.run import read_run
+from freeadv_jax.run import RECORD, read_run
 from freeadv_jax.trained import EXPORTED, load
 
 
@@ -55,11 +56,13 @@ def main(argv):
     workdir = pathlib.Path(given.workdir).expanduser()
     exported = (workdir / EXPORTED).exists()
     subject = (_exported if exported else _run)(workdir, given)
-    attacks, threat = _attacks(subject, given)
+    attacks, threat, elsewhere = _attacks(subject, given)
     if given.images:
         path = pathlib.Path(given.images).expanduser()
         images, labels = _read_images(path, subject)
         folder = pathlib.Path(given.out or workdir / path.stem).expanduser()
+        if (folder / RECORD).exists():
+            raise InputError(f"--out={folder} is a run: its own results would be lost")
     else:
         if given.out:
             raise InputError("--out goes with --images; a run's results lie in the run")
@@ -80,6 +83,7 @@ def main(argv):
         suffix="-best" if given.checkpoint == "best" else "",
         keep_images=given.save_images,
         checked=threat if given.red_flags else None,
+        flags_name=RED_FLAGS + elsewhere,
     )
     print(table(results))
     print(f"written to {folder}")
@@ -117,7 +121,7 @@ def _number(text):
     """8/255 or 0.03."""
     try:
         return float(fractions.Fraction(text))
-    except (ValueError, ZeroDivisionError) as fault:
+    except (ValueError, ZeroDivisionError, OverflowError) as fault:
         raise argparse.ArgumentTypeError(
             f"{text!r}: must be a number, such as 8/255"
         ) from fault
@@ -133,10 +137,12 @@ def _run(workdir, given):
         test = load_dataset(**data | {"dir": given.data or data["dir"]}).test
         return test.images, test.labels
 
+    updates = int(state.step) * replays(config)
     done = workdir / "results.json"
     training = read_json(done).get("training") if done.exists() else None
-    if given.checkpoint == "best" or training is None:
-        training = {"updates": int(state.step) * replays(config)}
+    # Of another checkpoint, or of the run before it went on, its seconds are not known.
+    if not training or training["updates"] != updates:
+        training = {"updates": updates}
     return Subject(
         logits_fn=logits_functions(run.model())(state.variables),
         num_classes=run.num_classes,
@@ -167,9 +173,9 @@ def _exported(workdir, given):
 
 
 def _attacks(subject, given):
-    """Those of the command line, and their ball and step size.
+    """Those of the command line, their ball and step size, and what to call the ball.
 
-    Away from the threat of the training their names say so.
+    Away from the threat of the training the names of the attacks say so as well.
     """
     trained = subject.threat or {"norm": None, "epsilon": None}
     norm = given.norm or trained["norm"] or "linf"
@@ -186,15 +192,14 @@ def _attacks(subject, given):
     if step_size is None:
         step_size = (own and subject.step_size) or epsilon / 4
     threat = {"norm": norm, "epsilon": epsilon, "step_size": step_size}
+    elsewhere = "" if own else f"@{norm}-{epsilon:.4g}"
     attacks = []
     for name in given.attacks.split(","):
         attack = attack_by_name(name.strip(), **threat, num_classes=subject.num_classes)
-        if attack.stages and not own:
-            attack = dataclasses.replace(
-                attack, name=f"{attack.name}@{norm}-{epsilon:.4g}"
-            )
+        if attack.stages:
+            attack = dataclasses.replace(attack, name=attack.name + elsewhere)
         attacks.append(attack)
-    return attacks, threat
+    return attacks, threat, elsewhere
 
 
 def _read_images(path, subject):
@@ -204,7 +209,16 @@ def _read_images(path, subject):
             images, labels = file["images"], file["labels"]
     except FileNotFoundError as fault:
         raise InputError(f"{path} does not exist") from fault
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as fault:
+    # A TypeError where it is no archive but an array.
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as fault:
         reason = " ".join(str(fault).split())
         raise InputError(
             f"{path} must be an .npz file with images and labels: {reason}"

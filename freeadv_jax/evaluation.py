@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import zlib
 from collections.abc import Callable
 
 import jax
@@ -16,18 +15,17 @@ from freeadv_jax.attacks.checks import check_labels, check_logits
 from freeadv_jax.attacks.named import NamedAttack, attack_by_name
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
+from freeadv_jax.errors import InputError
 from freeadv_jax.metrics import Progress
 from freeadv_jax.outcomes import Outcomes
-from freeadv_jax.record import environment, read_json, write_json
-from freeadv_jax.red_flags import as_lines, as_record, red_flags
+from freeadv_jax.record import checksum, environment, read_json, write_json
+from freeadv_jax.red_flags import CHECKED_IMAGES, RED_FLAGS, as_lines, flags_record
 from freeadv_jax.run import Run
 from freeadv_jax.statistics import wilson
 
 WORST_CASE = "worst-case"
 # Of results.json, in this order; a model from elsewhere has no config or training.
-_FIELDS = ("model", "config", "environment", "training", "evaluation", "red_flags")
-# Enough to look for red flags on.
-CHECKED_IMAGES = 200
+_FIELDS = ("model", "config", "environment", "training", "evaluation")
 
 
 def configured_attacks(
@@ -85,6 +83,7 @@ def evaluate(
     suffix: str = "",
     keep_images: bool = False,
     checked: dict | None = None,
+    flags_name: str = RED_FLAGS,
 ) -> dict:
     """Adds a row for each attack to `folder`/results<suffix>.json; returns it all.
 
@@ -94,9 +93,14 @@ def evaluate(
     stands, and with `keep_images` the attacked images as <name>/images. An attack that
     is found there, of this very model with these settings, is not made again on the
     images it was made on; one cut off goes on where it was. With `checked`, {norm,
-    epsilon, step_size}, `red_flags` are looked for at the end.
+    epsilon, step_size}, red flags are looked for at the end and go under `flags_name`,
+    RED_FLAGS for the training's ball alone. InputError where a row of more images
+    would be lost.
     """
-    about = {"model": _crc(logits_fn), "images": _crc((_identity(images), labels))}
+    about = {
+        "model": checksum(logits_fn),
+        "images": checksum((_identity(images), labels)),
+    }
     outcomes = Outcomes(folder / f"evaluation{suffix}.npz", about)
     outcomes.arrays["label"] = labels
     images, labels = images[: examples or None], labels[: examples or None]
@@ -105,6 +109,7 @@ def evaluate(
     rows = before.get("evaluation", {})
     found = before | header | {"environment": environment(), "evaluation": rows}
     results = {name: found[name] for name in _FIELDS if name in found}
+    results |= {name: found[name] for name in found if name.startswith(RED_FLAGS)}
 
     campaign = Campaign(batch_size=batch_size, seed=seed)
     logits = campaign.logits(logits_fn, images)
@@ -116,6 +121,16 @@ def evaluate(
     under_attack = _UnderAttack(
         campaign, logits_fn, images, labels, outcomes, keep_images
     )
+    for attack in attacks:
+        row = rows.get(attack.name, {"examples": 0})
+        if row["examples"] > len(labels) and not under_attack.known(attack):
+            raise InputError(
+                f"the images that {attack.name} makes were not kept when it was made, on "
+                f"{row['examples']}: ask for as many, not {len(labels)}"
+            )
+    if not outcomes.found:
+        # The rows of another model go before anything of this one is saved.
+        write_json(path, results)
     for attack in attacks:
         made = {"examples": len(labels), "attack": attack.record(seed)}
         row = rows.get(attack.name, {})
@@ -129,13 +144,13 @@ def evaluate(
     rows |= _worst_cases(rows, outcomes.arrays, examples=len(labels))
     if checked:
         few = slice(CHECKED_IMAGES)
-        results["red_flags"] = _red_flags(
+        results[flags_name] = flags_record(
             campaign,
             logits_fn,
             images[few],
             labels[few],
             checked,
-            before=results.get("red_flags", {}),
+            before=results.get(flags_name, {}),
         )
     write_json(path, results)
     print(f"{campaign.compilations} programs compiled", flush=True)
@@ -172,7 +187,7 @@ class _UnderAttack:
         if self.keep_images and before["examples"]:
             images[known] = arrays[_images(attack.name)][known]
         state = self.outcomes.under_way(
-            {"name": attack.name, "before": before["examples"], **made},
+            made | {"name": attack.name, "before": known.stop, "kept": len(images)},
             standing=left,
             finished=np.zeros((attempts, len(self.labels)), bool),
             counts=np.full(len(attack.stages), -1),
@@ -191,6 +206,8 @@ class _UnderAttack:
         arrays[attack.name] = state["standing"]
         if self.keep_images:
             arrays[_images(attack.name)] = state["images"]
+        else:  # Those kept before are another attack's, or fewer.
+            arrays.pop(_images(attack.name), None)
         counts = dict(zip(attack.stages, state["counts"].tolist()))
         return {"stages": counts} if len(counts) > 1 else {}
 
@@ -215,16 +232,6 @@ class _UnderAttack:
             adversarial=state["images"] if self.keep_images else None,
             watch=watch,
         )
-
-
-def _red_flags(campaign, logits_fn, images, labels, checked, *, before):
-    """The answers of `red_flags` for results.json, made anew unless they stand there."""
-    made = checked | {"examples": len(labels)}
-    if made.items() <= before.items():
-        return before
-    print(f"red flags: looking at {len(labels)} images", flush=True)
-    flags = red_flags(campaign, logits_fn, images, labels, **checked)
-    return made | {"flags": as_record(flags)}
 
 
 def _row(standing):
@@ -268,8 +275,10 @@ def table(results: dict) -> str:
             f"{name:<{width}}{row['accuracy']:>9.2%}{interval:>18}"
             f"{row['correct']:>9}{row['examples']:>8}"
         )
-    if "red_flags" in results:
-        lines += ["", "red flags:", as_lines(results["red_flags"]["flags"])]
+    for name in results:
+        if name.startswith(RED_FLAGS):
+            title = name.replace("_", " ")
+            lines += ["", f"{title}:", as_lines(results[name]["flags"])]
     return "\n".join(lines)
 
 
@@ -289,11 +298,3 @@ def _identity(images):
     if isinstance(images, EncodedImages):
         return np.uint32(images.fingerprint())
     return images
-
-
-def _crc(tree):
-    """A checksum of all arrays of a pytree."""
-    crc = 0
-    for array in jax.tree.leaves(tree):
-        crc = zlib.crc32(np.ascontiguousarray(array), crc)
-    return crc

@@ -1,16 +1,16 @@
 """What became of every image, on disk: read on, and written while an attack runs."""
 
 import json
-import os
 import pathlib
 import time
 import zipfile
+import zlib
 
 import numpy as np
 
 from freeadv_jax.errors import InputError
 from freeadv_jax.processes import is_first
-from freeadv_jax.record import partial_path
+from freeadv_jax.record import whole_file
 
 _ABOUT = "about"
 # An attack under way keeps its state under these names, the others are results.
@@ -43,9 +43,8 @@ class Outcomes:
             return
         begun = time.monotonic()
         about = np.array(json.dumps(self._about))
-        with partial_path(self._path).open("wb") as file:
+        with whole_file(self._path) as partial, partial.open("wb") as file:
             np.savez(file, **{_ABOUT: about}, **self.arrays)
-        os.replace(partial_path(self._path), self._path)
         now = time.monotonic()
         self._next_save = now + max(_SECONDS, (now - begun) / _PART)
 
@@ -78,7 +77,15 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as fault:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        RuntimeError,  # Of a flag that asks for what zipfile cannot do.
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as fault:
         raise InputError(
             f"{path} is damaged: {' '.join(str(fault).split())}; remove it to begin anew"
         ) from fault

@@ -1,5 +1,6 @@
-"""What a result says of how it came about, and JSON files that are never half."""
+"""What a result says of how it came about, and files that are never half."""
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -7,8 +8,11 @@ import os
 import pathlib
 import platform
 import subprocess
+import zlib
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 
 import freeadv_jax
 from freeadv_jax.errors import InputError
@@ -56,8 +60,27 @@ def write_json(path: pathlib.Path, content: dict) -> None:
     """By the first process; all of it or nothing: a reader never sees half a file."""
     if not is_first():
         return
-    partial_path(path).write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial_path(path), path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def checksum(tree) -> int:
+    """Of all arrays of a pytree."""
+    crc = 0
+    for array in jax.tree.leaves(tree):
+        crc = zlib.crc32(np.ascontiguousarray(array), crc)
+    return crc
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where to write it; it gets its name at the end. An OSError names `path`."""
+    partial = partial_path(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as fault:
+        raise OSError(fault.errno, fault.strerror, str(path)) from fault
 
 
 def partial_path(path: pathlib.Path) -> pathlib.Path:

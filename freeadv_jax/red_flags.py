@@ -17,6 +17,10 @@ from freeadv_jax.attacks.noise import Noise
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.attacks.square import Square
 
+# In results.json, of the training's ball; those of another have its name behind.
+RED_FLAGS = "red_flags"
+# Enough to look on.
+CHECKED_IMAGES = 200
 FEW_STEPS, STEPS = 10, 50
 # What cross-entropy leaves standing the margin attacks from twice the starts, in half
 # the steps of twice the size: on digits that found more than as many longer ascents.
@@ -98,6 +102,19 @@ def red_flags(
         _forward_pass(logits, again),
         _epsilon_curve(attack, pgd, largest, right, one),
     ]
+
+
+def flags_record(campaign, logits_fn, images, labels, checked, *, before) -> dict:
+    """The answers for results.json, with `checked`, {norm, epsilon, step_size}.
+
+    Those `before` where they are of the same, and of as many images or more.
+    """
+    made = checked | {"examples": len(labels)}
+    if checked.items() <= before.items() and before["examples"] >= len(labels):
+        return before
+    print(f"red flags: looking at {len(labels)} images", flush=True)
+    flags = red_flags(campaign, logits_fn, images, labels, **checked)
+    return made | {"flags": as_record(flags)}
 
 
 def as_record(flags: list[Flag]) -> dict:

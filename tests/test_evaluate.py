@@ -203,6 +203,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_figures(
         (["--out=here"], "--out goes with --images"),
         (["--images=nowhere.npz"], "nowhere.npz does not exist"),
         (["--step_size=-1"], "above 0"),
+        (["--epsilon=1e400"], "such as 8/255"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_and_harm_nothing(
@@ -237,6 +238,29 @@ def test_unusable_images_are_refused_in_one_line(run, tmp_path, arrays, message)
         call(f"--workdir={run}", f"--images={tmp_path / 'mine.npz'}")
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_an_array_alone_is_refused(run, tmp_path):
+    np.save(tmp_path / "mine.npy", np.zeros((3, 8, 8, 1)))
+    with pytest.raises(InputError, match="must be an .npz file with images and labels"):
+        call(f"--workdir={run}", f"--images={tmp_path / 'mine.npy'}")
+
+
+def test_results_of_a_run_are_not_given_up_for_those_on_other_images(run, tmp_path):
+    images, labels = DIGITS.test.images[:8], DIGITS.test.labels[:8]
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    before = content(run)
+    with pytest.raises(InputError, match="is a run: its own results would be lost"):
+        call(f"--workdir={run}", f"--images={tmp_path / 'mine.npz'}", f"--out={run}")
+    assert content(run) == before
+
+
+def test_seconds_of_another_state_are_not_told(run):
+    before = results(run)
+    before["training"]["updates"] = 64
+    (run / "results.json").write_text(json.dumps(before))
+    call(f"--workdir={run}", "--attacks=natural")
+    assert results(run)["training"] == {"updates": 128}
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04"])

@@ -13,6 +13,7 @@ from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.square import Square
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
+from freeadv_jax.errors import InputError
 from freeadv_jax.evaluation import (
     configured_attacks,
     evaluate,
@@ -385,3 +386,75 @@ def test_configured_attacks_take_threat_and_step_from_the_configuration():
     (attack,) = configured_attacks(config, ("pgd-20",), num_classes=10)
     (stage,) = attack.stages.values()
     assert (stage.norm, stage.epsilon, stage.step_size) == ("l2", 0.2, 0.05)
+
+
+OTHER_FN = logits_functions(Brightness())({"params": {"steepness": jnp.float32(9.0)}})
+
+
+def test_rows_of_another_model_go_before_anything_of_this_one_is_saved(
+    tmp_path, monkeypatch
+):
+    evaluated(tmp_path, "natural", "pgd-20")
+    cut_when_used_up([None], monkeypatch)
+    with pytest.raises(Cut):
+        evaluate(
+            OTHER_FN,
+            SPLIT.images,
+            SPLIT.labels,
+            [named("pgd-10-x3")],
+            folder=tmp_path,
+            header={},
+            batch_size=32,
+            seed=0,
+        )
+    assert json.loads((tmp_path / "results.json").read_text())["evaluation"] == {}
+
+
+def test_red_flags_of_another_ball_lie_beside_and_those_of_fewer_images_do_not_count(
+    tmp_path, monkeypatch
+):
+    asked = []
+
+    def red_flags(campaign, logits_fn, images, labels, **checked):
+        asked.append((checked["epsilon"], len(images)))
+        return []
+
+    monkeypatch.setattr("freeadv_jax.red_flags.red_flags", red_flags)
+    ball = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
+    evaluated(tmp_path, "natural", checked=ball)
+    other = ball | {"epsilon": 0.2}
+    evaluated(tmp_path, "natural", checked=other, flags_name="red_flags@linf-0.2")
+    results = evaluated(tmp_path, "natural", checked=ball, examples=30)
+    assert asked == [(0.1, 77), (0.2, 77)]
+    assert results["red_flags"]["epsilon"] == 0.1
+    assert results["red_flags"]["examples"] == 77
+    assert results["red_flags@linf-0.2"]["epsilon"] == 0.2
+    assert "red flags@linf-0.2:" in table(results)
+
+
+def test_images_kept_are_never_those_of_another_attack(tmp_path):
+    evaluated(tmp_path, "pgd-20", keep_images=True)
+    evaluated(tmp_path, named("pgd-20", step_size=0.01))
+    assert "pgd-20/images" not in outcomes(tmp_path)
+    evaluated(tmp_path, "pgd-20", keep_images=True)
+    assert len(outcomes(tmp_path)["pgd-20/images"]) == 77
+
+
+def test_a_row_of_more_images_is_not_given_up_for_those_that_were_not_kept(tmp_path):
+    evaluated(tmp_path, "pgd-20")
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(InputError, match="pgd-20 makes were not kept .* on 77"):
+        evaluated(tmp_path, "pgd-20", keep_images=True, examples=30)
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_an_attack_cut_off_without_its_images_is_made_anew_with_them(
+    tmp_path, monkeypatch
+):
+    looks = [None] * 2
+    cut_when_used_up(looks, monkeypatch)
+    with pytest.raises(Cut):
+        evaluated(tmp_path, "pgd-10-x3")
+    looks += [None] * 1000
+    evaluated(tmp_path, "pgd-10-x3", keep_images=True)
+    assert len(outcomes(tmp_path)["pgd-10-x3/images"]) == 77

@@ -3,6 +3,7 @@ import pytest
 
 from freeadv_jax.errors import InputError
 from freeadv_jax.outcomes import Outcomes
+from freeadv_jax.record import partial_path
 
 ABOUT = {"model": 1, "images": 2}
 
@@ -52,6 +53,30 @@ def test_half_of_a_file_is_damaged(path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="damaged"):
         Outcomes(path, ABOUT)
+
+
+@pytest.mark.parametrize(
+    ("mark", "offset", "reason"),
+    [
+        # After the name and the 20 bytes of its sizes: no kind of block begins so.
+        (b"a.npy", 25, "Error -3 while decompressing"),
+        (b"PK\x01\x02", 10, "That compression method is not supported"),
+    ],
+)
+def test_a_damaged_byte_of_a_compressed_file_is_told(path, mark, offset, reason):
+    np.savez_compressed(path, a=np.zeros(100))
+    content = bytearray(path.read_bytes())
+    content[content.index(mark) + offset] = 0xFF
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"evaluation.npz is damaged: {reason}"):
+        Outcomes(path, ABOUT)
+
+
+def test_a_file_that_cannot_be_written_is_named(path):
+    partial_path(path).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        Outcomes(path, ABOUT).save()
+    assert raised.value.filename == str(path)
 
 
 def test_saving_costs_a_small_part_of_the_time(path, monkeypatch):

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 import freeadv_jax
-from freeadv_jax.record import environment, read_json, write_json
+from freeadv_jax.record import environment, partial_path, read_json, write_json
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
@@ -14,6 +14,14 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
         write_json(path, {"a": object()})
     assert read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "results.json"
+    partial_path(path).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_json(path, {"a": 1})
+    assert raised.value.filename == str(path)
 
 
 def test_environment_names_versions_devices_and_commit():

@@ -2,11 +2,9 @@
 
 import dataclasses
 import pathlib
-import zlib
 from collections import Counter
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -14,6 +12,7 @@ from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.evaluation import logits_functions
 from freeadv_jax.outcomes import Outcomes
+from freeadv_jax.record import checksum
 from freeadv_jax.run import Run, read_run
 
 
@@ -69,7 +68,7 @@ def open_subjects(workdirs) -> list[Subject]:
         model = run.model()
         logits_fn_of = functions.setdefault(repr(model), logits_functions(model))
         subjects.append(
-            Subject(run, kind, label, logits_fn_of(variables), _crc(variables))
+            Subject(run, kind, label, logits_fn_of(variables), checksum(variables))
         )
     return subjects
 
@@ -83,7 +82,8 @@ def first_examples(subjects: list[Subject], *, data: str, examples: int) -> Exam
     dataset = load_dataset(**given | {"dir": data or given["dir"]})
     few = slice(examples)
     test = dataset.test
-    return Examples(test.images[few], test.labels[few], dataset.class_names)
+    images = np.asarray(test.images[few])
+    return Examples(images, test.labels[few], dataset.class_names)
 
 
 def threat(config: ConfigDict) -> dict:
@@ -136,7 +136,8 @@ def _recipe(config):
     recipe = {
         name: value for name, value in config.to_dict().items() if name not in apart
     }
-    return recipe | {"data": recipe["data"] | {"dir": ""}}
+    reading = dict.fromkeys(("dir", "manual_dir", "prefetch"))
+    return recipe | {"data": recipe["data"] | reading}
 
 
 def _labels(runs, kinds):
@@ -165,11 +166,3 @@ def _check_same(runs, what, of):
                 f"runs of different {what}: {first.workdir} has {of(first.config)}, "
                 f"{run.workdir} has {of(run.config)}; compare them apart"
             )
-
-
-def _crc(tree):
-    """A checksum of all arrays of a pytree."""
-    crc = 0
-    for array in jax.tree.leaves(tree):
-        crc = zlib.crc32(np.ascontiguousarray(array), crc)
-    return crc
