@@ -11,6 +11,8 @@ measured is kept in RUN/loss_surface.npz, and the same command goes on where it 
 off.
 """
 
+import argparse
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,7 +29,7 @@ from freeadv_jax.analysis.flatness import flatness, loss_grid, random_direction
 from freeadv_jax.analysis.plotting import INK, check_figure_path, new_figure, save
 from freeadv_jax.attacks.attack import attack_keys
 from freeadv_jax.attacks.campaign import Campaign
-from freeadv_jax.command import count, run_command
+from freeadv_jax.command import run_command
 from freeadv_jax.compilation import keep_compiled
 from freeadv_jax.errors import InputError
 from freeadv_jax.metrics import Progress
@@ -170,8 +172,8 @@ def main(argv):
     parser = Parser("freeadv_jax.analysis.loss_surface", __doc__)
     say = parser.add_argument
     say("--image", type=place, help="its number in the test set")
-    say("--examples", type=count, default=100, help="test images for the numbers")
-    say("--points", type=count, default=41, help="on a side of the grid")
+    say("--examples", type=_several, default=100, help="test images for the numbers")
+    say("--points", type=_several, default=41, help="on a side of the grid")
     given = parser.parse_args(argv[1:])
     check_figure_path(given.out)
     subjects = open_subjects(given.runs)
@@ -192,6 +194,13 @@ def main(argv):
         rise, error = row["rise"]["mean"], row["error"]["mean"]
         print(f"{label:<{width}}largest rise {rise:8.3f}  linearity error {error:8.3f}")
     print(f"written to {given.out}")
+
+
+def _several(text):
+    """So many points have contours, so many images a deviation."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 2 or more")
+    return int(text)
 
 
 def _chosen(subjects, examples, given):

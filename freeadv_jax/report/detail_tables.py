@@ -17,12 +17,13 @@ def standing_by_class(run: Shown, attack: str | None):
     """
     arrays = run.outcomes
     row = run.rows.get(attack, {"attack": {}})
-    names = row["attack"].get("attacks", [attack])
-    if attack and "natural" in arrays and all(name in arrays for name in names):
-        robust = np.logical_and.reduce([arrays[name] for name in names])
-        examples = min(len(robust), len(arrays["natural"]))
+    names = ["natural", *row["attack"].get("attacks", [attack])]
+    if attack and all(name in arrays for name in names):
+        # Some may have been made on more images than others.
+        examples = min(len(arrays[name]) for name in names)
+        natural, *attacked = (arrays[name][:examples] for name in names)
         labels = arrays["label"][:examples]
-        return labels, arrays["natural"][:examples], robust[:examples]
+        return labels, natural, np.logical_and.reduce(attacked)
     if run.measured:
         found = run.measured
         epsilon = min(

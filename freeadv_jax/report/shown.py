@@ -20,9 +20,9 @@ from freeadv_jax.statistics import wilson
 class Shown:
     """A run of the report; `place` gives it its colour, which its kind shares.
 
-    `rows` are those of results.json under the threat of the training, `outcomes` the
-    arrays of evaluation.npz (none in the folders of early versions), `metrics` the
-    lines of metrics.jsonl.
+    `results` is results.json, whose red flags, if any, are under the threat of the
+    training, as are its `rows`; `outcomes` are the arrays of evaluation.npz (none in
+    the folders of early versions), `metrics` the lines of metrics.jsonl.
     """
 
     subject: Subject
@@ -65,7 +65,11 @@ def _read(subject, place, measured):
         raise InputError(f"{workdir} holds no evaluation, there is no {path}; {again}")
     results = read_json(path)
     config = subject.run.config
-    rows = _rows(results.get("evaluation", {}), threat(config))
+    ball = threat(config)
+    # Early versions kept those of the last evaluation, of whatever ball.
+    if not ball.items() <= results.get("red_flags", {}).items():
+        results.pop("red_flags", None)
+    rows = _rows(results.get("evaluation", {}), ball)
     if "natural" not in rows or len(rows) < 2:
         raise InputError(
             f"{workdir} was not evaluated as it is and under an attack; {again}"

@@ -84,3 +84,10 @@ def percent(share: float) -> str:
 def interval_text(interval) -> str:
     """50.7 to 59.9."""
     return " to ".join(map(percent, interval))
+
+
+def minutes_text(seconds: float, *, digits: int) -> str:
+    """Minutes with so many digits, 5.4, or whole ones that have as many: 5,418."""
+    minutes = seconds / 60
+    whole = minutes >= 10 ** (digits - 1)
+    return f"{minutes:,.0f}" if whole else f"{minutes:.{digits}g}"

@@ -4,7 +4,7 @@ import statistics
 
 from freeadv_jax.analysis.comparison import threat, threat_text
 from freeadv_jax.report.shown import Shown, attack_names, comparable
-from freeadv_jax.report.table import Cell, Table, interval_text, percent
+from freeadv_jax.report.table import Cell, Table, interval_text, minutes_text, percent
 
 NONE = Cell("–")
 
@@ -85,7 +85,8 @@ def cost_table(shown: list[Shown]) -> Table:
         seconds = training.get("seconds")
         minutes = NONE
         if seconds is not None:
-            minutes = Cell(f"{seconds / 60:.3g}", numbers={"minutes": seconds / 60})
+            text = minutes_text(seconds, digits=3)
+            minutes = Cell(text, numbers={"minutes": seconds / 60})
         rows.append(
             [
                 Cell(run.label),

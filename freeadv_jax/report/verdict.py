@@ -5,7 +5,7 @@ import statistics
 from freeadv_jax.analysis.comparison import threat, threat_text
 from freeadv_jax.evaluation import WORST_CASE
 from freeadv_jax.report.shown import Shown, hardest_attack
-from freeadv_jax.report.table import interval_text, percent
+from freeadv_jax.report.table import interval_text, minutes_text, percent
 
 _HOW = {
     "natural": "saw only the images as they are",
@@ -90,7 +90,8 @@ def _minutes(ranked):
             if "seconds" in (run.results.get("training") or {})
         ]
         if seconds:
-            told.append(f"{runs[0].kind} {statistics.mean(seconds) / 60:.2g} minutes")
+            text = minutes_text(statistics.mean(seconds), digits=2)
+            told.append(f"{runs[0].kind} {text} minutes")
     return f"Training took: {', '.join(told)}." if told else ""
 
 

@@ -1,6 +1,7 @@
 """Which runs can be compared, and what they are called."""
 
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
+from freeadv_jax.analysis import comparison
 from freeadv_jax.analysis.comparison import (
     first_examples,
     method_name,
@@ -15,6 +17,9 @@ from freeadv_jax.analysis.comparison import (
     open_subjects,
     threat_text,
 )
+from freeadv_jax.data import jpeg
+from freeadv_jax.data.encoded import EncodedImages
+from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
 from freeadv_jax.record import read_json, write_json
 from freeadv_jax.trained import load
@@ -49,6 +54,23 @@ def test_models_are_those_of_the_folders_and_called_by_their_methods(pair):
     assert examples.class_names == tuple("0123456789")
 
 
+def test_images_that_the_data_set_keeps_encoded_come_as_pixels(pair, monkeypatch):
+    def decoder(size):
+        """An image of the level that its only byte says, as TensorFlow gives it."""
+        return lambda encoded: types.SimpleNamespace(
+            numpy=lambda: np.full((size, size, 3), encoded[0], np.uint8)
+        )
+
+    images = EncodedImages.of([bytes([level]) for level in range(9)], size=4)
+    test = Split(images, np.arange(9, dtype=np.int32))
+    dataset = types.SimpleNamespace(test=test, class_names=tuple("abcdefghi"))
+    monkeypatch.setattr(jpeg, "center_decoder", decoder)
+    monkeypatch.setattr(comparison, "load_dataset", lambda **_: dataset)
+    found = first_examples(open_subjects(pair[:1]), data="", examples=5)
+    assert found.images.astype(np.float32).shape == (5, 4, 4, 3)
+    assert found.images[:, 0, 0, 0].tolist() == found.labels.tolist()
+
+
 def test_weights_have_the_checksum_the_evaluation_gave_them(pair):
     for subject, workdir in zip(open_subjects(pair), pair):
         with np.load(workdir / "evaluation.npz") as file:
@@ -64,6 +86,18 @@ def test_seeds_share_a_kind_and_other_recipes_do_not(pair, tmp_path):
     change_config(seed, "optimizer.learning_rate", 0.3)
     kinds = [subject.kind for subject in open_subjects([*pair, seed])]
     assert kinds == ["Natural", "Free-2, recipe 1", "Free-2, recipe 2"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("data.dir", "/data"), ("data.manual_dir", "/archives"), ("data.prefetch", 9)],
+)
+def test_where_and_how_data_is_read_makes_no_other_recipe(pair, tmp_path, field, value):
+    seed = shutil.copytree(pair[1], tmp_path / "seed")
+    change_config(seed, "seed", 7)
+    change_config(seed, field, value)
+    kinds = [subject.kind for subject in open_subjects([pair[1], seed])]
+    assert kinds == ["Free-2", "Free-2"]
 
 
 def test_runs_alike_in_all_are_told_apart_by_their_folders(pair, tmp_path):

@@ -73,3 +73,11 @@ def test_image_that_is_not_there_and_unknown_format_are_refused(pair, tmp_path):
         call(pair, tmp_path / "surface.png", "--examples=60", "--image=60")
     with pytest.raises(InputError, match=r"ends in one of \.png, \.svg, \.pdf"):
         call(pair, tmp_path / "surface.gif")
+
+
+@pytest.mark.parametrize("flag", ["--points", "--examples"])
+@pytest.mark.parametrize("number", ["0", "1", "few"])
+def test_too_few_points_or_images_are_refused(pair, tmp_path, flag, number):
+    message = f"{flag}: '{number}': must be a whole number, 2 or more"
+    with pytest.raises(InputError, match=message):
+        call(pair, tmp_path / "surface.png", f"{flag}={number}")

@@ -9,6 +9,7 @@ from freeadv_jax.report.table import (
     as_csv,
     as_markdown,
     interval_text,
+    minutes_text,
     percent,
 )
 
@@ -80,3 +81,14 @@ def test_csv_has_a_line_a_cell_with_unrounded_numbers():
 def test_shares_are_percent_with_one_digit():
     assert percent(0.55333) == "55.3"
     assert interval_text((0.0, 1.0)) == "0.0 to 100.0"
+
+
+def test_minutes_are_rounded_and_long_ones_whole():
+    minutes = (0.5333, 5.418, 12.34, 785.2, 5418)
+    texts = [
+        [minutes_text(60 * m, digits=digits) for m in minutes] for digits in (2, 3)
+    ]
+    assert texts == [
+        ["0.53", "5.4", "12", "785", "5,418"],
+        ["0.533", "5.42", "12.3", "785", "5,418"],
+    ]

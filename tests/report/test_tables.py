@@ -1,5 +1,6 @@
 """The tables of a report: their figures, their marks, and what is not comparable."""
 
+import numpy as np
 import pytest
 from fake_runs import measured, row, shown
 
@@ -7,6 +8,7 @@ from freeadv_jax.report.detail_tables import (
     classes_table,
     confused_table,
     settings_table,
+    standing_by_class,
     transfer_table,
 )
 from freeadv_jax.report.tables import (
@@ -143,6 +145,25 @@ def test_classes_and_confusions_are_counted():
         ("b → a", "1 of 1"),
         ("c → a", "1 of 1"),
     ]
+
+
+def test_worst_case_of_more_and_fewer_images_is_of_the_fewer():
+    worst = row(2, examples=4, attacks=["pgd-20", "square"])
+    run = shown({"natural": row(5, examples=6), "worst-case": worst})
+    run.outcomes.update(
+        {
+            "label": np.array([0, 0, 1, 1, 2, 2], np.int32),
+            "natural": np.array([1, 1, 1, 1, 0, 1], bool),
+            "pgd-20": np.array([1, 0, 1, 1, 0, 1], bool),
+            "square": np.array([1, 1, 0, 1], bool),
+        }
+    )
+    labels, natural, robust = standing_by_class(run, "worst-case")
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert natural.tolist() == [True] * 4
+    assert robust.tolist() == [True, False, False, True]
+    cells = [cell.text for cell in classes_table([run]).rows[0]]
+    assert cells == ["0", "100.0", "50.0"]
 
 
 def test_flags_are_told_and_their_absence_too():

@@ -3,6 +3,7 @@
 from fake_runs import row, shown
 
 from freeadv_jax.report.shown import hardest_attack
+from freeadv_jax.report.tables import cost_table
 from freeadv_jax.report.verdict import verdict
 
 
@@ -31,6 +32,13 @@ def test_more_robust_model_is_named_with_its_figures():
     assert "Free-2 saw attacked images" in why
     assert "Free-2 1 minutes" in cost
     assert trust.startswith("Red flags were not looked for")
+
+
+def test_long_training_is_told_in_whole_minutes():
+    models = runs(4, 100)
+    models[1].results["training"]["seconds"] = 60 * 5418
+    assert "Free-2 5,418 minutes, Natural 1 minutes" in verdict(models)[4]
+    assert [line[1].text for line in cost_table(models).rows] == ["1", "5,418"]
 
 
 def test_close_race_has_no_winner():
