@@ -29,6 +29,8 @@ TURN_SECONDS = 2.0
 AS_IT_IS = "as it is"
 GATHERED = "a lone device's gradients gathered"
 POOLED = "Flax's max pooling"
+KEPT = "memory kept from call to call"
+NO_PRODUCTS = "images' gradients all by convolutions"
 _BY_XLA = "convolutions' gradients as XLA derives them"
 
 
@@ -74,6 +76,10 @@ def _flax_max_pool():
     resnet.max_pool = max_pool
 
 
+def _no_products():
+    conv._images_gradient_by_product = conv._images_gradient_by_convolution
+
+
 def _gradients_by_xla():
     conv._loop_safe_convolution = conv._plain_convolution
 
@@ -111,9 +117,11 @@ ON_CPU = {
     "Flax's BatchNorm": _flax_batch_norm,
     "ReLU a maximum, BatchNorm's gradient a product": _unary_ends,
     POOLED: _flax_max_pool,
+    NO_PRODUCTS: _no_products,
     _BY_XLA: _gradients_by_xla,
     "convolutions by YNNPACK": _ynnpack,
     "huge pages": _nothing,
+    KEPT: _nothing,
 }
 VARIANTS = {
     AS_IT_IS: _nothing,
@@ -127,7 +135,14 @@ FIELDS = {
     "bfloat16": {"model.dtype": "bfloat16"},
     "rematerialisation": {"model.remat": True},
 }
-ENVIRONMENT = {"huge pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
+ENVIRONMENT = {
+    "huge pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    KEPT: {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    },
+}
 
 
 def build(variant, network, images, method, batch_size):

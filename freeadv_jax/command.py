@@ -38,4 +38,5 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except (InputError, TrainingStoppedError) as fault:
         sys.exit(f"error: {fault}")
     except OSError as fault:  # A full disk, say, or a folder in place of a file.
-        sys.exit(f"error: {fault.filename}: {fault.strerror}")
+        said = [part for part in (fault.filename, fault.strerror) if part] or [fault]
+        sys.exit(f"error: {': '.join(map(str, said))}")

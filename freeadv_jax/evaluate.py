@@ -215,6 +215,7 @@ def _read_images(path, subject):
         ValueError,
         EOFError,
         KeyError,
+        RuntimeError,
         TypeError,
         zipfile.BadZipFile,
         zlib.error,

@@ -64,7 +64,7 @@ def load_dataset(
     if name == "imagenet":
         return load_imagenet(dir, manual_dir=manual_dir, **encoded)
     if name.startswith(FOLDER) and name != FOLDER:
-        return load_folder(name, max_corrupt=max_corrupt, **encoded)
+        return load_folder(name, dir, max_corrupt=max_corrupt, **encoded)
     return load_arrays(
         name, dir, validation_examples=validation_examples, pad=pad, flip=flip
     )

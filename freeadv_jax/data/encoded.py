@@ -1,18 +1,19 @@
 """Many images that are kept encoded and decoded when they are looked at."""
 
 import concurrent.futures
+import dataclasses
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from freeadv_jax.data import jpeg
+from freeadv_jax.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class EncodedImages:
     """Images uint8[n, size, size, 3], of files or of encoded bytes, as lazy pixels.
 
@@ -25,13 +26,15 @@ class EncodedImages:
     # Of bytes or of Path, one dimension.
     items: np.ndarray
     size: int
+    # Of which the images are, for errors; one that is a file is named itself.
+    source: str = "the data set"
 
     @classmethod
-    def of(cls, items: Sequence[bytes | Path], *, size: int) -> "EncodedImages":
+    def of(cls, items: Sequence[bytes | Path], **fields) -> "EncodedImages":
         """The images of these bytes or files."""
         array = np.empty(len(items), object)
         array[:] = items
-        return cls(array, size)
+        return cls(array, **fields)
 
     dtype = np.dtype(np.uint8)
 
@@ -43,16 +46,22 @@ class EncodedImages:
         return len(self.items)
 
     def __getitem__(self, chosen: slice | np.ndarray) -> "EncodedImages":
-        return EncodedImages(self.items[chosen], self.size)
+        return dataclasses.replace(self, items=self.items[chosen])
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """InputError where an image cannot be decoded."""
         if copy is False:
             raise ValueError("encoded images cannot become pixels without a copy")
         decode = jpeg.center_decoder(self.size)
         pixels = np.empty(self.shape, np.uint8)
 
         def fill(place):
-            pixels[place] = decode(as_bytes(self.items[place])).numpy()
+            item = self.items[place]
+            try:
+                pixels[place] = decode(as_bytes(item)).numpy()
+            except jpeg.undecodable() as error:
+                of = item if isinstance(item, Path) else f"an image of {self.source}"
+                raise InputError(f"{of} cannot be decoded") from error
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
             # A list, so that an error of a thread is raised here.

@@ -96,6 +96,7 @@ class FolderDataset:
 
 def load_folder(
     name: str,
+    directory: str,
     *,
     validation_examples: int,
     image_size: int,
@@ -105,15 +106,16 @@ def load_folder(
 ) -> FolderDataset:
     """The images of `name`, 'folder:' and a path; `test` are those of val/.
 
-    The classes are the folders of train/, sorted. Every image is decoded once here:
-    the damaged ones are named in a warning and left out, if they are no more than
-    `max_corrupt` of the images in train/ or val/. InputError names what is unusable.
+    They lie in `directory`, or at that path where it is ''. The classes are the folders
+    of train/, sorted. Every image is decoded once here: the damaged ones are named in a
+    warning and left out, if they are no more than `max_corrupt` of the images in train/
+    or val/. InputError names what is unusable.
     """
     import_tensorflow(name, extra="imagenet")
-    path = name.removeprefix(FOLDER)
+    path = directory or name.removeprefix(FOLDER)
     if "://" in path:
         raise InputError(
-            f"{name!r} is no folder of this machine: copy or mount it first; of the "
+            f"{path!r} is no folder of this machine: copy or mount it first; of the "
             "data sets only imagenet and tfds:<name> are read from a bucket"
         )
     root = existing_directory(path, name=FOLDER + "<path>", contents=_LAYOUT)
@@ -205,11 +207,9 @@ def _sound(files: list[Path], *, name: str, max_corrupt: float) -> np.ndarray:
 
 
 def _decodes(path: Path) -> bool:
-    import tensorflow as tf
-
     try:
         jpeg.whole_decoder()(path.read_bytes())
-    except (tf.errors.OpError, OSError):
+    except (jpeg.undecodable(), OSError):
         return False
     return True
 

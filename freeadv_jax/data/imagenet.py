@@ -166,10 +166,20 @@ class ImageNet:
 
     def _read(self, split) -> Split:
         """All of a part of the set, in the order of the files."""
+        import tensorflow as tf
+
+        source = f"part {split!r} of 'imagenet' in {self.builder.data_dir}"
         examples = self._encoded(split, interleave_cycle_length=1)
-        rows = list(examples.as_numpy_iterator())
+        try:
+            rows = list(examples.as_numpy_iterator())
+        except tf.errors.OpError as error:
+            raise InputError(
+                f"{source} cannot be read ({first_line(error)})"
+            ) from error
         labels = np.array([row["label"] for row in rows], np.int32)
-        images = EncodedImages.of([row["image"] for row in rows], size=self.image_size)
+        images = EncodedImages.of(
+            [row["image"] for row in rows], size=self.image_size, source=source
+        )
         return Split(images, labels)
 
     def _encoded(self, split, **reading):

@@ -107,10 +107,17 @@ def center_decoder(size: int):
 
 @functools.cache
 def whole_decoder():
-    """encoded image -> uint8[h, w, 3]; TensorFlow's error where it is damaged."""
+    """encoded image -> uint8[h, w, 3]."""
     import tensorflow as tf
 
     return tf.function(_decode, input_signature=[tf.TensorSpec([], tf.string)])
+
+
+def undecodable() -> type[Exception]:
+    """What a decoder raises where an image is damaged."""
+    import tensorflow as tf
+
+    return tf.errors.OpError
 
 
 def _decode(encoded):

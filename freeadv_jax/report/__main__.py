@@ -18,7 +18,7 @@ from freeadv_jax.analysis.measurement import found, measure
 from freeadv_jax.analysis.plotting import new_figure
 from freeadv_jax.command import count, run_command
 from freeadv_jax.compilation import keep_compiled
-from freeadv_jax.record import partial_path
+from freeadv_jax.record import whole_file
 from freeadv_jax.report.page import FORMATS, render
 from freeadv_jax.report.shown import read_shown
 
@@ -41,8 +41,8 @@ def main(argv):
         measured = found(subjects, examples=given.examples)
     text = render(read_shown(subjects, measured), given.format)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial_path(out).write_text(text, encoding="utf-8")
-    partial_path(out).replace(out)
+    with whole_file(out) as partial:
+        partial.write_text(text, encoding="utf-8")
     print(f"written to {out} ({len(text.encode()) / 1e6:.2f} MB)")
 
 

@@ -5,6 +5,7 @@ from image_files import encoded, number_of, picture
 from freeadv_jax.data import jpeg
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
+from freeadv_jax.errors import InputError
 
 FILES = [encoded(picture(number)) for number in range(10)]
 
@@ -52,6 +53,19 @@ def test_files_are_images_like_their_bytes(images, tmp_path):
     files = EncodedImages.of(paths, size=24)
     np.testing.assert_array_equal(np.asarray(files), np.asarray(images))
     assert files.fingerprint() == images.fingerprint()
+
+
+@pytest.mark.tensorflow
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
+    pytest.importorskip("tensorflow")
+    half = FILES[1][: len(FILES[1]) // 2]
+    images = EncodedImages.of([FILES[0], half, FILES[2]], size=24, source="a part")
+    with pytest.raises(InputError, match="^an image of a part cannot be decoded$"):
+        np.asarray(images[1:])
+    path = tmp_path / "half.jpg"
+    path.write_bytes(half)
+    with pytest.raises(InputError, match=f"^{path} cannot be decoded$"):
+        np.asarray(EncodedImages.of([path], size=24))
 
 
 def test_the_fingerprint_tells_contents_order_and_size_apart(images):

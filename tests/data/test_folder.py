@@ -82,6 +82,14 @@ def test_classes_and_images_are_those_of_the_folders(root):
 
 
 @pytest.mark.tensorflow
+def test_a_data_directory_goes_before_the_path_in_the_name(root, tmp_path):
+    other = write_folder(tmp_path / "other", train=6, val=3)
+    dataset = load(root, dir=str(other))
+    assert dataset.name == f"folder:{root}"
+    assert (len(dataset.train.labels), len(dataset.test.labels)) == (6, 3)
+
+
+@pytest.mark.tensorflow
 def test_a_pass_draws_every_image_once_and_with_its_label(root):
     dataset = load(root)
     steps = dataset.steps_per_pass(8)
@@ -265,9 +273,10 @@ def test_a_folder_that_does_not_fit_is_refused(tf, tmp_path, change, expected):
 
 @pytest.mark.tensorflow
 def test_a_bucket_is_no_folder(tf):
-    assert message_of("gs://bucket/images").startswith(
-        "'folder:gs://bucket/images' is no folder of this machine: copy or mount it"
-    )
+    for root, directory in (("gs://bucket/images", ""), ("gone", "gs://bucket/images")):
+        assert message_of(root, dir=directory).startswith(
+            "'gs://bucket/images' is no folder of this machine: copy or mount it"
+        )
 
 
 @pytest.mark.tensorflow

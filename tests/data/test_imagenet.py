@@ -1,6 +1,7 @@
 """The builder of tensorflow-datasets itself, on archives of the official form."""
 
 import itertools
+import shutil
 import sys
 
 import jax
@@ -22,7 +23,7 @@ from freeadv_jax import parallel
 from freeadv_jax.data import jpeg
 from freeadv_jax.data.dataset import Dataset, load_dataset
 from freeadv_jax.data.encoded import EncodedImages
-from freeadv_jax.data.imagenet import EXAMPLES
+from freeadv_jax.data.imagenet import EXAMPLES, load_imagenet
 from freeadv_jax.errors import InputError
 
 TRAIN, VAL = 50, 10
@@ -419,3 +420,41 @@ def test_an_image_damaged_after_preparation_ends_the_run_in_one_line(tfds, tmp_p
     ) as e:
         drawn(dataset, 2, batch_size=8 - 2)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+@pytest.mark.parametrize(
+    ("file", "part", "split"),
+    [("train", "validation", "train[:10]"), ("validation", "test", "validation")],
+)
+def test_a_part_that_cannot_be_read_is_named(
+    prepared, tmp_path, damage, file, part, split
+):
+    folder = shutil.copytree(prepared, tmp_path / "tfds")
+    (shard,) = folder.rglob(f"*-{file}.tfrecord-*")
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:100])
+    else:
+        shard.unlink()
+    fields = {"image_size": 32, "flip": True, "prefetch": 2}
+    # `load_dataset` returns a `Dataset`, a check of which reads both parts here.
+    dataset = load_imagenet(
+        str(folder), manual_dir="", validation_examples=10, **fields
+    )
+    with pytest.raises(InputError) as raised:
+        getattr(dataset, part)
+    message = str(raised.value)
+    where = f"{folder}/imagenet2012/5.1.0"
+    assert message.startswith(
+        f"part {split!r} of 'imagenet' in {where} cannot be read ("
+    )
+    assert "\n" not in message
+
+
+@pytest.mark.tensorflow
+def test_of_an_image_that_cannot_be_decoded_the_part_is_named(prepared):
+    images = load(prepared).test.images
+    images.items[3] = images.items[3][:700]
+    with pytest.raises(InputError, match="^an image of part 'validation' of "):
+        np.asarray(images)
