@@ -13,7 +13,7 @@ from functools import partial
 from benchmarks.ablation import BASE, summary
 from benchmarks.accelerators import NARROW, ONE_VECTOR
 from benchmarks.reproduce import ATTACKS, TABLES
-from benchmarks.step_changes import AS_IT_IS, GATHERED, POOLED
+from benchmarks.step_changes import AS_IT_IS, GATHERED, KEPT, NO_PRODUCTS, POOLED
 from benchmarks.step_cost import ONE_A_CALL
 from benchmarks.training import compilation, memory
 from freeadv_jax.evaluation import WORST_CASE
@@ -37,6 +37,7 @@ TRAINING = {
     ),
     "training_avx512": (
         "training_avx512",
+        "training_avx512_128",
         "training_avx512_wrn_32_10",
         "training_avx512_resnet_50",
         "training_avx512_bfloat16",
@@ -392,6 +393,14 @@ def _pooled():
     return f"{rows[POOLED]['/ as it is']:.2f}"
 
 
+def _at_128(variant):
+    """What the variant costs the small networks with BatchNorm, relative to the step."""
+    return ", ".join(
+        f"{rows[variant]['/ as it is']:.2f} ({name.split(',')[0]})"
+        for name, rows in results("step_changes_small").items()
+    )
+
+
 def _mean(figure):
     return f"{_percent(figure['mean'])} ± {_percent(figure['deviation'])}"
 
@@ -556,6 +565,8 @@ BLOCKS = {
     "changes": _changes,
     "gathered": _gathered,
     "pooled": _pooled,
+    "kept_memory": partial(_at_128, KEPT),
+    "no_products": partial(_at_128, NO_PRODUCTS),
     "on_h100": _on_h100,
     "beside": partial(_beside, AS_IT_IS),
     "on_v5e": _on_v5e,

@@ -170,11 +170,13 @@ def test_with_avx2_an_update_takes_at_most_1_1_times_what_it_takes_pytorch():
     ("record", "images", "natural"),
     [
         ("training_avx512_small_cnn", "digits", 1.0),
-        # Level: within a twentieth.
-        ("training_avx512_small_cnn_mnist", "mnist", 0.95),
+        # A tenth behind in natural training.
+        ("training_avx512_small_cnn_mnist", "mnist", 0.85),
     ],
 )
-def test_with_avx512_the_small_cnn_is_faster_than_pytorchs(record, images, natural):
+def test_with_avx512_the_small_cnn_is_faster_than_pytorchs_in_free_m(
+    record, images, natural
+):
     (result,) = results(record).values()
     assert result["setting"]["network"] == "small-cnn"
     assert result["setting"]["images"] == images
