@@ -164,7 +164,7 @@ def test_sigterm_saves_and_exits_with_0_and_the_same_command_goes_on(tmp_path, w
 def test_sigterm_during_the_last_call_is_heard_before_the_evaluation(
     tmp_path, monkeypatch, capsys
 ):
-    made, asked, comes_in = [], [], None
+    made, asked = [], []
 
     def calls(*arguments, **fields):
         for steps in _calls(*arguments, **fields):
@@ -173,18 +173,17 @@ def test_sigterm_during_the_last_call_is_heard_before_the_evaluation(
 
     @contextlib.contextmanager
     def preemption():
-        yield lambda number: asked.append(number) or number == comes_in
+        # Asked before a call that was not made: after the last.
+        yield lambda number: asked.append(number) or number == len(made)
 
     monkeypatch.setattr("freeadv_jax.train.preemption", preemption)
     monkeypatch.setattr("freeadv_jax.train._calls", calls)
-    train(start(tmp_path / "a", updates=16), DIGITS)
-    assert asked == list(range(len(made) + 1))
-    comes_in = len(made)
     with pytest.raises(SystemExit) as ended:
-        train(start(tmp_path / "b", updates=16), DIGITS)
+        train(start(tmp_path / "run", updates=16), DIGITS)
     assert ended.value.code == 0
+    assert asked == list(range(len(made) + 1))
     assert "SIGTERM: saved at update 16;" in capsys.readouterr().out
-    assert int(saved_state(tmp_path / "b").step) == 8
+    assert int(saved_state(tmp_path / "run").step) == 8
 
 
 @pytest.mark.slow
