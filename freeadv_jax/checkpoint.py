@@ -2,7 +2,6 @@
 
 import logging
 import pathlib
-import zlib
 from dataclasses import fields as fields_of
 from typing import Any
 
@@ -12,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from freeadv_jax import parallel
 from freeadv_jax.errors import InputError, TrainingStoppedError
+from freeadv_jax.record import checksum
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Checkpoints:
             _stored(state),
             force=True,
             metrics=None if robust is None else {BEST_METRIC: robust},
-            custom_metadata={"progress": progress, "crc32": _checksum(state)},
+            custom_metadata={"progress": progress, "crc32": checksum(state)},
         )
 
     def restore(self, like, which: str = "last") -> tuple[Any, dict] | None:
@@ -126,7 +126,7 @@ class Checkpoints:
     def _restore(self, step, like):
         saved = self._checkpointer.metadata(step).custom_metadata
         state = like.replace(**self._checkpointer.load(step, _stored(like)))
-        if _checksum(state) != saved["crc32"]:
+        if checksum(state) != saved["crc32"]:
             raise ValueError("its checksum does not fit its arrays")
         return state, saved["progress"]
 
@@ -146,10 +146,3 @@ def _stored(state) -> dict:
     """
     fields = {field.name: getattr(state, field.name) for field in fields_of(state)}
     return {name: part for name, part in fields.items() if name != "average" or part}
-
-
-def _checksum(state) -> int:
-    checksum = 0
-    for array in jax.tree.leaves(state):
-        checksum = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), checksum)
-    return checksum

@@ -68,7 +68,7 @@ def checksum(tree) -> int:
     """Of all arrays of a pytree."""
     crc = 0
     for array in jax.tree.leaves(tree):
-        crc = zlib.crc32(np.ascontiguousarray(array), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), crc)
     return crc
 
 
