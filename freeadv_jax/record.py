@@ -80,7 +80,9 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield partial
         os.replace(partial, path)
     except OSError as fault:
-        raise OSError(fault.errno, fault.strerror, str(path)) from fault
+        # NumPy's has nothing but a text.
+        reason = fault.strerror or str(fault)
+        raise OSError(fault.errno, reason, str(path)) from fault
 
 
 def partial_path(path: pathlib.Path) -> pathlib.Path:

@@ -4,7 +4,13 @@ import jax
 import pytest
 
 import freeadv_jax
-from freeadv_jax.record import environment, partial_path, read_json, write_json
+from freeadv_jax.record import (
+    environment,
+    partial_path,
+    read_json,
+    whole_file,
+    write_json,
+)
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
@@ -22,6 +28,13 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(OSError, match="No space left") as raised:
         write_json(path, {"a": 1})
     assert raised.value.filename == str(path)
+
+
+def test_a_fault_without_a_number_keeps_its_reason(tmp_path):
+    expected = pytest.raises(OSError, match="9 requested and 3 written.*file.npz")
+    with expected as told, whole_file(tmp_path / "file.npz"):
+        raise OSError("9 requested and 3 written")
+    assert told.value.strerror == "9 requested and 3 written"
 
 
 def test_environment_names_versions_devices_and_commit():
