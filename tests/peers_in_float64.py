@@ -1,13 +1,12 @@
 """A replay of Free-m by us and by the PyTorch peer, in float64: the same to 1e-5.
 
-    python tests/peers_in_float64.py NETWORK PIXELS BATCH_SIZE
+    PYTHONPATH=. python tests/peers_in_float64.py NETWORK PIXELS BATCH_SIZE
 
 By itself, because all that is float32 in the package is made float64 here. In float32
 two programs for a deep network on a small batch differ by some percent of a gradient:
 roundings decide on which side of 0 a few rectifiers are.
 """
 
-import functools
 import sys
 
 import jax
@@ -19,14 +18,17 @@ jnp.float32 = jnp.float64
 import numpy as np
 import torch
 import torch.nn.functional as F
-from test_peers import assert_same_gradients, in_pytorch, to_torch, trained_on
+from test_peers import (
+    BALL,
+    assert_same_gradients,
+    in_pytorch,
+    our_replay,
+    to_torch,
+    trained_on,
+)
 
 from benchmarks.peers.torch_training import free_step
 from freeadv_jax import models
-from freeadv_jax.attacks.threat import Threat
-from freeadv_jax.training.free import free_train_step
-
-BALL = {"epsilon": 8 / 255, "step_size": 8 / 255}
 
 
 def main(network, pixels, batch_size):
@@ -50,15 +52,7 @@ def main(network, pixels, batch_size):
     learner.loss = loss
     images, delta = (to_torch(x).double() for x in (batch["image"], state.delta))
     theirs = free_step(learner, (images / 255, labels), delta, **BALL, replays=1)
-    step = functools.partial(
-        free_train_step,
-        model=run.model(),
-        tx=run.optimizer(),
-        threat=Threat("linf", BALL["epsilon"]),
-        step_size=BALL["step_size"],
-        replays=1,
-    )
-    after, ours = jax.jit(step)(state, batch)
+    after, ours = our_replay(run, batch, state)
     assert ours["loss"].dtype == jnp.float64
     np.testing.assert_allclose(float(theirs["loss"]), float(ours["loss"]), rtol=1e-9)
     assert_same_gradients(run, after, learner, before, atol=1e-5)

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.torch
 
 IMAGES = np.random.default_rng(0).random((48, 8, 8, 3), np.float32)
 EPSILON = {"linf": 0.006, "l2": 0.05}
+# Of the replays.
+BALL = {"epsilon": 8 / 255, "step_size": 8 / 255}
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,20 @@ def test_other_networks_in_pytorch_give_the_same_logits(network, pixels):
     assert np.std(logits) > 1e-2
 
 
+def our_replay(run, batch, state, *, straight_through=False):
+    """The state after a replay of Free-m, and the metrics."""
+    step = functools.partial(
+        free_train_step,
+        model=run.model(),
+        tx=run.optimizer(),
+        threat=Threat("linf", BALL["epsilon"]),
+        step_size=BALL["step_size"],
+        replays=1,
+        straight_through=straight_through,
+    )
+    return jax.jit(step)(state, batch)
+
+
 @pytest.mark.parametrize(
     ("network", "straight_through"),
     [("wrn-10-1", False), ("small-cnn-bn", False), ("small-cnn-bn", True)],
@@ -185,19 +201,9 @@ def test_replay_of_free_in_pytorch_has_the_same_gradients_and_delta(
     run, batch, state = trained_on(network, "free-1", pixels=8, batch_size=16)
     learner, torch_batch, before = in_pytorch(run, batch, state)
     delta = to_torch(state.delta)
-    ball = {"epsilon": 8 / 255, "step_size": 8 / 255}
     options = {"replays": 1, "straight_through": straight_through}
-    theirs = free_step(learner, torch_batch, delta, **ball, **options)
-
-    step = functools.partial(
-        free_train_step,
-        model=run.model(),
-        tx=run.optimizer(),
-        threat=Threat("linf", ball["epsilon"]),
-        step_size=ball["step_size"],
-        **options,
-    )
-    after, ours = jax.jit(step)(state, batch)
+    theirs = free_step(learner, torch_batch, delta, **BALL, **options)
+    after, ours = our_replay(run, batch, state, straight_through=straight_through)
     assert float(theirs["loss"]) == pytest.approx(float(ours["loss"]), abs=1e-5)
     assert float(theirs["accuracy"]) == pytest.approx(float(ours["accuracy"]))
     assert_same_gradients(run, after, learner, before)
