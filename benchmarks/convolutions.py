@@ -1,15 +1,19 @@
-"""Where the CPU's time goes: each 3x3 convolution of the step, ours against PyTorch's.
+"""Where the CPU's time goes: each convolution of the step, ours against PyTorch's.
 
-    python -m benchmarks.convolutions [--batch_size=32] [--rounds=7]
+    python -m benchmarks.convolutions [--networks ... [--images=NAME]]
+        [--batch_size=32] [--rounds=7] [--out=FILE]
 
-Forward pass, gradient of the images and gradient of the kernel, as GFLOP/s; the two
-take turns in one process, float32, and the medians count. PyTorch (`pip install
-'.[references]'`) computes them in channels_last, by oneDNN.
+Forward pass, gradient of the images and gradient of the kernel, as GFLOP/s, of some 3x3
+convolutions or of all that the networks have. They take turns in one process, float32,
+and the medians count. Ours are with channels last, as in training, and, for comparison,
+XLA's with channels first. PyTorch (`pip install '.[references]'`) computes them in
+channels_last, by oneDNN.
 
 A turn is many calls, the first of which is not counted: after a call PyTorch's threads
 keep the cores busy for some milliseconds, as long as a call of a small layer takes.
 """
 
+import collections
 import dataclasses
 import statistics
 import time
@@ -19,33 +23,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax import lax
 
+from benchmarks.contender import IMAGES, configured_run
 from benchmarks.record import write_record
+from benchmarks.scaling import forward_products
 from freeadv_jax import parallel
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.models.conv import convolution
 
-PADDING = 1
 TURN_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A 3x3 convolution of square images."""
+    """A convolution of square images, padded alike on all sides."""
 
     side: int
     channels: int
     features: int
     stride: int = 1
+    kernel_size: int = 3
+
+    @property
+    def padding(self):
+        return self.kernel_size // 2
 
     def flop(self, batch_size):
         """Of the forward pass, and of either gradient."""
         pixels = batch_size * (self.side // self.stride) ** 2
-        return 2 * 9 * self.channels * self.features * pixels
+        return 2 * self.kernel_size**2 * self.channels * self.features * pixels
 
     def __str__(self):
+        kernel = (
+            "" if self.kernel_size == 3 else f"{self.kernel_size}x{self.kernel_size}, "
+        )
         by_two = " / 2" if self.stride == 2 else ""
-        return f"{self.side} x {self.side}, {self.channels} -> {self.features}{by_two}"
+        return (
+            f"{self.side} x {self.side}, {kernel}{self.channels} -> "
+            f"{self.features}{by_two}"
+        )
 
 
 LAYERS = (
@@ -65,14 +82,54 @@ LAYERS = (
 PASSES = ("forward", "images", "kernel")
 
 
+def layers_of(run) -> dict[Layer, int]:
+    """The convolutions of the network, and how many it has of each."""
+    found = collections.Counter()
+    for equation in forward_products(run):
+        if equation.primitive.name == "conv_general_dilated":
+            images, kernel = (operand.aval.shape for operand in equation.invars)
+            stride = equation.params["window_strides"][0]
+            found[Layer(images[1], images[3], kernel[3], stride, kernel[0])] += 1
+    return dict(found)
+
+
 def ours(layer, arrays) -> dict[str, Callable]:
     """By pass, a function that computes it and waits for it: NHWC and HWIO."""
-    images, kernel, cotangent = map(jnp.asarray, arrays)
 
     def conv(images, kernel):
-        sides = ((PADDING, PADDING), (PADDING, PADDING))
+        sides = ((layer.padding, layer.padding),) * 2
         return convolution(images, kernel, stride=layer.stride, padding=sides)
 
+    return _passes(conv, *map(jnp.asarray, arrays))
+
+
+def channels_first(layer, arrays) -> dict[str, Callable]:
+    """The same by XLA with channels first, and the gradients that it derives.
+
+    Outside a loop those are as fast as ours.
+    """
+
+    def conv(images, kernel):
+        return lax.conv_general_dilated(
+            images,
+            kernel,
+            (layer.stride, layer.stride),
+            ((layer.padding, layer.padding),) * 2,
+            dimension_numbers=("NCHW", "HWIO", "NCHW"),
+        )
+
+    images, kernel, cotangent = map(jnp.asarray, arrays)
+    images, cotangent = (x.transpose(0, 3, 1, 2) for x in (images, cotangent))
+    passes = _passes(conv, images, kernel, cotangent)
+
+    def channels_last(call):
+        return lambda: call().transpose(0, 2, 3, 1)
+
+    images_like = {name: channels_last(passes[name]) for name in ("forward", "images")}
+    return passes | images_like
+
+
+def _passes(conv, images, kernel, cotangent):
     def gradient(argument, images, kernel, cotangent):
         return jax.vjp(conv, images, kernel)[1](cotangent)[argument]
 
@@ -95,7 +152,7 @@ def theirs(layer, arrays) -> dict[str, Callable]:
     )
     kernel = torch.from_numpy(arrays[1]).permute(3, 2, 0, 1)
     kernel = kernel.contiguous(memory_format=torch.channels_last)
-    stride, padding = [layer.stride] * 2, [PADDING] * 2
+    stride, padding = [layer.stride] * 2, [layer.padding] * 2
 
     def gradient(argument):
         wanted = [argument == position for position in range(3)]
@@ -122,7 +179,7 @@ def example(layer, batch_size):
         rng.standard_normal(shape, np.float32)
         for shape in (
             (batch_size, layer.side, layer.side, layer.channels),
-            (3, 3, layer.channels, layer.features),
+            (layer.kernel_size, layer.kernel_size, layer.channels, layer.features),
             (batch_size, side, side, layer.features),
         )
     )
@@ -140,14 +197,19 @@ def turn(call) -> float:
 
 
 def measure(layer, batch_size, rounds):
-    """GFLOP/s by pass and side, after a check that both compute the same."""
+    """GFLOP/s by pass and side, after a check that all compute the same."""
     arrays = example(layer, batch_size)
-    sides = {"ours": ours(layer, arrays), "pytorch": theirs(layer, arrays)}
+    sides = {
+        "ours": ours(layer, arrays),
+        "channels first": channels_first(layer, arrays),
+        "pytorch": theirs(layer, arrays),
+    }
     rates = {}
     for name in PASSES:
-        found = [side[name]() for side in sides.values()]
-        scale = np.abs(found[0]).max()
-        np.testing.assert_allclose(*found, atol=1e-4 * scale, rtol=0)
+        expected, *found = (side[name]() for side in sides.values())
+        for other in found:
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(expected, other, atol=1e-4 * scale, rtol=0)
         seconds = {who: [] for who in sides}
         for _ in range(rounds):
             for who, side in sides.items():
@@ -159,24 +221,53 @@ def measure(layer, batch_size, rounds):
     return rates
 
 
+def measured(layers, options):
+    """What `measure` says of each, shown as it comes."""
+    found = {}
+    for layer in layers:
+        found[str(layer)] = measure(layer, options.batch_size, options.rounds)
+        print(
+            f"{layer!s:32}",
+            *(
+                f"{name} {' / '.join(f'{rate:4.0f}' for rate in rates.values())}  "
+                for name, rates in found[str(layer)].items()
+            ),
+            flush=True,
+        )
+    return found
+
+
 def main(argv):
     parser = Parser("benchmarks.convolutions", __doc__)
+    parser.add_argument("--networks", nargs="+", default=())
+    parser.add_argument("--images", choices=IMAGES, help="each network's if not given")
     parser.add_argument("--batch_size", type=count, default=32)
     parser.add_argument("--rounds", type=count, default=7)
     parser.add_argument("--out", default="benchmarks/results/convolutions.json")
     options = parser.parse_args(argv[1:])
-    print(f"GFLOP/s, ours / PyTorch's, batches of {options.batch_size}")
-    results = {}
-    for layer in LAYERS:
-        results[str(layer)] = measure(layer, options.batch_size, options.rounds)
-        print(
-            f"{layer!s:24}",
-            *(
-                f"{name} {rate['ours']:4.0f} / {rate['pytorch']:4.0f}  "
-                for name, rate in results[str(layer)].items()
-            ),
-            flush=True,
-        )
+    layers = {
+        network: layers_of(configured_run(network, "natural", images=options.images))
+        for network in options.networks
+    }
+    print(
+        "GFLOP/s, ours / with channels first / PyTorch's, "
+        f"batches of {options.batch_size}"
+    )
+    if not layers:
+        results = measured(LAYERS, options)
+    else:
+        results = {"batch": options.batch_size, "networks": {}}
+    for network, counts in layers.items():
+        print(network)
+        rates = measured(counts, options)
+        results["networks"][network] = {
+            str(layer): {
+                "count": number,
+                "flop": layer.flop(options.batch_size),
+                **rates[str(layer)],
+            }
+            for layer, number in counts.items()
+        }
     write_record(options.out, results, packages=("torch",))
 
 

@@ -50,6 +50,12 @@ TRAINING = {
 }
 # Those of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
 CONVOLUTIONS = ("convolutions_avx2", "convolutions_avx512")
+NETWORKS_CONVOLUTIONS = (
+    "convolutions_avx512_32",
+    "convolutions_avx512_128",
+    "convolutions_avx512_resnet_50",
+    "convolutions_avx512_mnist",
+)
 PROFILES = ("profile", "profile_128")
 STEP_CHANGES = ("step_changes", "step_changes_128")
 # The records of benchmarks.ablation, and the attacks to show; gains are in the last.
@@ -275,23 +281,68 @@ def _both(sides, said):
     return " / ".join(said(sides[who]) for who in ("ours", "pytorch") if who in sides)
 
 
+_PASSES = {
+    "forward": "forward",
+    "images": "gradient of images",
+    "kernel": "gradient of kernel",
+}
+
+
 def _convolutions(name):
-    passes = {
-        "forward": "forward",
-        "images": "gradient of images",
-        "kernel": "gradient of kernel",
-    }
     rows = [
         [
             layer,
             *(
                 f"{rates[which]['ours']:.0f} / {rates[which]['pytorch']:.0f}"
-                for which in passes
+                for which in _PASSES
             ),
         ]
         for layer, rates in results(name).items()
     ]
-    return _table(["layer", *passes.values()], rows)
+    return _table(["layer", *_PASSES.values()], rows)
+
+
+def _convolutions_of_networks():
+    """What all convolutions of a network take, one after the other, ours and PyTorch's."""
+    rows = []
+    for record in map(results, NETWORKS_CONVOLUTIONS):
+        for network, layers in record["networks"].items():
+            taken = {
+                (which, who): sum(
+                    layer["count"] * layer["flop"] / layer[which][who] / 1e9
+                    for layer in layers.values()
+                )
+                for which in _PASSES
+                for who in ("ours", "pytorch")
+            }
+            sums = {
+                who: sum(taken[which, who] for which in _PASSES)
+                for who in ("ours", "pytorch")
+            }
+            rows.append(
+                [
+                    f"{network}, {record['batch']}",
+                    *(
+                        f"{1000 * taken[which, 'ours']:.0f} / "
+                        f"{1000 * taken[which, 'pytorch']:.0f} ms"
+                        for which in _PASSES
+                    ),
+                    f"{sums['pytorch'] / sums['ours']:.2f}",
+                ]
+            )
+    return _table(["network, batch", *_PASSES.values(), "PyTorch / ours"], rows)
+
+
+def _channels_first():
+    """The rate with channels first over that with channels last, by pass."""
+    said = []
+    for which, title in _PASSES.items():
+        shares = [
+            rates[which]["channels first"] / rates[which]["ours"]
+            for rates in results("convolutions_avx512").values()
+        ]
+        said.append(f"{min(shares):.2f} to {max(shares):.2f} ({title})")
+    return ", ".join(said)
 
 
 def _profile():
@@ -561,6 +612,8 @@ BLOCKS = {
     "reference_style": _reference_style,
     "waiting": _waiting,
     **{name: partial(_convolutions, name) for name in CONVOLUTIONS},
+    "convolutions_of_networks": _convolutions_of_networks,
+    "channels_first": _channels_first,
     "profile": _profile,
     "changes": _changes,
     "gathered": _gathered,

@@ -7,7 +7,6 @@ is what the CPU backend reports of the compiled step, which is not run. Measured
 thing, the decoding of JPEGs on this machine, with TensorFlow (the extra tfds).
 """
 
-import argparse
 import dataclasses
 import importlib.resources
 import math
@@ -20,6 +19,7 @@ import numpy as np
 from jax.extend import core
 
 from benchmarks.record import write_record
+from freeadv_jax.command import Parser, run_command
 from freeadv_jax.config import base_config
 from freeadv_jax.run import Run
 from freeadv_jax.train import make_train_steps
@@ -82,7 +82,7 @@ def count(name):
     """
     run = configured_run(name, dtype="bfloat16")
     state = jax.eval_shape(run.initial_state)
-    products = _forward_products(run)
+    products = forward_products(run)
     parameters, statistics = (
         sum(leaf.size for leaf in jax.tree.leaves(tree))
         for tree in (state.params, state.batch_stats)
@@ -104,10 +104,10 @@ def count(name):
 
 def forward_flop(run):
     """Of one image in training: the convolutions and matrix products alone."""
-    return sum(_flop(product) for product in _forward_products(run))
+    return sum(_flop(product) for product in forward_products(run))
 
 
-def _forward_products(run):
+def forward_products(run):
     state = jax.eval_shape(run.initial_state)
     image = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
     # BatchNorm as in training, but without an axis to synchronise over.
@@ -251,10 +251,10 @@ def program_memory(compiled):
     return sizes | {"total": sum(sizes.values()) - 2 * sizes["donated"]}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    parser = Parser("benchmarks.scaling", __doc__)
     parser.add_argument("--out", default="benchmarks/results/scaling.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     costs = {name: count(name) for name in NETWORKS}
     decoded = decoding()
     results = paper(costs, decoded) | {
@@ -296,4 +296,4 @@ def paper(costs, decoded):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
