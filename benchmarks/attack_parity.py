@@ -8,7 +8,6 @@ The models are those of benchmarks.reproduce, whose runs must lie in --runs. Fin
 rows are kept beside them, so that the same command goes on.
 """
 
-import argparse
 import pathlib
 
 import numpy as np
@@ -19,6 +18,7 @@ from benchmarks.peers.torch_networks import torch_classifier
 from benchmarks.record import write_record
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
+from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.evaluation import logits_functions
 from freeadv_jax.record import read_json, write_json
@@ -111,18 +111,19 @@ class Pair:
         }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    parser = Parser("benchmarks.attack_parity", __doc__)
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
     parser.add_argument(
         "--runs", type=pathlib.Path, default="runs/reproduce_cifar10_scaled_down"
     )
-    parser.add_argument("--examples", type=int, default=500)
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--examples", type=count, default=500)
+    parser.add_argument("--batch_size", type=count, default=64)
     parser.add_argument(
         "--settings",
         nargs="+",
         type=int,
+        choices=range(len(SETTINGS)),
         default=range(len(SETTINGS)),
         help="numbers of SETTINGS, to share the work; the others must lie there",
     )
@@ -130,7 +131,7 @@ def main():
         "--threads", type=int, default=torch.get_num_threads(), help="of PyTorch"
     )
     parser.add_argument("--out", default="benchmarks/results/attack_parity.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     dataset = load_arrays("cifar10", options.data, validation_examples=0).test
     torch.set_num_threads(options.threads)
     rows = {}
@@ -168,4 +169,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -8,7 +8,6 @@ ours, a part of the images each time. What ours compiles is counted, in the firs
 Finished turns are kept in RUN, so that the same command goes on.
 """
 
-import argparse
 import itertools
 import logging
 import pathlib
@@ -25,6 +24,7 @@ from benchmarks.peers.torch_networks import torch_classifier
 from benchmarks.record import write_record
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
+from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.evaluation import logits_functions
 from freeadv_jax.record import read_json, write_json
@@ -162,15 +162,15 @@ def measure(name, contenders, config, images, labels, *, parts, kept):
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    parser = Parser("benchmarks.attack_speed", __doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
-    parser.add_argument("--examples", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--parts", type=int, default=2)
+    parser.add_argument("--examples", type=count, default=256)
+    parser.add_argument("--batch_size", type=count, default=64)
+    parser.add_argument("--parts", type=count, default=2)
     parser.add_argument("--out", default="benchmarks/results/attack_speed.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     dataset = load_arrays("cifar10", options.data, validation_examples=0).test
     images = dataset.images[: options.examples].astype(np.float32) / np.float32(255)
     labels = dataset.labels[: options.examples]
@@ -203,4 +203,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

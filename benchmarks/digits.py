@@ -6,7 +6,6 @@
 Seeds and settings are whole runs under --runs: the same command goes on with them.
 """
 
-import argparse
 import itertools
 import pathlib
 import statistics
@@ -14,6 +13,7 @@ import statistics
 from benchmarks.record import write_record
 from benchmarks.runs import finish
 from configs import digits_free8, digits_natural
+from freeadv_jax.command import Parser, run_command
 
 ROWS = {"digits_natural": digits_natural, "digits_free8": digits_free8}
 SEEDS = range(5)
@@ -81,16 +81,16 @@ def _summary(values):
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    parser = Parser("benchmarks.digits", __doc__)
     parser.add_argument("--select", action="store_true")
     parser.add_argument("--runs", type=pathlib.Path, default="runs/benchmark-digits")
     parser.add_argument("--out")
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     job = select if options.select else table
     out = options.out or f"benchmarks/results/digits{'_select' * options.select}.json"
     write_record(out, job(options.runs / job.__name__))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,7 +6,6 @@ The runs are those of benchmarks.reproduce; what they lack is measured and kept 
 them, and the same command goes on.
 """
 
-import argparse
 import pathlib
 
 from benchmarks.record import write_record
@@ -14,6 +13,7 @@ from freeadv_jax import evaluate
 from freeadv_jax.analysis import large_epsilon, loss_surface
 from freeadv_jax.analysis.comparison import open_subjects
 from freeadv_jax.analysis.measurement import found
+from freeadv_jax.command import Parser, run_command
 from freeadv_jax.record import read_json
 from freeadv_jax.report import __main__ as report
 
@@ -22,15 +22,15 @@ EXAMPLES = 500
 ROWS = ("cifar10_natural", "cifar10_free8", "cifar10_pgd7")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    parser = Parser("benchmarks.figures", __doc__)
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
     parser.add_argument(
         "--runs", type=pathlib.Path, default="runs/reproduce_cifar10_scaled_down"
     )
     parser.add_argument("--docs", type=pathlib.Path, default="docs")
     parser.add_argument("--out", default="benchmarks/results/figures.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     runs = [str(options.runs / name) for name in ROWS]
     data = f"--data={options.data}"
     few = f"--examples={EXAMPLES}"
@@ -68,4 +68,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -9,12 +9,12 @@ nothing else was tried. It shows that the path from JPEGs to a table works, not 
 the method goes.
 """
 
-import argparse
 import pathlib
 
 from benchmarks.record import write_record
 from benchmarks.runs import finish
 from configs import imagenet_free4, imagenet_natural
+from freeadv_jax.command import Parser, run_command
 
 ROWS = {"natural": imagenet_natural, "free4": imagenet_free4}
 SCALED_DOWN = {
@@ -32,14 +32,14 @@ SCALED_DOWN = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    parser = Parser("benchmarks.imagenet_folder_cpu", __doc__)
     parser.add_argument("--data", required=True, help="the folder of photographs")
     parser.add_argument(
         "--runs", type=pathlib.Path, default="runs/benchmark-imagenet-folder-cpu"
     )
     parser.add_argument("--out", default="benchmarks/results/imagenet_folder_cpu.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     results = {}
     for name, module in ROWS.items():
         config = module.get_config()
@@ -55,4 +55,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,16 +1,14 @@
 """Training images a second from the host, and how many an update of each method needs.
 
-    FREEADV_IMAGENETTE=DIR python -m benchmarks.input_rate [--updates=64] [--out=FILE]
+    python -m benchmarks.input_rate --data=DIR [--updates=64] [--rounds=3] [--out=FILE]
 
 DIR holds JPEGs as train/<class>/* and val/<class>/*. They are read, cropped at random,
 resized to 224 and placed on the devices as in training. Free-m replays a batch m times
 there; the images are counted in the decoder, as they are decoded.
 """
 
-import argparse
 import os
 import statistics
-import sys
 import threading
 import time
 
@@ -18,6 +16,7 @@ import jax
 import tensorflow as tf
 
 from benchmarks.record import write_record
+from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data import jpeg
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.recipes import imagenet
@@ -77,17 +76,15 @@ def draw(dataset, updates, replays):
         jpeg.random_crop = original
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--updates", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+def main(argv):
+    parser = Parser("benchmarks.input_rate", __doc__)
+    parser.add_argument("--data", required=True, help="the folder of photographs")
+    parser.add_argument("--updates", type=count, default=64)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--out", default="benchmarks/results/input_rate.json")
-    options = parser.parse_args()
-    folder = os.environ.get("FREEADV_IMAGENETTE")
-    if not folder:
-        sys.exit("error: FREEADV_IMAGENETTE must name a folder of JPEGs")
+    options = parser.parse_args(argv[1:])
     config = imagenet()
-    dataset = load_dataset(**config.data.to_dict() | {"name": f"folder:{folder}"})
+    dataset = load_dataset(**config.data.to_dict() | {"name": f"folder:{options.data}"})
     files = dataset.train.images.items
     shapes = [tf.io.extract_jpeg_shape(file.read_bytes()).numpy() for file in files]
     rates = [rate(dataset, 512) for _ in range(options.rounds)]
@@ -121,4 +118,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

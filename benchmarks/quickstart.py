@@ -3,7 +3,6 @@
 python -m benchmarks.quickstart [--rounds=3]
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -11,13 +10,14 @@ import tempfile
 import time
 
 from benchmarks.record import write_record
+from freeadv_jax.command import Parser, count, run_command
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+def main(argv):
+    parser = Parser("benchmarks.quickstart", __doc__)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--out", default="benchmarks/results/quickstart.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     job = [sys.executable, "-m", "freeadv_jax.main", "--config=configs/digits_free8.py"]
     seconds = []
     for _ in range(options.rounds):
@@ -30,4 +30,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,10 +6,10 @@ The runs are those of benchmarks.reproduce in --runs and of benchmarks.digits in
 --digits; rows are added to their results.json, and the same command goes on.
 """
 
-import argparse
 import pathlib
 
 from benchmarks.record import write_record
+from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.evaluation import (
     configured_attacks,
@@ -52,8 +52,8 @@ def robustness(workdir, data, examples):
     return {"evaluation": rows, "red_flags": results["red_flags"]}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    parser = Parser("benchmarks.robustness", __doc__)
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
     parser.add_argument(
         "--runs", type=pathlib.Path, default="runs/reproduce_cifar10_scaled_down"
@@ -61,9 +61,9 @@ def main():
     parser.add_argument(
         "--digits", type=pathlib.Path, default="runs/benchmark-digits/table"
     )
-    parser.add_argument("--examples", type=int, default=500, help="of CIFAR-10")
+    parser.add_argument("--examples", type=count, default=500, help="of CIFAR-10")
     parser.add_argument("--out", default="benchmarks/results/robustness.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     results = {name: robustness(options.digits / name, "", 0) for name in DIGITS}
     for name in CIFAR10:
         results[name] = robustness(options.runs / name, options.data, options.examples)
@@ -71,4 +71,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -7,7 +7,6 @@ programs it finds. The seconds are of all that a run compiles before it trains, 
 initial state, the batches and the step, with the tracing, which no cache saves.
 """
 
-import argparse
 import pathlib
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ import tempfile
 import time
 
 from benchmarks.record import write_record
+from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.record import read_json
 
 # Eight small batches: what is timed is everything but the steps.
@@ -71,12 +71,12 @@ def import_seconds(rounds):
     return statistics.median(found)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv):
+    parser = Parser("benchmarks.start_up", __doc__)
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--out", default="benchmarks/results/start_up.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     results = {"import": import_seconds(options.rounds)}
     print(f"import {results['import']:.2f} s")
     for name, (config, fields) in STARTS.items():
@@ -87,4 +87,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,13 +6,13 @@ The methods take turns in one process, on the same network and batch, so that wh
 else the machine does falls on all of them; medians over the rounds.
 """
 
-import argparse
 import statistics
 
 import numpy as np
 
 from benchmarks.contender import configured_run, on_one_batch
 from benchmarks.record import write_record
+from freeadv_jax.command import Parser, count, run_command
 
 NETWORKS = ("preact-resnet-18", "wrn-16-4")
 METHODS = ("natural", "free-2", "free-8", "7-pgd")
@@ -63,12 +63,12 @@ def measure(network, rounds):
     return {"batch": BATCH, "methods": rows, "ratios": ratios}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+def main(argv):
+    parser = Parser("benchmarks.step_cost", __doc__)
+    parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--out", default="benchmarks/results/step_cost.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv[1:])
     results = {name: measure(name, options.rounds) for name in options.networks}
     for network, result in results.items():
         print(f"\n{network}, batch {BATCH}: ratios, medians of {options.rounds} rounds")
@@ -78,4 +78,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
