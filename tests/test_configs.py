@@ -164,6 +164,35 @@ def test_the_step_of_an_attack_is_a_part_of_epsilon_whatever_that_is(name, part)
     assert config.attack.step_size == part * 16 / 255
 
 
+def test_trades_has_the_authors_settings():
+    config = config_of("cifar10_trades")
+    assert (config.method, config.attack.beta, config.attack.steps) == ("trades", 6, 10)
+    assert (config.attack.norm, config.attack.epsilon) == ("linf", 0.031)
+    np.testing.assert_allclose(config.attack.step_size, 0.007)
+    np.testing.assert_allclose(config.evaluation.step_size, 0.003)
+    assert (config.data.name, config.data.pad, config.batch_size) == ("cifar10", 4, 128)
+    assert config.model.name == "wrn-34-10"
+    # Images go in as they are.
+    assert config.model.normalization == "mean_std"
+    assert (config.model.mean, config.model.std) == ((0.0,), (1.0,))
+    optimizer = config.optimizer
+    assert (optimizer.momentum, optimizer.nesterov) == (0.9, False)
+    assert (optimizer.weight_decay, optimizer.decayed) == (2e-4, "all")
+    learning_rate = learning_rate_schedule(
+        optimizer.schedule,
+        peak=optimizer.learning_rate,
+        updates=config.updates,
+        turns=tuple(optimizer.turns),
+    )
+    # Passes are counted from 1, and the 75th has a tenth.
+    np.testing.assert_allclose(learning_rate(74 * 390 - 1), 0.1)
+    np.testing.assert_allclose(learning_rate(74 * 390), 0.01)
+    assert config.updates == 76 * 390
+    config.attack.epsilon = 0.062
+    np.testing.assert_allclose(config.attack.step_size, 0.014)
+    np.testing.assert_allclose(config.evaluation.step_size, 0.006)
+
+
 def test_the_modern_row_is_the_variant_of_that_name_at_the_price_of_free_8():
     modern, free8 = config_of("cifar10_modern"), config_of("cifar10_free8")
     varied = config_of("cifar10_free8")

@@ -9,6 +9,7 @@ _IMAGENET_ATTACKS = ("natural", "pgd-10", "pgd-50", "pgd-100")
 _TABLE_1 = "Shafahi et al. 2019, Table 1"
 _SLIDES = "Shafahi et al. 2019, the authors' slides"
 _README = "Shafahi et al., README of free_adv_train"
+_TRADES = "Zhang et al. 2019, README of yaodongyu/TRADES"
 _RERUN = "a rerun of Wong et al. 2020, locuslab/fast_adversarial issue 8"
 _WRN = ("wrn-32-10-madry", 80_000)
 _RESNET = "preact-resnet-18"
@@ -95,6 +96,17 @@ ROWS = (
     _fast("fgsm-rs", 0, 15 * 390, 79.30, 45.31),
     _fast("free", 8, 10 * 390 * 8, 76.95, 45.98),
     _fast("pgd", 7, 15 * 390, 76.64, 47.25),
+    Published(
+        source=_TRADES,
+        data="cifar10",
+        method="trades",
+        strength=0,
+        model="wrn-34-10",
+        updates=76 * 390,
+        accuracy={"natural": 84.92, "pgd-20": 56.61},
+        minutes=None,
+        epsilon=0.031,
+    ),
     _imagenet("resnet-50", (60.206, 32.768, 31.878, 31.816)),
     _imagenet("resnet-101", (63.340, 35.388, 34.402, 34.328)),
     _imagenet("resnet-152", (64.446, 36.992, 36.044, 35.994)),
