@@ -39,7 +39,7 @@ def start(
     """Joins the other processes of this job, before anything touches a device.
 
     With `multihost` alone, what is not given is found out from the cluster (a TPU pod,
-    Slurm, Open MPI, Kubernetes). Afterwards only the first process writes to standard
+    GKE's too, Slurm, Open MPI 4). Afterwards only the first process writes to standard
     output. InputError where the job cannot be joined, or where a launcher
     started several processes and nobody said that they belong together.
     """
