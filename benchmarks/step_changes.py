@@ -31,6 +31,7 @@ GATHERED = "a lone device's gradients gathered"
 POOLED = "Flax's max pooling"
 KEPT = "memory kept from call to call"
 NO_PRODUCTS = "images' gradients all by convolutions"
+THREE_AXES = "1x1 kernels' gradients over three axes"
 _BY_XLA = "convolutions' gradients as XLA derives them"
 
 
@@ -80,6 +81,15 @@ def _no_products():
     conv._images_gradient_by_product = conv._images_gradient_by_convolution
 
 
+def _three_axes():
+    def gradient(images, shape, stride, padding, cotangent):
+        seen, pixels = images[:, ::stride, ::stride], (0, 1, 2)
+        found = lax.dot_general(seen, cotangent, ((pixels, pixels), ((), ())))
+        return found.reshape(shape)
+
+    conv._pointwise_kernel_gradient = gradient
+
+
 def _gradients_by_xla():
     conv._loop_safe_convolution = conv._plain_convolution
 
@@ -118,6 +128,7 @@ ON_CPU = {
     "ReLU a maximum, BatchNorm's gradient a product": _unary_ends,
     POOLED: _flax_max_pool,
     NO_PRODUCTS: _no_products,
+    THREE_AXES: _three_axes,
     _BY_XLA: _gradients_by_xla,
     "convolutions by YNNPACK": _ynnpack,
     "huge pages": _nothing,
