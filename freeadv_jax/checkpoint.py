@@ -1,5 +1,6 @@
 """Checkpoints of a run: the only module that knows Orbax."""
 
+import contextlib
 import logging
 import pathlib
 from dataclasses import fields as fields_of
@@ -42,12 +43,32 @@ class Checkpoints:
             # What a killed run left half-written; in the background, so that no
             # two openers may do it at the same time.
             cleanup_tmp_directories=keep is not None,
+            # The metrics are read below.
+            lightweight_initialize=True,
         )
         # Whether a SIGTERM came is for `processes.preemption` to ask. Orbax asks the same
         # service at each save, which goes by the last number it was asked with: that
         # would be a step among the numbers of calls, and the stop be put off to it.
-        self._checkpointer._manager.reached_preemption = lambda step: False
+        manager = self._checkpointer._manager
+        manager.reached_preemption = lambda step: False
         self._directory = directory
+        self._metrics_of = manager._get_metrics
+        manager._get_metrics = self._whole_metrics
+        self._checkpointer.reload()
+
+    def _whole_metrics(self, step):
+        """As Orbax reads them, which would have a damaged file end everything."""
+        try:
+            metrics = self._metrics_of(step)
+            return metrics and {BEST_METRIC: float(metrics[BEST_METRIC])}
+        except Exception as fault:  # noqa: BLE001
+            _LOGGER.warning(
+                "%s: the accuracy of checkpoint %d is damaged and left out (%s)",
+                self._directory,
+                step,
+                _reason(fault),
+            )
+            return None
 
     @property
     def steps(self) -> list[int]:
@@ -67,7 +88,8 @@ class Checkpoints:
         """Starts to save `state`, with JSON-like `progress`, under its step.
 
         Copies the state to the host and returns; a previous save is waited for.
-        TrainingStoppedError, and nothing written, where a number is not finite.
+        TrainingStoppedError, and nothing written, where a number is not finite, and
+        where this or the previous save cannot be written.
         """
         state = parallel.fetch(state)
         step = int(state.step)
@@ -76,17 +98,18 @@ class Checkpoints:
                 raise TrainingStoppedError(
                     f"{jax.tree_util.keystr(path)} is not finite after step {step}"
                 )
-        self._checkpointer.wait()
-        if step in self.steps:
-            # Skipped as damaged at the start of this run, and now made again.
-            self._checkpointer.delete(step)
-        self._checkpointer.save_async(
-            step,
-            _stored(state),
-            force=True,
-            metrics=None if robust is None else {BEST_METRIC: robust},
-            custom_metadata={"progress": progress, "crc32": checksum(state)},
-        )
+        with self._writing():
+            self._checkpointer.wait()
+            if step in self.steps:
+                # Skipped as damaged at the start of this run, and now made again.
+                self._checkpointer.delete(step)
+            self._checkpointer.save_async(
+                step,
+                _stored(state),
+                force=True,
+                metrics=None if robust is None else {BEST_METRIC: robust},
+                custom_metadata={"progress": progress, "crc32": checksum(state)},
+            )
 
     def restore(self, like, which: str = "last") -> tuple[Any, dict] | None:
         """(state, progress) of the 'last' or 'best' checkpoint, as NumPy arrays.
@@ -110,12 +133,11 @@ class Checkpoints:
                 return self._restore(step, like)
             # Orbax and TensorStore raise whatever the damage makes them stumble on.
             except Exception as fault:  # noqa: BLE001
-                reason = str(fault).strip().split("\n")[0][:200]
                 _LOGGER.warning(
                     "%s: checkpoint %d is damaged and skipped (%s)",
                     self._directory,
                     step,
-                    reason or type(fault).__name__,
+                    _reason(fault),
                 )
         if candidates:
             raise InputError(
@@ -132,11 +154,27 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until all that was saved is on disk."""
-        self._checkpointer.wait()
+        with self._writing():
+            self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""
-        self._checkpointer.close()
+        with self._writing():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        # A full disk, say: TensorStore has no type for it.
+        except Exception as fault:
+            raise TrainingStoppedError(
+                f"{self._directory}: a checkpoint cannot be written: {_reason(fault)}"
+            ) from fault
+
+
+def _reason(fault):
+    return str(fault).strip().split("\n")[0][:200] or type(fault).__name__
 
 
 def _stored(state) -> dict:

@@ -1,4 +1,5 @@
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -99,18 +100,19 @@ def lose_the_arrays(folder):
         path.unlink()
 
 
+@pytest.mark.parametrize("robust", [None, 0.3])
 @pytest.mark.parametrize(
     "damage", [flip_a_bit, cut_in_half, empty_every_file, lose_the_arrays]
 )
 def test_damaged_newest_is_skipped_with_a_warning_and_can_be_made_again(
-    damage, tmp_path, caplog
+    damage, robust, tmp_path, caplog
 ):
     rng = np.random.default_rng(0)
     first = Checkpoints(tmp_path, keep=3)
     for step in (1, 2):
         state = state_at(step)
         state.params["kernel"][:] = rng.normal(size=(50, 40))
-        first.save(state, progress={"at": step})
+        first.save(state, progress={"at": step}, robust=robust)
     first.close()
     damage(tmp_path / "2")
     again = Checkpoints(tmp_path, keep=3)
@@ -121,6 +123,34 @@ def test_damaged_newest_is_skipped_with_a_warning_and_can_be_made_again(
     save(again, 2, value=5.0)
     assert again.restore(LIKE)[0].params["kernel"][0, 0] == 5.0
     again.close()
+
+
+@pytest.mark.parametrize("content", ["", '{"rnbust": 0.4}', '{"robust": "x"}', "[0.4]"])
+def test_a_damaged_accuracy_is_left_out_with_a_warning(content, tmp_path, caplog):
+    first = Checkpoints(tmp_path, keep=3)
+    for step, robust in [(1, 0.2), (2, 0.4), (3, 0.3)]:
+        save(first, step, robust=robust)
+    first.close()
+    (tmp_path / "2" / "metrics" / "metrics").write_text(content)
+    with caplog.at_level(logging.WARNING):
+        again = Checkpoints(tmp_path, keep=3)
+    assert "the accuracy of checkpoint 2 is damaged and left out" in caplog.text
+    assert (again.steps, again.best_step) == ([1, 2, 3], 3)
+    assert again.restore(LIKE)[1] == {"at": 3}
+    for step in (4, 5, 6):
+        save(again, step, robust=0.1)
+    assert again.steps == [3, 4, 5, 6]
+    again.close()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    save(checkpoints, 1)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(TrainingStoppedError, match="cannot be written: .") as told:
+        save(checkpoints, 2)
+    assert "\n" not in str(told.value)
 
 
 def test_folder_whose_every_checkpoint_is_damaged_is_refused(tmp_path, checkpoints):
