@@ -117,12 +117,16 @@ def read_lines(path):
     """The whole lines of a file whose last a kill may have cut short."""
     if not path.exists():
         return
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+    text = path.read_text(errors="replace")
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
         if line.endswith("\n"):
             try:
-                yield json.loads(line)
+                found = json.loads(line)
             except ValueError as fault:
                 raise InputError(f"{path}, line {number} is damaged: {fault}") from None
+            if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+                raise InputError(f"{path}, line {number} is damaged: it has no step")
+            yield found
 
 
 def _tensorboard_writer(workdir):

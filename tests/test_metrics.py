@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from freeadv_jax.errors import InputError
 from freeadv_jax.metrics import MetricsLog, Progress, Window, duration
 
 
@@ -27,6 +28,14 @@ def test_what_a_killed_run_wrote_beyond_its_checkpoint_goes(tmp_path):
     assert path.read_text() == (
         '{"kind": "train", "step": 1}\n{"kind": "train", "step": 2}\n'
     )
+
+
+@pytest.mark.parametrize("damage", [b"\xff\n", b"3\n", b"{}\n", b'{"step": "a"}\n'])
+def test_a_damaged_line_is_named(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"kind": "train", "step": 1}\n' + damage)
+    with pytest.raises(InputError, match="metrics.jsonl, line 2 is damaged"):
+        MetricsLog(tmp_path, last_step=1)
 
 
 def test_window_gives_means_and_goes_on_from_what_was_saved():

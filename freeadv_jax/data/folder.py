@@ -56,7 +56,7 @@ class FolderDataset:
 
         steps = self.steps_per_pass(batch_size)
         own = parallel.rows(batch_size)
-        files = tf.constant([str(path) for path in self.train.images.items])
+        files = tf.constant([os.fsencode(path) for path in self.train.images.items])
         labels = tf.constant(self.train.labels)
 
         def draws(first_step):

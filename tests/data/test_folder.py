@@ -1,4 +1,5 @@
 import itertools
+import os
 import sys
 
 import jax
@@ -203,6 +204,13 @@ def test_damaged_images_are_named_and_left_out(root, caplog, capsys):
     assert message.startswith(f"{root}/train: 4 of 35 images are damaged, and left out")
     assert all(path in message for path in paths)
     assert f"checking {root}/train 35/35 images (100%)" in capsys.readouterr().out
+
+
+@pytest.mark.tensorflow
+def test_a_files_name_may_be_in_any_encoding(root):
+    (image, *_) = sorted((root / "train" / "cat").iterdir())
+    image.rename(os.fsdecode(os.fsencode(image.parent) + b"/caf\xe9.jpg"))
+    assert len(set(numbers(drawn(load(root), 3)))) == 24
 
 
 @pytest.mark.tensorflow
