@@ -13,7 +13,6 @@ from freeadv_jax.attacks.attack import (
     Adversarial,
     Batch,
     Count,
-    Real,
     as_pytree,
     misclassified,
     run_attack,
@@ -23,7 +22,7 @@ from freeadv_jax.attacks.attack import (
 )
 from freeadv_jax.attacks.checks import check_call, check_choice, num_classes_of
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Real, Threat
 
 GOALS = ("untargeted", "multi-target")
 MODELS = ("deterministic", "randomized")
@@ -192,7 +191,7 @@ def apgd(
     labels: ArrayLike,
     *,
     norm: str = "linf",
-    epsilon: float,
+    epsilon: Real,
     loss: str = "cross-entropy",
     steps: int = 100,
     seed: int = 0,

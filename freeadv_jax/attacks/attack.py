@@ -11,9 +11,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from freeadv_jax.attacks.threat import Real
+
 # A field of an attack that is a number may be traced: one compilation serves all.
 Count = int | Int[Array, ""]
-Real = float | Float[Array, ""]
 Flag = bool | Bool[Array, ""]
 
 
@@ -40,7 +41,7 @@ class Attack(Protocol):
     """
 
     norm: str
-    epsilon: float
+    epsilon: Real
     steps: int
 
     @property
@@ -131,19 +132,29 @@ def step_unfinished(attack: Attack, logits_fn: Callable, batch: Batch, state):
     return where(active, stepped, state)
 
 
-def split_numbers(attack: Attack) -> tuple[Attack, dict[str, np.generic]]:
+def split_numbers(attack: Attack) -> tuple[Attack, dict[str, np.generic | Array]]:
     """What to compile an attack for, and its numbers, to be traced.
 
     `dataclasses.replace(kind, **numbers)` is the attack again.
     """
-    types = {bool: np.bool_, int: np.int32, float: np.float32}
+    fields = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
     numbers = {
-        field.name: types[type(value)](value)
-        for field in dataclasses.fields(attack)
-        if type(value := getattr(attack, field.name)) in types
+        name: _traceable(value)
+        for name, value in fields.items()
+        if isinstance(value, (bool, int, float, np.generic, jax.Array))
     }
-    nothing = {name: type(getattr(attack, name))(0) for name in numbers}
+    nothing = {name: np.zeros((), n.dtype).item() for name, n in numbers.items()}
     return dataclasses.replace(attack, **nothing), numbers
+
+
+def _traceable(number):
+    """Of one type each for truth values, counts and radii, whoever made them."""
+    if isinstance(number, jax.Array):
+        return number
+    if isinstance(number, (bool, np.bool_)):
+        return np.bool_(number)
+    whole = isinstance(number, (int, np.integer))
+    return np.int32(number) if whole else np.float32(number)
 
 
 def as_pytree(logits_fn: Callable):
@@ -173,7 +184,8 @@ def run_attack(
     through `Campaign` there.
     """
     kind, numbers = split_numbers(attack)
-    images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+    images = jnp.asarray(images, jnp.float32)
+    labels = jnp.asarray(labels, jnp.int32)
     return _run(kind, numbers, as_pytree(logits_fn), images, labels, np.uint32(seed))
 
 

@@ -21,6 +21,7 @@ from freeadv_jax.attacks.checks import (
 )
 from freeadv_jax.attacks.fab import FAB
 from freeadv_jax.attacks.square import Square
+from freeadv_jax.attacks.threat import Real
 
 VERSIONS = ("standard", "plus", "rand")
 
@@ -44,7 +45,7 @@ class AutoAttack(NamedTuple):
 
 
 def cascade(
-    version: str, *, norm: str, epsilon: float, num_classes: int
+    version: str, *, norm: str, epsilon: Real, num_classes: int
 ) -> dict[str, Attack]:
     """The attacks of a version by name, in the order of the authors' code.
 
@@ -89,8 +90,8 @@ def warn_of_few_classes(num_classes: int) -> None:
     if num_classes < 4:
         lost = "targeted DLR" if num_classes == 3 else "DLR, targeted or not"
         _LOGGER.warning(
-            "AutoAttack on %d classes: the %s loss does not exist there, the margin "
-            "is attacked instead",
+            "on %d classes the %s loss of AutoAttack does not exist, the margin is "
+            "attacked instead",
             num_classes,
             lost,
         )
@@ -102,7 +103,7 @@ def autoattack(
     labels: ArrayLike,
     *,
     norm: str = "linf",
-    epsilon: float,
+    epsilon: Real,
     version: str = "standard",
     batch_size: int = 128,
     seed: int = 0,

@@ -56,8 +56,9 @@ class Campaign:
     hands over its arrays (see `as_pytree`), so that another one of the same structure
     compiles nothing anew. `batch_size` is rounded up to a multiple of the devices.
     Every image has keys of its own, from `seed`, its index and the attempt, and images
-    do not influence one another: the outcome is the same for any batch size and
-    number of devices.
+    do not influence one another: the same ones stand for any batch size and number of
+    devices. (Which attempt's image is kept of one that breaks may differ, and the noise
+    in which a randomised model sees the images as they are.)
     """
 
     def __init__(self, *, batch_size: int, seed: int = 0):

@@ -5,11 +5,11 @@ import difflib
 import jax
 import numpy as np
 
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Real, Threat
 from freeadv_jax.errors import InputError
 
 
-def check_threat(norm: str, epsilon: float) -> None:
+def check_threat(norm: str, epsilon: Real) -> None:
     """InputError unless there is such a ball and it holds more than one point."""
     Threat(norm, epsilon)
     if isinstance(epsilon, jax.core.Tracer):
@@ -44,7 +44,7 @@ def check_images(images, labels, *, raw: bool = False) -> None:
         raise InputError(f"labels of type {labels.dtype}: must be whole numbers")
     if raw and images.dtype == np.uint8:
         return
-    if not np.issubdtype(images.dtype, np.floating):
+    if not jax.numpy.issubdtype(images.dtype, np.floating):
         raise InputError(
             f"images of type {images.dtype}: must be floats in [0, 1]; divide by 255"
         )
@@ -90,7 +90,13 @@ def is_probabilities(logits: np.ndarray) -> bool:
 
 def num_classes_of(logits_fn, images) -> int:
     """Classes of the model, from its shape; InputError unless it gives [b, k >= 2]."""
-    shape = jax.eval_shape(logits_fn, images).shape
+    of_floats = jax.ShapeDtypeStruct(np.shape(images), np.float32)
+    logits = jax.eval_shape(logits_fn, of_floats)
+    if not isinstance(logits, jax.ShapeDtypeStruct):
+        raise InputError(
+            f"the model gives a {type(logits).__name__} of arrays: must be the logits alone"
+        )
+    shape = logits.shape
     if len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
         raise InputError(
             f"the model gives {shape} for {len(images)} images: must be "

@@ -13,7 +13,6 @@ from freeadv_jax.attacks.attack import (
     Adversarial,
     Batch,
     Count,
-    Real,
     misclassified,
     run_attack,
     target_class,
@@ -22,6 +21,7 @@ from freeadv_jax.attacks.attack import (
 )
 from freeadv_jax.attacks.checks import check_call, check_choice, num_classes_of
 from freeadv_jax.attacks.losses import targeted_margin
+from freeadv_jax.attacks.threat import Real
 
 GOALS = ("multi-target", "untargeted")
 
@@ -135,7 +135,7 @@ def fab(
     labels: ArrayLike,
     *,
     norm: str = "linf",
-    epsilon: float,
+    epsilon: Real,
     steps: int = 100,
     seed: int = 0,
     **fields,

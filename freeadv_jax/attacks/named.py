@@ -62,8 +62,9 @@ def attack_by_name(
     natural; fgsm, one step of epsilon from the image itself; pgd-<steps>, cw-<steps>
     and dlr-<steps>, from a random start, with -x<restarts> for more of them; the four
     attacks of AutoAttack each, and autoattack. `step_size` is that of the numbered
-    ones, the others have none to choose. InputError for any other name, and for dlr on
-    fewer than three classes.
+    ones, the others have none to choose. InputError for any other name, and for dlr-
+    on fewer than three classes; where there are too few for theirs, apgd-dlr and apgd-t
+    take the margin.
     """
     check_threat(norm, epsilon)
     if not step_size > 0:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from freeadv_jax.attacks.attack import Batch, Count, Real, misclassified, where
+from freeadv_jax.attacks.attack import Batch, Count, misclassified, where
 from freeadv_jax.attacks.losses import margin
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Real, Threat
 
 # In L-inf a draw is of cells of so many pixels a side.
 _CELLS = (1, 2, 4)

@@ -14,7 +14,6 @@ from freeadv_jax.attacks.attack import (
     Batch,
     Count,
     Flag,
-    Real,
     misclassified,
     run_attack,
     target_class,
@@ -23,7 +22,7 @@ from freeadv_jax.attacks.attack import (
 )
 from freeadv_jax.attacks.checks import check_call, check_choice, num_classes_of
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Real, Threat
 
 GOALS = ("untargeted", "least-likely", "random-target", "multi-target", "given-target")
 
@@ -127,7 +126,7 @@ def fgsm(
     labels: ArrayLike,
     *,
     norm: str = "linf",
-    epsilon: float,
+    epsilon: Real,
 ) -> Adversarial:
     """One step of `epsilon` from the images themselves (Goodfellow et al., ICLR 2015)."""
     attack = PGD(norm, epsilon, steps=1, step_size=epsilon, random_start=False)
@@ -141,9 +140,9 @@ def pgd(
     labels: ArrayLike,
     *,
     norm: str = "linf",
-    epsilon: float,
+    epsilon: Real,
     steps: int,
-    step_size: float,
+    step_size: Real,
     seed: int = 0,
     **fields,
 ) -> Adversarial:

@@ -15,14 +15,13 @@ from freeadv_jax.attacks.attack import (
     Batch,
     Count,
     Flag,
-    Real,
     misclassified,
     run_attack,
     where,
 )
 from freeadv_jax.attacks.checks import check_call
 from freeadv_jax.attacks.losses import margin
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Real, Threat
 
 Image = Float[Array, "h w c"]
 
@@ -102,7 +101,7 @@ def square(
     labels: ArrayLike,
     *,
     norm: str = "linf",
-    epsilon: float,
+    epsilon: Real,
     queries: int = 5000,
     seed: int = 0,
     **fields,

@@ -5,11 +5,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from freeadv_jax.errors import InputError
 
 NORMS = ("linf", "l2")
+# A radius or another number of an attack, which may be traced.
+Real = float | np.floating | Float[Array, ""]
 
 # Below any norm a perturbation or gradient can have and still be worth scaling.
 _TINY = 1e-12
@@ -26,7 +29,7 @@ class Threat:
     """
 
     norm: str
-    epsilon: float | Float[Array, ""]
+    epsilon: Real
 
     def __post_init__(self):
         if self.norm not in NORMS:
@@ -42,7 +45,7 @@ class Threat:
         self,
         delta: Float[Array, "b ..."],
         gradient: Float[Array, "b ..."],
-        step_size: float | Float[Array, ""],
+        step_size: Real,
     ) -> Float[Array, "b ..."]:
         """One step of length `step_size` up the gradient, back into the ball."""
         if isinstance(self.epsilon, float | int) and self.epsilon == 0:

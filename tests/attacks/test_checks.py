@@ -71,6 +71,29 @@ def test_an_attack_that_could_not_break_an_image_is_refused(attack, fields, mess
         ATTACKS[attack](linear, IMAGES, LABELS, epsilon=0.1, **fields)
 
 
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_model_that_gives_more_than_logits_is_refused(attack):
+    with pytest.raises(InputError, match="gives a tuple of arrays: must be the logits"):
+        ATTACKS[attack](lambda x: (linear(x), x), IMAGES, LABELS, epsilon=0.1)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "square"])
+def test_numbers_may_be_of_numpy_or_jax_and_images_of_any_float(attack):
+    expected = ATTACKS[attack](linear, IMAGES, LABELS, epsilon=0.1)
+    for kind in (np.float64, np.float32, jnp.float32):
+        found = ATTACKS[attack](linear, IMAGES, LABELS, epsilon=kind(0.1))
+        np.testing.assert_array_equal(found.images, expected.images)
+    traced = jax.jit(
+        lambda epsilon: ATTACKS[attack](linear, IMAGES, LABELS, epsilon=epsilon)
+    )(0.1)
+    np.testing.assert_allclose(traced.images, expected.images, atol=1e-6)
+    for kind in (np.float16, jnp.bfloat16):
+        short = jnp.asarray(IMAGES, kind)
+        found = ATTACKS[attack](linear, short, LABELS, epsilon=0.1)
+        assert found.images.dtype == jnp.float32
+        assert jnp.abs(found.images - short.astype(jnp.float32)).max() <= 0.1 + 1e-6
+
+
 def test_a_step_downhill_is_refused():
     with pytest.raises(InputError, match="step size -0.1: must be above 0"):
         pgd(linear, IMAGES, LABELS, epsilon=0.1, steps=2, step_size=-0.1)
