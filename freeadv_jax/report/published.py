@@ -34,8 +34,12 @@ class Published:
     epsilon: float = 8 / 255
 
     def same_recipe(self, config: ConfigDict) -> bool:
-        """Whether a run had this network and budget too."""
-        return (self.model, self.updates) == (config.model.name, config.updates)
+        """Whether a run had this network, budget and start of delta too."""
+        return (self.model, self.updates, "carried") == (
+            config.model.name,
+            config.updates,
+            config.attack.start,
+        )
 
 
 def published_row(config: ConfigDict) -> Published | None:

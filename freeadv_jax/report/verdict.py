@@ -41,14 +41,13 @@ def _headline(ranked, attack):
     best, *others = ranked
     if not others:
         return f"{best[0].kind} keeps {_share(best, attack)} right under attack."
-    if _clear(best, others[0], attack):
+    near = [runs[0].kind for runs in others if not _clear(best, runs, attack)]
+    if not near:
         return f"{best[0].kind} is the most robust of these models."
-    return (
-        f"{best[0].kind} and {others[0][0].kind} are the most robust of these models, "
-        "too close to tell apart."
-        if len(others) > 1
-        else f"{best[0].kind} and {others[0][0].kind} are equally robust, up to chance."
-    )
+    kinds = f"{', '.join([best[0].kind, *near[:-1]])} and {near[-1]}"
+    if len(near) == len(others):
+        return f"{kinds} are equally robust, up to chance."
+    return f"{kinds} are the most robust of these models, too close to tell apart."
 
 
 def _robustness(ranked, attack):

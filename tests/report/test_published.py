@@ -60,6 +60,13 @@ def test_run_of_another_size_gets_the_row_and_is_told_apart():
     assert not row.same_recipe(config)
 
 
+def test_the_modern_row_is_not_taken_for_free_4():
+    config = config_of("cifar10_modern")
+    row = published_row(config)
+    assert (row.model, row.updates) == (config.model.name, config.updates)
+    assert not row.same_recipe(config)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -46,6 +46,20 @@ def test_close_race_has_no_winner():
     assert headline == "Free-2 and Natural are equally robust, up to chance."
 
 
+def test_all_that_cannot_be_told_from_the_best_are_named_with_it():
+    models = [
+        shown({"natural": row(190), "pgd-20": row(correct)}, attack__replays=m)
+        for m, correct in ((2, 100), (4, 98), (8, 97), (16, 30))
+    ]
+    assert verdict(models[:3])[0] == (
+        "Free-2, Free-4 and Free-8 are equally robust, up to chance."
+    )
+    assert verdict(models)[0] == (
+        "Free-2, Free-4 and Free-8 are the most robust of these models, too close to "
+        "tell apart."
+    )
+
+
 def test_seeds_count_by_their_spread():
     apart = verdict(runs(60, 100, 101, 99))
     assert apart[0] == "Free-2 is the most robust of these models."
