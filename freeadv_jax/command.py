@@ -31,8 +31,12 @@ def count(text: str) -> int:
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """`main` of the command line; what is wrong with it ends it with one line."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    """`main` of the command line; what is wrong with it ends it with one line.
+
+    SIGTERM ends it with 143, as a shell says it; a training saves first, and takes that
+    for a good end.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(sys.argv)
     except (InputError, TrainingStoppedError) as fault:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains, and exits with 143 where SIGTERM came before the end. The program itself saves
-# and exits with 0 then, which every scheduler would take for a finished training.
+# Trains, and exits with 143 where SIGTERM came before the end. A training saves and exits
+# with 0 then, which every scheduler would take for a finished one.
 #
 #   bash launch/train.sh --config=configs/imagenet_free4.py --workdir=DIR ...
 set -u

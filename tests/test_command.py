@@ -1,3 +1,6 @@
+import os
+import signal
+
 import pytest
 
 from freeadv_jax.command import run_command
@@ -21,3 +24,13 @@ def test_of_a_fault_of_the_system_is_told_what_is_known(monkeypatch, fault, said
     with pytest.raises(SystemExit) as ended:
         run_command(main)
     assert ended.value.code == f"error: {said}"
+
+
+def test_work_that_sigterm_cuts_off_is_not_taken_for_done():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_command(lambda argv: os.kill(os.getpid(), signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
