@@ -5,7 +5,8 @@
 PGD is compared with Foolbox on JAX, the rest with pyautoattack, the code of AutoAttack's
 authors, on PyTorch (`pip install '.[references]'`, see benchmarks/peers/references.py).
 The models are those of benchmarks.reproduce, whose runs must lie in --runs. Finished
-rows are kept beside them, so that the same command goes on.
+rows are kept beside them, so that the same command goes on; those of another model, of
+other code or from another machine are made again.
 """
 
 import pathlib
@@ -15,13 +16,13 @@ import torch
 
 from benchmarks.peers.references import judged, reference
 from benchmarks.peers.torch_networks import torch_classifier
-from benchmarks.record import write_record
+from benchmarks.record import kept, measured_on, write_record
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.evaluation import logits_functions
-from freeadv_jax.record import read_json, write_json
+from freeadv_jax.record import checksum, write_json
 from freeadv_jax.run import read_run
 
 PGD_STEPS = 20
@@ -36,6 +37,7 @@ SETTINGS = (
     ("cifar10_natural", "l2", 0.5),
 )
 SEED = 0
+PACKAGES = ("torch", "pyautoattack", "foolbox")
 
 
 class Pair:
@@ -46,6 +48,7 @@ class Pair:
         variables = run.trained_state("last").variables
         self.logits_fn = logits_functions(run.model())(variables)
         self.torch_model = torch_classifier(run, variables)
+        self.checksum = checksum(variables)
         self.images = dataset.images[:examples].astype(np.float32) / np.float32(255)
         self.labels = dataset.labels[:examples]
         self.batch_size = batch_size
@@ -137,14 +140,16 @@ def main(argv):
     rows = {}
     for number in options.settings:
         name, norm, epsilon = SETTINGS[number]
-        kept = options.runs / f"attack_parity-{options.examples}-{number}.json"
+        file = options.runs / f"attack_parity-{options.examples}-{number}.json"
         pair = Pair(
             options.runs / name,
             dataset,
             examples=options.examples,
             batch_size=options.batch_size,
         )
-        setting = read_json(kept) if kept.exists() else {"attacks": {}}
+        how = {"batch_size": options.batch_size, "model": pair.checksum}
+        found = kept(file, how | {"environment": measured_on(PACKAGES)})
+        setting = found.setdefault("result", {"attacks": {}})
         rows[f"{name} {norm} {epsilon:.4f}"] = setting
         setting |= {
             "norm": norm,
@@ -157,15 +162,14 @@ def main(argv):
         for attack in ATTACKS:
             if attack not in setting["attacks"]:
                 setting["attacks"][attack] = pair.compare(attack, norm, epsilon)
-                write_json(kept, setting)
+                write_json(file, found)
             row = setting["attacks"][attack]
             print(
                 f"  {attack:12} ours {row['ours']:5.1f}  reference "
                 f"{row['reference']:5.1f}  {row['points_above']:+.1f} points",
                 flush=True,
             )
-    packages = ("torch", "pyautoattack", "foolbox")
-    write_record(options.out, rows, packages=packages)
+    write_record(options.out, rows, packages=PACKAGES)
 
 
 if __name__ == "__main__":

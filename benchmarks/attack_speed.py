@@ -1,11 +1,14 @@
 """Seconds of PGD-100 and of the whole AutoAttack, ours against PyTorch's.
 
     python -m benchmarks.attack_speed --workdir=RUN --data=DIR [--examples=256 --parts=2]
+        [--attacks pgd-100 autoattack] [--out=FILE]
 
 The peers are Foolbox's PGD and pyautoattack, the AutoAttack of its authors, both on
 PyTorch with the weights of RUN (`pip install '.[references]'`). They take turns with
-ours, a part of the images each time. What ours compiles is counted, in the first part.
-Finished turns are kept in RUN, so that the same command goes on.
+ours, a part of the images each time: those that are classified right, which is all that
+can be broken. What ours compiles is counted, in the first part. Finished turns are kept
+in RUN, so that the same command goes on; those of another model, of other code or from
+another machine are made again.
 """
 
 import itertools
@@ -21,16 +24,17 @@ import torch
 
 from benchmarks.peers.references import judged, reference
 from benchmarks.peers.torch_networks import torch_classifier
-from benchmarks.record import write_record
+from benchmarks.record import kept, measured_on, write_record
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.evaluation import logits_functions
-from freeadv_jax.record import read_json, write_json
+from freeadv_jax.record import checksum, write_json
 from freeadv_jax.run import read_run
 
-PGD_STEPS = 100
+ATTACKS = ("pgd-100", "autoattack")
+PACKAGES = ("torch", "pyautoattack", "foolbox")
 
 
 class Ours:
@@ -88,17 +92,14 @@ class Theirs:
         model = foolbox.models.PyTorchModel(self._model, bounds=(0, 1), device="cpu")
         nchw = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         labels = torch.from_numpy(labels.astype(np.int64))
-        size = self._batch_size
-        batches = [
-            attack.run(
-                model,
-                nchw[first : first + size],
-                labels[first : first + size],
-                epsilon=named.epsilon,
+        with torch.no_grad():
+            logits = [self._model(part) for part in nchw.split(self._batch_size)]
+        (right,) = torch.nonzero(torch.cat(logits).argmax(-1) == labels, as_tuple=True)
+        for part in right.split(self._batch_size):
+            nchw[part] = attack.run(
+                model, nchw[part], labels[part], epsilon=named.epsilon
             )
-            for first in range(0, len(labels), size)
-        ]
-        return torch.cat(batches).numpy().transpose(0, 2, 3, 1).copy()
+        return nchw.numpy().transpose(0, 2, 3, 1).copy()
 
 
 class _StageSeconds(logging.Handler):
@@ -125,8 +126,8 @@ class _StageSeconds(logging.Handler):
             self.seconds[stage.lower()] = float(total) - so_far
 
 
-def measure(name, contenders, config, images, labels, *, parts, kept):
-    """Seconds of one attack, turn by turn; those in the file `kept` are not repeated."""
+def measure(name, contenders, config, images, labels, *, parts, file, how):
+    """Seconds of one attack, turn by turn; those `kept` in the file are not repeated."""
     named = attack_by_name(
         name,
         norm="linf",
@@ -134,7 +135,8 @@ def measure(name, contenders, config, images, labels, *, parts, kept):
         step_size=config.evaluation.step_size,
         num_classes=10,
     )
-    turns = read_json(kept) if kept.exists() else {who: [] for who in contenders}
+    found = kept(file, how)
+    turns = found.setdefault("turns", {who: [] for who in contenders})
     rows = np.array_split(np.arange(len(labels)), parts)
     for (number, part), who in itertools.product(enumerate(rows), contenders):
         if number < len(turns[who]):
@@ -142,7 +144,7 @@ def measure(name, contenders, config, images, labels, *, parts, kept):
         standing, seconds = contenders[who].attack(named, images[part], labels[part])
         turn = {"examples": len(part), "standing": int(standing.sum())}
         turns[who].append(turn | {"seconds": seconds})
-        write_json(kept, turns)
+        write_json(file, found)
         print(
             f"{name} part {number + 1}/{parts} {who:10}"
             f"{sum(seconds.values()):8.1f} s, {turn['standing']} of {len(part)} stand",
@@ -166,6 +168,7 @@ def main(argv):
     parser = Parser("benchmarks.attack_speed", __doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=ATTACKS)
     parser.add_argument("--examples", type=count, default=256)
     parser.add_argument("--batch_size", type=count, default=64)
     parser.add_argument("--parts", type=count, default=2)
@@ -187,8 +190,9 @@ def main(argv):
         "torch_threads": torch.get_num_threads(),
         "devices": [device.device_kind for device in jax.devices()],
     }
-    size = f"{options.examples}-{options.parts}"
-    for name in (f"pgd-{PGD_STEPS}", "autoattack"):
+    how = {"settings": dict(results), "parts": options.parts}
+    how |= {"model": checksum(variables), "environment": measured_on(PACKAGES)}
+    for name in options.attacks:
         results[name] = measure(
             name,
             contenders,
@@ -196,10 +200,11 @@ def main(argv):
             images,
             labels,
             parts=options.parts,
-            kept=options.workdir / f"attack_speed-{name}-{size}.json",
+            file=options.workdir / f"attack_speed-{name}.json",
+            how=how,
         )
         print(f"{name}: reference / ours {results[name]['reference / ours']:.2f}")
-    write_record(options.out, results, packages=("torch", "pyautoattack", "foolbox"))
+    write_record(options.out, results, packages=PACKAGES)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import platform
 import shlex
 import sys
 
-from freeadv_jax.record import environment, write_json
+from freeadv_jax.record import environment, read_json, write_json
 
 # What decides how fast a processor can compute in float32 and in bfloat16.
 _VECTOR_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -29,6 +29,15 @@ def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) ->
         },
     )
     print(f"written to {path}")
+
+
+def kept(path: pathlib.Path, how: dict) -> dict:
+    """What lies in `path` if it was measured in this way; else what is to go there.
+
+    `how` is JSON-like, and so are its parts there.
+    """
+    found = read_json(path) if path.exists() else {}
+    return found if {name: found.get(name) for name in how} == how else dict(how)
 
 
 def measured_on(packages: tuple[str, ...] = ()) -> dict:

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.contender import IMAGES, Worker, configured_run, ours
-from benchmarks.record import measured_on, write_record
+from benchmarks.record import kept, measured_on, write_record
 from benchmarks.scaling import forward_flop
 from freeadv_jax import parallel
 from freeadv_jax.command import Parser, count, run_command
@@ -43,7 +43,7 @@ from freeadv_jax.data.sampling import array_batches
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import DTYPES
-from freeadv_jax.record import read_json, write_json
+from freeadv_jax.record import write_json
 from freeadv_jax.train import minibatches_per_call
 
 NETWORKS = ("wrn-32-10-madry", "preact-resnet-18", "resnet-50")
@@ -299,12 +299,11 @@ def main(argv):
     results = {}
     for setting in list(settings(options)):
         name = f"{setting['network']} {setting['dtype']}"
-        kept = options.runs / f"{name.replace(' ', '-')}.json"
-        how = {"setting": setting, "environment": measured_on(packages)}
-        found = read_json(kept) if kept.exists() else {}
-        if {name: found.get(name) for name in how} != how:
-            found = how | {"result": measure(setting, options.data)}
-            write_json(kept, found)
+        file = options.runs / f"{name.replace(' ', '-')}.json"
+        found = kept(file, {"setting": setting, "environment": measured_on(packages)})
+        if "result" not in found:
+            found["result"] = measure(setting, options.data)
+            write_json(file, found)
         result = {"setting": setting, **found["result"]}
         show(setting, result)
         results[name] = result

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from benchmarks.record import write_record
-from freeadv_jax.record import read_json
+from benchmarks.record import kept, write_record
+from freeadv_jax.record import read_json, write_json
 
 ARGUMENTS = [
     "/a/benchmarks/training.py",
@@ -25,6 +25,15 @@ def test_a_record_has_its_command_its_results_and_versions_asked_for(
     )
     assert record["results"] == {"a": 1}
     assert record["environment"]["peers"] == {"pytest": pytest.__version__}
+
+
+def test_what_was_kept_is_what_was_measured_in_this_way(tmp_path):
+    file, how = tmp_path / "kept.json", {"setting": {"batch": 8}, "commit": "a"}
+    assert kept(file, how) == how
+    write_json(file, how | {"result": 1})
+    assert kept(file, how) == how | {"result": 1}
+    other = how | {"commit": "b"}
+    assert kept(file, other) == other
 
 
 def test_a_record_names_the_processor_and_the_vector_instructions_it_has(tmp_path):
