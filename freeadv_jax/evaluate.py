@@ -30,8 +30,8 @@ from freeadv_jax.config import replays
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.evaluation import RED_FLAGS, evaluate, logits_functions, table
-from freeadv_jax.record import read_json
-from freeadv_jax.run import RECORD, read_run
+from freeadv_jax.record import read_json, sole_writer
+from freeadv_jax.run import RECORD, local_path, read_run
 from freeadv_jax.trained import EXPORTED, load
 
 
@@ -53,16 +53,16 @@ class Subject:
 
 def main(argv):
     given = _parser().parse_args(argv[1:])
-    workdir = pathlib.Path(given.workdir).expanduser()
+    workdir = local_path(given.workdir)
     exported = (workdir / EXPORTED).exists()
     subject = (_exported if exported else _run)(workdir, given)
     attacks, threat, elsewhere = _attacks(subject, given)
     if given.images:
         path = pathlib.Path(given.images).expanduser()
-        images, labels = _read_images(path, subject)
-        folder = pathlib.Path(given.out or workdir / path.stem).expanduser()
+        folder = local_path(given.out or workdir / path.stem)
         if (folder / RECORD).exists():
             raise InputError(f"--out={folder} is a run: its own results would be lost")
+        images, labels = _read_images(path, subject)
     else:
         if given.out:
             raise InputError("--out goes with --images; a run's results lie in the run")
@@ -70,21 +70,23 @@ def main(argv):
         folder = workdir
     folder.mkdir(parents=True, exist_ok=True)
     keep_compiled(workdir)
-    results = evaluate(
-        subject.logits_fn,
-        images,
-        labels,
-        attacks,
-        folder=folder,
-        header=subject.header,
-        batch_size=given.batch_size or subject.batch_size,
-        seed=subject.seed,
-        examples=given.examples or 0,
-        suffix="-best" if given.checkpoint == "best" else "",
-        keep_images=given.save_images,
-        checked=threat if given.red_flags else None,
-        flags_name=RED_FLAGS + elsewhere,
-    )
+    with sole_writer(folder):
+        results = evaluate(
+            subject.logits_fn,
+            images,
+            labels,
+            attacks,
+            folder=folder,
+            header=subject.header,
+            batch_size=given.batch_size or subject.batch_size,
+            seed=subject.seed,
+            examples=given.examples or 0,
+            suffix="-best" if given.checkpoint == "best" else "",
+            keep_images=given.save_images,
+            checked=threat if given.red_flags else None,
+            flags_name=RED_FLAGS + elsewhere,
+            of_one_model=given.out is not None,
+        )
     print(table(results))
     print(f"written to {folder}")
 
@@ -134,8 +136,9 @@ def _run(workdir, given):
 
     def test_set():
         data = config.data.to_dict()
-        test = load_dataset(**data | {"dir": given.data or data["dir"]}).test
-        return test.images, test.labels
+        dataset = load_dataset(**data | {"dir": given.data or data["dir"]})
+        run.require_classes(dataset.class_names)
+        return dataset.test.images, dataset.test.labels
 
     updates = int(state.step) * replays(config)
     done = workdir / "results.json"

@@ -32,16 +32,12 @@ def configured_attacks(
     config: ConfigDict, names: tuple[str, ...], *, num_classes: int
 ) -> list[NamedAttack]:
     """The attacks `names` with the threat and step size of a run's configuration."""
-    return [
-        attack_by_name(
-            name,
-            norm=config.attack.norm,
-            epsilon=config.attack.epsilon,
-            step_size=config.evaluation.step_size,
-            num_classes=num_classes,
-        )
-        for name in names
-    ]
+    threat = {
+        "norm": config.attack.norm,
+        "epsilon": config.attack.epsilon,
+        "step_size": config.evaluation.step_size,
+    }
+    return [attack_by_name(name, **threat, num_classes=num_classes) for name in names]
 
 
 def logits_functions(model) -> Callable:
@@ -84,6 +80,7 @@ def evaluate(
     keep_images: bool = False,
     checked: dict | None = None,
     flags_name: str = RED_FLAGS,
+    of_one_model: bool = False,
 ) -> dict:
     """Adds a row for each attack to `folder`/results<suffix>.json; returns it all.
 
@@ -94,14 +91,14 @@ def evaluate(
     is found there, of this very model with these settings, is not made again on the
     images it was made on; one cut off goes on where it was. With `checked`, {norm,
     epsilon, step_size}, red flags are looked for at the end and go under `flags_name`,
-    RED_FLAGS for the training's ball alone. InputError where a row of more images
-    would be lost.
-    """
+    RED_FLAGS for the training's ball alone. InputError where a row of more or of other
+    images would be lost, and `of_one_model` of another model."""
     about = {
         "model": checksum(logits_fn),
         "images": checksum((_identity(images), labels)),
     }
-    outcomes = Outcomes(folder / f"evaluation{suffix}.npz", about)
+    file = folder / f"evaluation{suffix}.npz"
+    outcomes = Outcomes(file, about, of_one_model=of_one_model)
     outcomes.arrays["label"] = labels
     images, labels = images[: examples or None], labels[: examples or None]
     path = folder / f"results{suffix}.json"
@@ -115,27 +112,30 @@ def evaluate(
     logits = campaign.logits(logits_fn, images)
     check_logits(logits)
     check_labels(labels, logits.shape[1])
-    if any(len(attack.stages) > 1 for attack in attacks):
+    if any(attack.stages.keys() & {"apgd-dlr", "apgd-t"} for attack in attacks):
         warn_of_few_classes(logits.shape[1])
     outcomes.arrays["prediction"] = logits.argmax(axis=-1)
     under_attack = _UnderAttack(
         campaign, logits_fn, images, labels, outcomes, keep_images
     )
-    for attack in attacks:
-        row = rows.get(attack.name, {"examples": 0})
-        if row["examples"] > len(labels) and not under_attack.known(attack):
+    was = {name: row["attack"] for name, row in rows.items()}
+    anew = {  # Natural accuracy, without a stage, is that of every ball.
+        attack.name
+        for attack in attacks
+        if not under_attack.known(attack)
+        or (attack.stages and was.get(attack.name) != attack.record(seed))
+    }
+    for name in anew & rows.keys():
+        if (examples := rows.pop(name)["examples"]) > len(labels):
             raise InputError(
-                f"the images that {attack.name} makes were not kept when it was made, on "
-                f"{row['examples']}: ask for as many, not {len(labels)}"
+                f"{name} was made on {examples} images, with other settings or without "
+                f"keeping those it makes: ask for as many, not {len(labels)}"
             )
-    if not outcomes.found:
-        # The rows of another model go before anything of this one is saved.
-        write_json(path, results)
+    # What is of another model, or made anew, goes before its arrays change.
+    write_json(path, results)
     for attack in attacks:
         made = {"examples": len(labels), "attack": attack.record(seed)}
-        row = rows.get(attack.name, {})
-        if row.get("attack") != made["attack"] or not under_attack.known(attack):
-            row = {"examples": 0, "correct": 0}
+        row = rows.get(attack.name, {"examples": 0, "correct": 0})
         if row["examples"] < len(labels):
             stages = under_attack.make(attack, made, before=row)
             rows[attack.name] = _row(outcomes.arrays[attack.name]) | made | stages

@@ -26,7 +26,7 @@ from freeadv_jax.config import replays
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import build_model
 from freeadv_jax.record import partial_path, read_json, write_json
-from freeadv_jax.run import read_run
+from freeadv_jax.run import local_path, read_run
 from freeadv_jax.tensors import fitted, read_tensors, write_tensors
 from freeadv_jax.torch_weights import variables_from_torch
 from freeadv_jax.trained import EXPORTED, Classifier, as_classifier
@@ -145,7 +145,7 @@ def _model_and_shapes(description):
 
 
 def _new_folder(out):
-    out = pathlib.Path(out).expanduser().resolve()
+    out = local_path(out).resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists already and is not an empty folder")
     return out

@@ -57,6 +57,7 @@ def main(argv):
     from freeadv_jax.evaluation import configured_attacks, evaluate_run, table
     from freeadv_jax.parallel import check_batch_size
     from freeadv_jax.processes import agreement, require_same
+    from freeadv_jax.record import sole_writer
     from freeadv_jax.run import open_run
     from freeadv_jax.train import train
 
@@ -79,8 +80,9 @@ def main(argv):
         training_images=training_images,
     )
     keep_compiled(run.workdir)
-    state, training = train(run, dataset)
-    results = evaluate_run(run, state.variables, dataset.test, training=training)
+    with sole_writer(run.workdir):
+        state, training = train(run, dataset)
+        results = evaluate_run(run, state.variables, dataset.test, training=training)
     print(table(results))
     print(f"written to {run.workdir / 'results.json'}")
 

@@ -24,17 +24,25 @@ class Outcomes:
     """The arrays of an .npz file by name; what belongs to another model is dropped.
 
     `about` says which model and images they are of, `found` whether the file was of
-    those. InputError for a damaged one.
+    those. InputError for a damaged one, one of this model and other images, and with
+    `of_one_model` for one of another model.
     """
 
-    def __init__(self, path: pathlib.Path, about: dict):
+    def __init__(self, path: pathlib.Path, about: dict, *, of_one_model: bool = False):
         self._path, self._about = path, about
         self.arrays: dict[str, np.ndarray] = {}
         self._next_save = time.monotonic() + _SECONDS
         if path.exists():
             found = read_arrays(path)
-            if json.loads(str(found.pop(_ABOUT, "null"))) == about:
+            before = json.loads(str(found.pop(_ABOUT, "{}")))
+            same = {name: before.get(name) == about.get(name) for name in about}
+            if before == about:
                 self.arrays = found
+            elif of_one_model or same["model"] and not same.get("images", True):
+                raise InputError(
+                    f"{path} is of {'another model or ' * of_one_model}other images, "
+                    "and would be lost: move it away, or write elsewhere"
+                )
         self.found = bool(self.arrays)
 
     def save(self) -> None:

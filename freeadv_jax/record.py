@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -16,7 +17,14 @@ import numpy as np
 
 import freeadv_jax
 from freeadv_jax.errors import InputError
-from freeadv_jax.processes import is_first
+from freeadv_jax.processes import agreement, is_first
+
+try:
+    import fcntl
+except ImportError:  # Windows has none.
+    fcntl = None
+
+_LOGGER = logging.getLogger(__name__)
 
 _PACKAGES = (
     "jax",
@@ -70,6 +78,29 @@ def checksum(tree) -> int:
     for array in jax.tree.leaves(tree):
         crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), crc)
     return crc
+
+
+@contextlib.contextmanager
+def sole_writer(folder: pathlib.Path) -> Iterator[None]:
+    """Nobody else writes in `folder` meanwhile; InputError where somebody does.
+
+    Each writer keeps what it found there, and would undo what the other added. For the
+    first process of several; where the file system has no locks, for nobody.
+    """
+    with contextlib.ExitStack() as stack:
+        with agreement():
+            if is_first() and fcntl:
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as fault:
+                    raise InputError(
+                        f"{folder} is in use: another process trains or evaluates there"
+                    ) from fault
+                except OSError:
+                    _LOGGER.info("%s: the file system has no locks", folder)
+        yield
 
 
 @contextlib.contextmanager

@@ -126,10 +126,23 @@ class Run:
             state, _ = checkpoints.restore(like, checkpoint)
         return state
 
+    def require_classes(self, class_names: tuple[str, ...]) -> None:
+        """InputError where those of a data set are not those of the training."""
+        if self.class_names and tuple(class_names) != self.class_names:
+            raise InputError(
+                f"the data's classes are {_few(class_names)}, and {self.workdir} was "
+                f"trained on {_few(self.class_names)}"
+            )
+
     @property
     def steps(self) -> int:
         """Minibatches in the whole budget."""
         return self.config.updates // replays(self.config)
+
+
+def _few(names):
+    shown = ", ".join(names[:5])
+    return f"{shown}, ... ({len(names)})" if len(names) > 5 else shown
 
 
 def open_run(
@@ -147,7 +160,7 @@ def open_run(
     another configuration (apart from the fields of config_rules.FREE_TO_CHANGE) or
     with other classes or images, or is not shared by the processes.
     """
-    workdir = _folder(workdir)
+    workdir = local_path(workdir)
     run = Run(
         workdir,
         config,
@@ -227,7 +240,7 @@ def _write_record(run, record):
 
 def read_run(workdir) -> Run:
     """The run that lies in `workdir`; InputError where there is none."""
-    workdir = _folder(workdir)
+    workdir = local_path(workdir)
     record = workdir / RECORD
     if not record.exists():
         raise InputError(f"{workdir} holds no run: there is no {record}")
@@ -241,7 +254,8 @@ def read_run(workdir) -> Run:
     return Run(workdir, config, **saved)
 
 
-def _folder(workdir):
+def local_path(workdir) -> pathlib.Path:
+    """InputError for what lies in a bucket: `Path` would make a folder of this machine."""
     if "://" in str(workdir):
         raise InputError(
             f"{workdir} is no folder of this machine: mount the bucket, with gcsfuse "

@@ -1,14 +1,14 @@
 """A trained model as a function, from a run folder or an exported one."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from freeadv_jax.errors import InputError
-from freeadv_jax.run import read_run
+from freeadv_jax.run import local_path, read_run
 
 # What a folder of `freeadv_jax.export` holds in place of a run's record.
 EXPORTED = "model.json"
@@ -32,7 +32,8 @@ class Classifier:
                 f"images of shape {np.shape(images)}: this model takes "
                 f"[b, {', '.join(map(str, self.image_shape))}]"
             )
-        if not np.issubdtype(images.dtype, np.floating):
+        images = jnp.asarray(images)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(
                 f"images of type {images.dtype}: this model takes floats in [0, 1]; "
                 "divide by 255"
@@ -59,7 +60,7 @@ def load(workdir, *, checkpoint: str = "last") -> Classifier:
 
     A folder of `freeadv_jax.export` holds but one model, which counts as its last.
     """
-    folder = pathlib.Path(workdir).expanduser()
+    folder = local_path(workdir)
     if (folder / EXPORTED).exists():
         # Imported here because it needs this module.
         from freeadv_jax.export import load_exported

@@ -15,6 +15,7 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.evaluate import main
 from freeadv_jax.evaluation import evaluate_run
 from freeadv_jax.export import export_run
+from freeadv_jax.record import sole_writer
 from freeadv_jax.run import open_run
 from freeadv_jax.train import train
 
@@ -111,6 +112,46 @@ def test_own_images_are_attacked_and_kept_when_asked(run, tmp_path):
     assert 0.1 < np.abs(delta).max() <= 0.2 + 1.2e-7
 
 
+def test_two_models_have_not_one_folder_for_their_results(run, tmp_path):
+    file, out = tmp_path / "mine.npz", tmp_path / "out"
+    np.savez(file, images=DIGITS.test.images[:8], labels=DIGITS.test.labels[:8])
+    arguments = (f"--images={file}", f"--out={out}", "--attacks=natural")
+    call(f"--workdir={run}", *arguments)
+    before = content(out)
+    other = open_run(
+        tmp_path / "other", tiny_config(seed=1), num_classes=10, image_shape=(8, 8, 1)
+    )
+    train(other, DIGITS)
+    with pytest.raises(InputError, match="is of another model or other images"):
+        call(f"--workdir={other.workdir}", *arguments)
+    assert content(out) == before
+
+
+def test_data_of_other_classes_is_refused(run):
+    record = json.loads((run / "run.json").read_text())
+    record["class_names"] = ["one", "two", "three", "four", "five", "six"]
+    (run / "run.json").write_text(json.dumps(record))
+    before = content(run)
+    with pytest.raises(InputError) as refused:
+        call(f"--workdir={run}", "--attacks=natural")
+    assert str(refused.value) == (
+        f"the data's classes are 0, 1, 2, 3, 4, ... (10), and {run} was trained on one, "
+        "two, three, four, five, ... (6)"
+    )
+    assert content(run) == before
+
+
+def test_a_run_that_another_process_works_on_is_refused(run):
+    before = content(run)
+    with (
+        sole_writer(run),
+        pytest.raises(InputError, match=f"{run} is in use: another process"),
+    ):
+        call(f"--workdir={run}", "--attacks=natural")
+    assert content(run) == before
+    call(f"--workdir={run}", "--attacks=natural", "--examples=48")
+
+
 def test_exported_model_is_evaluated_without_a_run(run, tmp_path):
     pytest.importorskip("safetensors")
     export_run(run, tmp_path / "exported")
@@ -204,6 +245,8 @@ def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_figures(
         (["--images=nowhere.npz"], "nowhere.npz does not exist"),
         (["--step_size=-1"], "above 0"),
         (["--epsilon=1e400"], "such as 8/255"),
+        (["--workdir=gs://bucket/run"], "gs://bucket/run is no folder of this machine"),
+        (["--images=mine.npz", "--out=gs://bucket/x"], "mount the bucket"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_and_harm_nothing(

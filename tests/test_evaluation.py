@@ -21,6 +21,7 @@ from freeadv_jax.evaluation import (
     logits_functions,
     table,
 )
+from freeadv_jax.outcomes import Outcomes
 from freeadv_jax.recipes import digits
 from freeadv_jax.run import Run
 
@@ -134,10 +135,16 @@ def test_cascade_says_what_each_of_its_attacks_left_standing(tmp_path, caplog):
     stages = evaluated(tmp_path, "autoattack")["evaluation"]["autoattack"]["stages"]
     assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert set(stages.values()) == {int(ROBUST.sum())}
-    assert "AutoAttack on 2 classes: the DLR" in caplog.text
+    assert "on 2 classes the DLR, targeted or not loss" in caplog.text
 
 
-def test_finished_attacks_are_kept_unless_they_or_the_model_or_images_changed(
+@pytest.mark.parametrize("name", ["apgd-dlr", "apgd-t"])
+def test_an_attack_by_itself_says_that_its_loss_gave_way(name, tmp_path, caplog):
+    evaluated(tmp_path, name, "pgd-5")
+    assert caplog.text.count("the margin is attacked instead") == 1
+
+
+def test_finished_attacks_are_kept_unless_they_or_the_model_changed(
     tmp_path, monkeypatch
 ):
     made = []
@@ -155,8 +162,6 @@ def test_finished_attacks_are_kept_unless_they_or_the_model_or_images_changed(
     assert made == []
     evaluated(tmp_path, named("pgd-20", step_size=0.01), "pgd-30")
     assert made == [("PGD", 20)]
-    evaluated(tmp_path, "pgd-20", "pgd-30", labels=WRONG)
-    assert made == [("PGD", 20), ("PGD", 20), ("PGD", 30)]
     other = {"params": {"steepness": jnp.float32(19.0)}}
     monkeypatch.setitem(VARIABLES, "params", other["params"])
     rows = evaluate(
@@ -170,6 +175,15 @@ def test_finished_attacks_are_kept_unless_they_or_the_model_or_images_changed(
         seed=0,
     )["evaluation"]
     assert list(rows) == ["pgd-30"]
+    assert made == [("PGD", 20), ("PGD", 30)]
+
+
+def test_rows_of_this_model_on_other_images_are_not_given_up(tmp_path):
+    evaluated(tmp_path, "pgd-20")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="evaluation.npz is of other images"):
+        evaluated(tmp_path, "pgd-20", labels=WRONG)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.fixture
@@ -239,8 +253,9 @@ def test_no_more_images_are_decoded_than_a_batch_holds(tmp_path, encoded, monkey
     evaluate(LOGITS_FN, images, SPLIT.labels, attacks, **fields)
     assert sum(together) == 77  # Only for the logits: the attack is known.
     other = EncodedImages.of([b"@", *images.items[1:]], size=4)
-    evaluate(LOGITS_FN, other, SPLIT.labels, attacks, **fields)
-    assert sum(together) > 3 * 77
+    with pytest.raises(InputError, match="is of other images"):
+        evaluate(LOGITS_FN, other, SPLIT.labels, attacks, **fields)
+    assert sum(together) == 77  # Told apart by their bytes.
 
 
 def test_attacks_of_a_later_evaluation_are_added(tmp_path):
@@ -443,9 +458,38 @@ def test_images_kept_are_never_those_of_another_attack(tmp_path):
 def test_a_row_of_more_images_is_not_given_up_for_those_that_were_not_kept(tmp_path):
     evaluated(tmp_path, "pgd-20")
     before = (tmp_path / "results.json").read_bytes()
-    with pytest.raises(InputError, match="pgd-20 makes were not kept .* on 77"):
+    with pytest.raises(InputError, match="pgd-20 was made on 77 images, with"):
         evaluated(tmp_path, "pgd-20", keep_images=True, examples=30)
     assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_a_row_of_more_images_is_not_given_up_for_other_settings(tmp_path):
+    evaluated(tmp_path, "natural", "pgd-20")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="pgd-20 was made on 77 images, with other"):
+        evaluated(tmp_path, "natural", named("pgd-20", step_size=0.01), examples=30)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_killed_between_its_two_files_an_attack_made_anew_has_no_old_row(
+    tmp_path, monkeypatch
+):
+    evaluated(tmp_path, "natural", "pgd-20")
+    other = named("pgd-20", step_size=0.01)
+
+    def save_and_die(self):
+        save(self)
+        raise Cut
+
+    save = Outcomes.save
+    monkeypatch.setattr(Outcomes, "save", save_and_die)
+    with pytest.raises(Cut):
+        evaluated(tmp_path, other)
+    monkeypatch.undo()
+    rows = json.loads((tmp_path / "results.json").read_text())["evaluation"]
+    assert "pgd-20" not in rows
+    row = evaluated(tmp_path, "pgd-20")["evaluation"]["pgd-20"]
+    assert row["attack"]["step_size"] == 0.05
 
 
 def test_an_attack_cut_off_without_its_images_is_made_anew_with_them(

@@ -336,6 +336,11 @@ def test_what_is_loaded_gives_logits_for_images_in_range(finished):
     logits = classifier(jnp.zeros((3, 8, 8, 1)))
     assert logits.shape == (3, 10)
     assert np.isfinite(logits).all()
+    for same in (
+        jnp.zeros((3, 8, 8, 1), jnp.bfloat16),
+        np.zeros((3, 8, 8, 1)).tolist(),
+    ):
+        np.testing.assert_allclose(classifier(same), logits, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,21 @@ def test_what_was_saved_is_there_for_the_same_model_alone(path):
     assert Outcomes(path, ABOUT | {"model": 3}).arrays == {}
 
 
+@pytest.mark.parametrize(
+    ("about", "of_one_model", "said"),
+    [
+        ({"model": 1, "images": 3}, False, "is of other images, and would be lost"),
+        ({"model": 2, "images": 2}, True, "is of another model or other images"),
+    ],
+)
+def test_what_is_of_other_images_is_not_dropped(path, about, of_one_model, said):
+    outcomes = Outcomes(path, ABOUT)
+    outcomes.arrays["pgd-20"] = np.array([True, False])
+    outcomes.save()
+    with pytest.raises(InputError, match=said):
+        Outcomes(path, about, of_one_model=of_one_model)
+
+
 def test_attack_under_way_goes_on_from_what_was_saved(path):
     outcomes = Outcomes(path, ABOUT)
     state = outcomes.under_way({"name": "square"}, standing=np.ones(3, bool))

@@ -4,10 +4,12 @@ import jax
 import pytest
 
 import freeadv_jax
+from freeadv_jax.errors import InputError
 from freeadv_jax.record import (
     environment,
     partial_path,
     read_json,
+    sole_writer,
     whole_file,
     write_json,
 )
@@ -35,6 +37,16 @@ def test_a_fault_without_a_number_keeps_its_reason(tmp_path):
     with expected as told, whole_file(tmp_path / "file.npz"):
         raise OSError("9 requested and 3 written")
     assert told.value.strerror == "9 requested and 3 written"
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    with sole_writer(tmp_path):
+        refused = pytest.raises(InputError, match=f"{tmp_path} is in use")
+        with refused, sole_writer(tmp_path):
+            pass
+    with sole_writer(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_environment_names_versions_devices_and_commit():

@@ -1,9 +1,10 @@
 """The arguments of the commands that compare runs."""
 
 import argparse
-import pathlib
 
 from freeadv_jax import command
+from freeadv_jax.errors import InputError
+from freeadv_jax.run import local_path
 
 
 class Parser(command.Parser):
@@ -25,7 +26,10 @@ def place(text: str) -> int:
 
 
 def _path(text):
-    path = pathlib.Path(text).expanduser()
+    try:
+        path = local_path(text)
+    except InputError as fault:
+        raise argparse.ArgumentTypeError(str(fault)) from fault
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{path} is a folder: name a file to write")
     return path

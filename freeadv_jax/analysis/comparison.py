@@ -80,6 +80,8 @@ def first_examples(subjects: list[Subject], *, data: str, examples: int) -> Exam
     """
     given = subjects[0].run.config.data.to_dict()
     dataset = load_dataset(**given | {"dir": data or given["dir"]})
+    for subject in subjects:
+        subject.run.require_classes(dataset.class_names)
     few = slice(examples)
     test = dataset.test
     images = np.asarray(test.images[few])
