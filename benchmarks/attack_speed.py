@@ -190,7 +190,8 @@ def main(argv):
         "torch_threads": torch.get_num_threads(),
         "devices": [device.device_kind for device in jax.devices()],
     }
-    how = {"settings": dict(results), "parts": options.parts}
+    size = f"{options.examples}-{options.parts}"
+    how = {"settings": dict(results), "attacks": run.config.to_dict()["evaluation"]}
     how |= {"model": checksum(variables), "environment": measured_on(PACKAGES)}
     for name in options.attacks:
         results[name] = measure(
@@ -200,7 +201,7 @@ def main(argv):
             images,
             labels,
             parts=options.parts,
-            file=options.workdir / f"attack_speed-{name}.json",
+            file=options.workdir / f"attack_speed-{name}-{size}.json",
             how=how,
         )
         print(f"{name}: reference / ours {results[name]['reference / ours']:.2f}")

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from freeadv_jax.config_rules import validate
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.evaluation import evaluate_run
+from freeadv_jax.record import sole_writer
 from freeadv_jax.run import open_run
 from freeadv_jax.train import train
 
@@ -26,6 +27,7 @@ def finish(config: ConfigDict, workdir: pathlib.Path, *, part="test") -> dict:
         class_names=dataset.class_names,
     )
     print(f"{workdir}: {config.method}, seed {config.seed}", flush=True)
-    state, training = train(run, dataset)
-    split = getattr(dataset, part)
-    return evaluate_run(run, state.variables, split, training=training)
+    with sole_writer(workdir):
+        state, training = train(run, dataset)
+        split = getattr(dataset, part)
+        return evaluate_run(run, state.variables, split, training=training)

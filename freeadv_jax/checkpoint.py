@@ -60,7 +60,9 @@ class Checkpoints:
         """As Orbax reads them, which would have a damaged file end everything."""
         try:
             metrics = self._metrics_of(step)
-            return metrics and {BEST_METRIC: float(metrics[BEST_METRIC])}
+            if metrics is None:
+                return None
+            return {BEST_METRIC: float(metrics[BEST_METRIC])}
         except Exception as fault:  # noqa: BLE001
             _LOGGER.warning(
                 "%s: the accuracy of checkpoint %d is damaged and left out (%s)",

@@ -112,8 +112,7 @@ def evaluate(
     logits = campaign.logits(logits_fn, images)
     check_logits(logits)
     check_labels(labels, logits.shape[1])
-    if any(attack.stages.keys() & {"apgd-dlr", "apgd-t"} for attack in attacks):
-        warn_of_few_classes(logits.shape[1])
+    warn_of_few_classes(logits.shape[1], [s for a in attacks for s in a.stages])
     outcomes.arrays["prediction"] = logits.argmax(axis=-1)
     under_attack = _UnderAttack(
         campaign, logits_fn, images, labels, outcomes, keep_images
@@ -126,14 +125,16 @@ def evaluate(
         or (attack.stages and was.get(attack.name) != attack.record(seed))
     }
     for name in anew & rows.keys():
-        if (examples := rows.pop(name)["examples"]) > len(labels):
+        if (examples := rows[name]["examples"]) > len(labels):
             raise InputError(
                 f"{name} was made on {examples} images, with other settings or without "
                 f"keeping those it makes: ask for as many, not {len(labels)}"
             )
-    # What is of another model, or made anew, goes before its arrays change.
-    write_json(path, results)
+    if not outcomes.found:  # What is of another model goes before its arrays do.
+        write_json(path, results)
     for attack in attacks:
+        if attack.name in anew and rows.pop(attack.name, None):
+            write_json(path, results)
         made = {"examples": len(labels), "attack": attack.record(seed)}
         row = rows.get(attack.name, {"examples": 0, "correct": 0})
         if row["examples"] < len(labels):
@@ -143,12 +144,11 @@ def evaluate(
             write_json(path, results)
     rows |= _worst_cases(rows, outcomes.arrays, examples=len(labels))
     if checked:
-        few = slice(CHECKED_IMAGES)
         results[flags_name] = flags_record(
             campaign,
             logits_fn,
-            images[few],
-            labels[few],
+            images[:CHECKED_IMAGES],
+            labels[:CHECKED_IMAGES],
             checked,
             before=results.get(flags_name, {}),
         )

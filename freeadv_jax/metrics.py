@@ -124,8 +124,10 @@ def read_lines(path):
                 found = json.loads(line)
             except ValueError as fault:
                 raise InputError(f"{path}, line {number} is damaged: {fault}") from None
-            if not isinstance(found, dict) or not isinstance(found.get("step"), int):
-                raise InputError(f"{path}, line {number} is damaged: it has no step")
+            if not isinstance(found, dict) or not {"kind", "step"} <= found.keys():
+                raise InputError(f"{path}, line {number} lacks its kind or its step")
+            if not isinstance(found["step"], int):
+                raise InputError(f"{path}, line {number}: its step is no number")
             yield found
 
 

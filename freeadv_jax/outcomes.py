@@ -40,8 +40,9 @@ class Outcomes:
                 self.arrays = found
             elif of_one_model or same["model"] and not same.get("images", True):
                 raise InputError(
-                    f"{path} is of {'another model or ' * of_one_model}other images, "
-                    "and would be lost: move it away, or write elsewhere"
+                    f"{path} and the results beside it are of "
+                    f"{'another model or ' * of_one_model}other images, and would be "
+                    "lost: move both away, or write elsewhere"
                 )
         self.found = bool(self.arrays)
 

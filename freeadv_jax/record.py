@@ -85,7 +85,8 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
     """Nobody else writes in `folder` meanwhile; InputError where somebody does.
 
     Each writer keeps what it found there, and would undo what the other added. For the
-    first process of several; where the file system has no locks, for nobody.
+    first process of several, and against others on its machine; where the file system
+    has no locks, for nobody.
     """
     with contextlib.ExitStack() as stack:
         with agreement():

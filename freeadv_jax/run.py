@@ -24,7 +24,7 @@ from freeadv_jax.config_rules import differences, validate
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import build_model
 from freeadv_jax.processes import agreement
-from freeadv_jax.record import partial_path, read_json, write_json
+from freeadv_jax.record import partial_path, read_json, sole_writer, write_json
 from freeadv_jax.state import TrainState, create_state
 
 RECORD = "run.json"
@@ -173,6 +173,8 @@ def open_run(
     with agreement():
         run.model()  # Says what does not fit before anything is written.
         _check_folder(run, record)
+        _make_folder(run)
+    with sole_writer(run.workdir), agreement():
         _write_record(run, record)
     with agreement():
         seen_by = time.monotonic() + _LATE
@@ -222,20 +224,23 @@ def _check_folder(run, record):
         )
 
 
-def _write_record(run, record):
+def _make_folder(run):
     try:
         run.workdir.mkdir(parents=True, exist_ok=True)
-        write_json(
-            record,
-            {
-                "config": run.config.to_dict(),
-                **{name: getattr(run, name) for name in _OF_DATA},
-            },
-        )
     except OSError as fault:
-        raise InputError(
-            f"{run.workdir} cannot be written: {fault.strerror}"
-        ) from fault
+        raise _unwritable(run, fault) from fault
+
+
+def _write_record(run, record):
+    of_data = {name: getattr(run, name) for name in _OF_DATA}
+    try:
+        write_json(record, {"config": run.config.to_dict(), **of_data})
+    except OSError as fault:
+        raise _unwritable(run, fault) from fault
+
+
+def _unwritable(run, fault):
+    return InputError(f"{run.workdir} cannot be written: {fault.strerror}")
 
 
 def read_run(workdir) -> Run:

@@ -122,8 +122,8 @@ def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
 
     Returns the state on the host, and the `training` of results.json. On SIGTERM it
     saves and exits with status 0. TrainingStoppedError where the loss or a weight is
-    not finite or, if so configured, robust accuracy collapses; the checkpoints saved
-    before that are kept.
+    not finite, a checkpoint cannot be written or, if so configured, robust accuracy
+    collapses; the checkpoints saved before that are kept.
     """
     config, replays = run.config, fields.replays(run.config)
     parallel.check_batch_size(config.batch_size)

@@ -125,7 +125,9 @@ def test_damaged_newest_is_skipped_with_a_warning_and_can_be_made_again(
     again.close()
 
 
-@pytest.mark.parametrize("content", ["", '{"rnbust": 0.4}', '{"robust": "x"}', "[0.4]"])
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"rnbust": 0.4}', '{"robust": "x"}', "[0.4]"]
+)
 def test_a_damaged_accuracy_is_left_out_with_a_warning(content, tmp_path, caplog):
     first = Checkpoints(tmp_path, keep=3)
     for step, robust in [(1, 0.2), (2, 0.4), (3, 0.3)]:

@@ -122,7 +122,7 @@ def test_two_models_have_not_one_folder_for_their_results(run, tmp_path):
         tmp_path / "other", tiny_config(seed=1), num_classes=10, image_shape=(8, 8, 1)
     )
     train(other, DIGITS)
-    with pytest.raises(InputError, match="is of another model or other images"):
+    with pytest.raises(InputError, match="are of another model or other images"):
         call(f"--workdir={other.workdir}", *arguments)
     assert content(out) == before
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from freeadv_jax.attacks.autoattack import warn_of_few_classes
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.square import Square
@@ -144,6 +145,13 @@ def test_an_attack_by_itself_says_that_its_loss_gave_way(name, tmp_path, caplog)
     assert caplog.text.count("the margin is attacked instead") == 1
 
 
+def test_of_three_classes_the_targeted_loss_alone_gives_way(caplog):
+    warn_of_few_classes(3, ["natural", "apgd-ce", "apgd-dlr"])
+    assert not caplog.records
+    warn_of_few_classes(3, ["apgd-dlr", "apgd-t"])
+    assert "on 3 classes the targeted DLR loss" in caplog.text
+
+
 def test_finished_attacks_are_kept_unless_they_or_the_model_changed(
     tmp_path, monkeypatch
 ):
@@ -181,7 +189,9 @@ def test_finished_attacks_are_kept_unless_they_or_the_model_changed(
 def test_rows_of_this_model_on_other_images_are_not_given_up(tmp_path):
     evaluated(tmp_path, "pgd-20")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(InputError, match="evaluation.npz is of other images"):
+    with pytest.raises(
+        InputError, match="evaluation.npz and the results beside it are of other"
+    ):
         evaluated(tmp_path, "pgd-20", labels=WRONG)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -253,7 +263,7 @@ def test_no_more_images_are_decoded_than_a_batch_holds(tmp_path, encoded, monkey
     evaluate(LOGITS_FN, images, SPLIT.labels, attacks, **fields)
     assert sum(together) == 77  # Only for the logits: the attack is known.
     other = EncodedImages.of([b"@", *images.items[1:]], size=4)
-    with pytest.raises(InputError, match="is of other images"):
+    with pytest.raises(InputError, match="are of other images"):
         evaluate(LOGITS_FN, other, SPLIT.labels, attacks, **fields)
     assert sum(together) == 77  # Told apart by their bytes.
 
@@ -469,6 +479,21 @@ def test_a_row_of_more_images_is_not_given_up_for_other_settings(tmp_path):
     with pytest.raises(InputError, match="pgd-20 was made on 77 images, with other"):
         evaluated(tmp_path, "natural", named("pgd-20", step_size=0.01), examples=30)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_rows_whose_turn_has_not_come_outlive_a_cut(tmp_path, monkeypatch):
+    evaluated(tmp_path, "pgd-20", "pgd-30")
+    looks = [None]
+    cut_when_used_up(looks, monkeypatch)
+    with pytest.raises(Cut):
+        evaluated(
+            tmp_path,
+            named("pgd-20", step_size=0.01),
+            named("pgd-30", step_size=0.01),
+        )
+    rows = json.loads((tmp_path / "results.json").read_text())["evaluation"]
+    assert "pgd-20" not in rows
+    assert rows["pgd-30"]["attack"]["step_size"] == 0.05
 
 
 def test_killed_between_its_two_files_an_attack_made_anew_has_no_old_row(

@@ -18,6 +18,7 @@ from absl import flags
 import freeadv_jax
 from freeadv_jax.errors import InputError
 from freeadv_jax.main import main
+from freeadv_jax.record import sole_writer
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 # Free-8 on digits in two minibatches.
@@ -329,6 +330,14 @@ def test_the_same_command_again_keeps_the_attacks_made(
     assert after["evaluation"] == before["evaluation"]
     assert after["training"] == before["training"]
     assert "resumed at update 16" in capsys.readouterr().out
+
+
+def test_a_run_in_use_keeps_its_record(finished, tmp_path):
+    workdir = shutil.copytree(finished[0] / "runs/tiny", tmp_path / "run")
+    before = (workdir / "run.json").read_bytes()
+    with sole_writer(workdir), pytest.raises(InputError, match="is in use"):
+        call(f"--config={finished[1]}", f"--workdir={workdir}", "--config.updates=64")
+    assert (workdir / "run.json").read_bytes() == before
 
 
 def test_what_is_loaded_gives_logits_for_images_in_range(finished):

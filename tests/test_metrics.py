@@ -30,11 +30,14 @@ def test_what_a_killed_run_wrote_beyond_its_checkpoint_goes(tmp_path):
     )
 
 
-@pytest.mark.parametrize("damage", [b"\xff\n", b"3\n", b"{}\n", b'{"step": "a"}\n'])
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\n", b"3\n", b"{}\n", b'{"step": 2}\n', b'{"kind": "train", "step": "2"}\n'],
+)
 def test_a_damaged_line_is_named(tmp_path, damage):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"kind": "train", "step": 1}\n' + damage)
-    with pytest.raises(InputError, match="metrics.jsonl, line 2 is damaged"):
+    with pytest.raises(InputError, match="metrics.jsonl, line 2"):
         MetricsLog(tmp_path, last_step=1)
 
 

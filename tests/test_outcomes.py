@@ -26,8 +26,12 @@ def test_what_was_saved_is_there_for_the_same_model_alone(path):
 @pytest.mark.parametrize(
     ("about", "of_one_model", "said"),
     [
-        ({"model": 1, "images": 3}, False, "is of other images, and would be lost"),
-        ({"model": 2, "images": 2}, True, "is of another model or other images"),
+        (
+            {"model": 1, "images": 3},
+            False,
+            "beside it are of other images, and would be lost",
+        ),
+        ({"model": 2, "images": 2}, True, "are of another model or other images"),
     ],
 )
 def test_what_is_of_other_images_is_not_dropped(path, about, of_one_model, said):

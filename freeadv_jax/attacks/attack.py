@@ -141,7 +141,7 @@ def split_numbers(attack: Attack) -> tuple[Attack, dict[str, np.generic | Array]
     numbers = {
         name: _traceable(value)
         for name, value in fields.items()
-        if isinstance(value, (bool, int, float, np.generic, jax.Array))
+        if isinstance(value, (bool, int, float, np.number, np.bool_, jax.Array))
     }
     nothing = {name: np.zeros((), n.dtype).item() for name, n in numbers.items()}
     return dataclasses.replace(attack, **nothing), numbers

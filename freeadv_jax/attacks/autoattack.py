@@ -1,7 +1,7 @@
 """AutoAttack: an ensemble without a parameter to tune (Croce & Hein, ICML 2020)."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -29,6 +29,8 @@ VERSIONS = ("standard", "plus", "rand")
 _EOT = 20
 
 _LOGGER = logging.getLogger(__name__)
+# So many the DLR losses of these want.
+_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 
 class AutoAttack(NamedTuple):
@@ -85,9 +87,9 @@ def cascade(
     }
 
 
-def warn_of_few_classes(num_classes: int) -> None:
-    """Says where a loss had to give way, because it does not exist."""
-    if num_classes < 4:
+def warn_of_few_classes(num_classes: int, stages: Iterable[str]) -> None:
+    """Says where the loss of one of these had to give way, because it does not exist."""
+    if any(num_classes < _CLASSES.get(name, 0) for name in stages):
         lost = "targeted DLR" if num_classes == 3 else "DLR, targeted or not"
         _LOGGER.warning(
             "on %d classes the %s loss of AutoAttack does not exist, the margin is "
@@ -130,7 +132,7 @@ def autoattack(
     num_classes = logits.shape[1]
     check_labels(labels, num_classes)
     attacks = cascade(version, norm=norm, epsilon=epsilon, num_classes=num_classes)
-    warn_of_few_classes(num_classes)
+    warn_of_few_classes(num_classes, attacks)
 
     standing = logits.argmax(axis=-1) == labels
     counts = {"natural": int(standing.sum())}
