@@ -1,6 +1,6 @@
 """Where the CPU's time goes: each convolution of the step, ours against PyTorch's.
 
-    python -m benchmarks.convolutions [--networks ... [--images=NAME]]
+    python -m benchmarks.convolutions [--networks NAME ... [--images=NAME]]
         [--batch_size=32] [--rounds=7] [--out=FILE]
 
 Forward pass, gradient of the images and gradient of the kernel, as GFLOP/s, of some 3x3
@@ -49,9 +49,13 @@ class Layer:
     def padding(self):
         return self.kernel_size // 2
 
+    @property
+    def side_out(self):
+        return -(-self.side // self.stride)
+
     def flop(self, batch_size):
         """Of the forward pass, and of either gradient."""
-        pixels = batch_size * (self.side // self.stride) ** 2
+        pixels = batch_size * self.side_out**2
         return 2 * self.kernel_size**2 * self.channels * self.features * pixels
 
     def __str__(self):
@@ -174,7 +178,7 @@ def theirs(layer, arrays) -> dict[str, Callable]:
 def example(layer, batch_size):
     """Images, kernel and the cotangent of the outputs."""
     rng = np.random.default_rng(0)
-    side = layer.side // layer.stride
+    side = layer.side_out
     return tuple(
         rng.standard_normal(shape, np.float32)
         for shape in (
@@ -256,7 +260,8 @@ def main(argv):
     if not layers:
         results = measured(LAYERS, options)
     else:
-        results = {"batch": options.batch_size, "networks": {}}
+        results = {"batch": options.batch_size, "images": options.images}
+        results["networks"] = {}
     for network, counts in layers.items():
         print(network)
         rates = measured(counts, options)

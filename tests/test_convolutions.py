@@ -60,7 +60,7 @@ def test_record_has_each_networks_layers_with_their_numbers(tmp_path, monkeypatc
     options = "--networks small-cnn --images mnist --batch_size 2 --rounds 1 --out"
     convolutions.main(["convolutions", *options.split(), str(file)])
     results = read_json(file)["results"]
-    assert results["batch"] == 2
+    assert (results["batch"], results["images"]) == (2, "mnist")
     layers = results["networks"]["small-cnn"]
     assert [(name, row["count"], row["flop"]) for name, row in layers.items()] == [
         ("28 x 28, 1 -> 32", 1, 2 * 2 * 28**2 * 9 * 1 * 32),
