@@ -8,12 +8,21 @@ renews what stands between `<!-- NAME -->` and `<!-- end -->`, for each NAME of 
 import itertools
 import pathlib
 import re
+import statistics
 from functools import partial
 
 from benchmarks.ablation import BASE, summary
 from benchmarks.accelerators import NARROW, ONE_VECTOR
+from benchmarks.contender import usual_images
 from benchmarks.reproduce import ATTACKS, TABLES
-from benchmarks.step_changes import AS_IT_IS, GATHERED, KEPT, NO_PRODUCTS, POOLED
+from benchmarks.step_changes import (
+    AS_IT_IS,
+    GATHERED,
+    KEPT,
+    NO_PRODUCTS,
+    POOLED,
+    THREE_AXES,
+)
 from benchmarks.step_cost import ONE_A_CALL
 from benchmarks.training import compilation, memory
 from freeadv_jax.evaluation import WORST_CASE
@@ -56,7 +65,7 @@ NETWORKS_CONVOLUTIONS = (
     "convolutions_avx512_resnet_50",
     "convolutions_avx512_mnist",
 )
-PROFILES = ("profile", "profile_128")
+PROFILES = ("profile", "profile_resnet_50", "profile_128")
 STEP_CHANGES = ("step_changes", "step_changes_128")
 # The records of benchmarks.ablation, and the attacks to show; gains are in the last.
 ABLATIONS = {
@@ -198,10 +207,12 @@ def _milliseconds(row):
 
 def _measured(setting):
     """The network, its images where they are not CIFAR-10's or ImageNet's, and the rest."""
-    network = setting["network"]
-    if setting["images"] in ("digits", "mnist"):
-        network += f" on {setting['images']}"
+    network = _on_images(setting["network"], setting["images"])
     return f"{network}, {setting['dtype']}, {setting['batch']}"
+
+
+def _on_images(network, images):
+    return f"{network} on {images}" if images in ("digits", "mnist") else network
 
 
 def _training(records):
@@ -288,6 +299,9 @@ _PASSES = {
 }
 
 
+_SIDES = ("ours", "pytorch")
+
+
 def _convolutions(name):
     rows = [
         [
@@ -307,41 +321,39 @@ def _convolutions_of_networks():
     rows = []
     for record in map(results, NETWORKS_CONVOLUTIONS):
         for network, layers in record["networks"].items():
+            images = record.get("images") or usual_images(network)
             taken = {
                 (which, who): sum(
                     layer["count"] * layer["flop"] / layer[which][who] / 1e9
                     for layer in layers.values()
                 )
                 for which in _PASSES
-                for who in ("ours", "pytorch")
+                for who in _SIDES
             }
-            sums = {
-                who: sum(taken[which, who] for which in _PASSES)
-                for who in ("ours", "pytorch")
-            }
+            sums = {who: sum(taken[which, who] for which in _PASSES) for who in _SIDES}
             rows.append(
                 [
-                    f"{network}, {record['batch']}",
+                    f"{_on_images(network, images)}, {record['batch']}",
                     *(
-                        f"{1000 * taken[which, 'ours']:.0f} / "
-                        f"{1000 * taken[which, 'pytorch']:.0f} ms"
+                        " / ".join(f"{1000 * taken[which, who]:.3g}" for who in _SIDES)
                         for which in _PASSES
                     ),
                     f"{sums['pytorch'] / sums['ours']:.2f}",
                 ]
             )
-    return _table(["network, batch", *_PASSES.values(), "PyTorch / ours"], rows)
+    titles = [f"{title}, ms" for title in _PASSES.values()]
+    return _table(["network, batch", *titles, "PyTorch / ours"], rows)
 
 
 def _channels_first():
-    """The rate with channels first over that with channels last, by pass."""
+    """The rate with channels first over that with channels last, by pass: the median."""
     said = []
     for which, title in _PASSES.items():
-        shares = [
+        shares = (
             rates[which]["channels first"] / rates[which]["ours"]
             for rates in results("convolutions_avx512").values()
-        ]
-        said.append(f"{min(shares):.2f} to {max(shares):.2f} ({title})")
+        )
+        said.append(f"{statistics.median(shares):.2f} ({title})")
     return ", ".join(said)
 
 
@@ -438,10 +450,10 @@ def _gathered():
     return " and ".join(shares)
 
 
-def _pooled():
-    """What Flax's max pooling costs ResNet-50, relative to the step."""
+def _of_resnet_50(variant):
+    """What the variant costs ResNet-50, relative to the step."""
     (rows,) = results("step_changes_resnet_50").values()
-    return f"{rows[POOLED]['/ as it is']:.2f}"
+    return f"{rows[variant]['/ as it is']:.2f}"
 
 
 def _at_128(variant):
@@ -535,14 +547,20 @@ def _parity():
 
 
 def _speed():
-    record = results("attack_speed")
-    said = [
-        f"{_NAMES[name]} {record[name]['seconds']['ours']:.0f} s against "
-        f"{record[name]['seconds']['reference']:.0f} s "
-        f"({record[name]['reference / ours']:.2f} times as fast)"
-        for name in ("pgd-100", "autoattack")
-    ]
-    return f"{record['network']} on {record['examples']} images, {', '.join(said)}"
+    said = []
+    for file, name in (
+        ("attack_speed_pgd_100", "pgd-100"),
+        ("attack_speed", "autoattack"),
+    ):
+        record = results(file)
+        row = record[name]
+        said.append(
+            f"{_NAMES[name]} on {record['examples']} images "
+            f"{row['seconds']['ours']:.0f} s against "
+            f"{row['seconds']['reference']:.0f} s "
+            f"({row['reference / ours']:.2f} times as fast)"
+        )
+    return f"{record['network']}, {', '.join(said)}"
 
 
 def _flatness():
@@ -617,7 +635,8 @@ BLOCKS = {
     "profile": _profile,
     "changes": _changes,
     "gathered": _gathered,
-    "pooled": _pooled,
+    "pooled": partial(_of_resnet_50, POOLED),
+    "three_axes": partial(_of_resnet_50, THREE_AXES),
     "kept_memory": partial(_at_128, KEPT),
     "no_products": partial(_at_128, NO_PRODUCTS),
     "on_h100": _on_h100,
