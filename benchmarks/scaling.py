@@ -144,14 +144,14 @@ def update(machine, cost, batch):
     """Seconds of an update at the peak rates: of the chips, and of the all-reduce.
 
     The backward pass computes, and moves, twice what the forward pass does; natural
-    training and Free-m alike. Then come 7 passes of 4 bytes over the parameters: the
-    gradients gathered (2), averaged (1), the momentum (2), the weights (2). A ring
-    sends each byte 2 (n - 1) / n times over the links of every chip, after the
-    backward pass and not beside it.
+    training and Free-m alike. Then come 5 passes of 4 bytes over the parameters: the
+    gradients averaged (1), the momentum (2), the weights (2). A ring sends each byte
+    2 (n - 1) / n times over the links of every chip, after the backward pass and not
+    beside it.
     """
     images = batch / machine.chips
     arithmetic = 3 * images * cost["forward_flop"] / machine.flop
-    moved = 3 * images * cost["traffic"] + 7 * 4 * cost["parameters"]
+    moved = 3 * images * cost["traffic"] + 5 * 4 * cost["parameters"]
     memory = moved / machine.memory_bandwidth
     ring = 2 * (machine.chips - 1) / machine.chips
     reducing = ring * cost["all_reduced_bytes"] / machine.link_bandwidth
