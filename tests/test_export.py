@@ -271,3 +271,11 @@ def test_the_command_ends_with_status_one_and_one_line(arguments, reason):
     assert ended.returncode == 1
     assert ended.stderr.startswith(reason)
     assert ended.stderr.count("\n") == 1
+
+
+def test_a_bucket_is_no_folder_to_write_or_to_load(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for use in (lambda bucket: export_run(workdir, bucket), freeadv_jax.load):
+        with pytest.raises(InputError, match="gs://bucket/model is no folder of this"):
+            use("gs://bucket/model")
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
-from freeadv_jax.analysis import comparison
+from freeadv_jax.analysis import command, comparison
 from freeadv_jax.analysis.comparison import (
     first_examples,
     method_name,
@@ -141,3 +141,15 @@ def test_radii_and_methods_are_written_as_people_do():
         for method in ("natural", "free", "pgd", "fgsm-rs", "trades")
     ]
     assert names == ["Natural", "Free-2", "7-PGD", "FGSM-RS", "TRADES"]
+
+
+def test_data_of_other_classes_than_a_run_was_trained_on_is_refused(pair):
+    record = read_json(pair[1] / "run.json")
+    write_json(pair[1] / "run.json", record | {"class_names": ["odd", "even"]})
+    with pytest.raises(InputError, match=f"{pair[1]} was trained on odd, even"):
+        first_examples(open_subjects(pair), data="", examples=5)
+
+
+def test_a_bucket_is_no_file_to_write():
+    with pytest.raises(InputError, match="gs://bucket/page.html is no folder of this"):
+        command.Parser("a", "b").parse_args(["run", "--out=gs://bucket/page.html"])
