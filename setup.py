@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(
-    r'__version__ = "(.+)"', (HERE / "freeadv_jax" / "__init__.py").read_text()
+    r'__version__ = "(.+)"', (HERE / "freeadv_jax" / "version.py").read_text()
 )[1]
 
 # TensorFlow's CPU build, half the size, exists for x86-64 Linux alone.

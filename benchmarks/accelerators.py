@@ -31,12 +31,12 @@ from benchmarks.contender import configured_run
 from benchmarks.record import write_record
 from benchmarks.scaling import program_memory
 from benchmarks.step_changes import AS_IT_IS, one_vector_all_reduced
-from freeadv_jax import parallel
 from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.devices import parallel
+from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import relu
-from freeadv_jax.parallel import REPLICATED, SPLIT
-from freeadv_jax.train import STATE_LAYOUT, make_train_steps, minibatches_per_call
+from freeadv_jax.runs.steps import STATE_LAYOUT, make_train_steps, minibatches_per_call
 
 NETWORKS = ("preact-resnet-18", "wrn-32-10-madry", "resnet-50")
 NARROW = "rectifiers' gradients chosen in bfloat16"

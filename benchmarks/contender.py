@@ -16,12 +16,13 @@ import jax
 import numpy as np
 
 from benchmarks.scaling import program_memory
-from freeadv_jax import parallel, recipes
+from freeadv_jax import recipes
 from freeadv_jax.config import base_config, replays
+from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
-from freeadv_jax.run import Run
-from freeadv_jax.train import STATE_LAYOUT, make_train_steps, minibatches_per_call
-from freeadv_jax.watch import Clock
+from freeadv_jax.runs.folder import Run
+from freeadv_jax.runs.steps import STATE_LAYOUT, make_train_steps, minibatches_per_call
+from freeadv_jax.runs.watch import Clock
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,8 @@ from jax import lax
 from benchmarks.contender import IMAGES, configured_run
 from benchmarks.record import write_record
 from benchmarks.scaling import forward_products
-from freeadv_jax import parallel
 from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.devices import parallel
 from freeadv_jax.models.conv import convolution
 
 TURN_SECONDS = 0.2

@@ -14,7 +14,7 @@ from freeadv_jax.analysis import large_epsilon, loss_surface
 from freeadv_jax.analysis.comparison import open_subjects
 from freeadv_jax.analysis.measurement import found
 from freeadv_jax.command import Parser, run_command
-from freeadv_jax.record import read_json
+from freeadv_jax.files import read_json
 from freeadv_jax.report import __main__ as report
 
 ATTACKS = "natural,fgsm,pgd-20,pgd-100,cw-100"

@@ -6,7 +6,8 @@ import platform
 import shlex
 import sys
 
-from freeadv_jax.record import environment, read_json, write_json
+from freeadv_jax.files import read_json, write_json
+from freeadv_jax.runs.provenance import environment
 
 # What decides how fast a processor can compute in float32 and in bfloat16.
 _VECTOR_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")

@@ -17,9 +17,9 @@ from benchmarks.record import write_record
 from benchmarks.runs import finish
 from freeadv_jax.command import Parser, run_command
 from freeadv_jax.errors import InputError
-from freeadv_jax.record import read_json
+from freeadv_jax.files import read_json
 from freeadv_jax.report.published import published_row
-from freeadv_jax.run import read_run
+from freeadv_jax.runs.folder import read_run
 
 # In the order in which they are run: what the paper is about first.
 TABLES = {

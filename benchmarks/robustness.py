@@ -11,13 +11,13 @@ import pathlib
 from benchmarks.record import write_record
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
-from freeadv_jax.evaluation import (
+from freeadv_jax.runs.folder import read_run
+from freeadv_jax.runs.results import (
     configured_attacks,
     evaluate,
     logits_functions,
     table,
 )
-from freeadv_jax.run import read_run
 
 ATTACKS = ("natural", "pgd-20", "pgd-100", "cw-100", "pgd-20-x10", "autoattack")
 DIGITS = ("digits_natural-0", "digits_free8-0")

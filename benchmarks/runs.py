@@ -4,12 +4,12 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from freeadv_jax.config_rules import validate
+from freeadv_jax.config import validate
 from freeadv_jax.data.dataset import load_dataset
-from freeadv_jax.evaluation import evaluate_run
-from freeadv_jax.record import sole_writer
-from freeadv_jax.run import open_run
-from freeadv_jax.train import train
+from freeadv_jax.files import sole_writer
+from freeadv_jax.runs.folder import open_run
+from freeadv_jax.runs.results import evaluate_run
+from freeadv_jax.runs.train import train
 
 
 def finish(config: ConfigDict, workdir: pathlib.Path, *, part="test") -> dict:

@@ -21,8 +21,8 @@ from jax.extend import core
 from benchmarks.record import write_record
 from freeadv_jax.command import Parser, run_command
 from freeadv_jax.config import base_config
-from freeadv_jax.run import Run
-from freeadv_jax.train import make_train_steps
+from freeadv_jax.runs.folder import Run
+from freeadv_jax.runs.steps import make_train_steps
 
 BATCHES = (256, 512, 1024, 2048, 4096, 8192)
 REPLAYS = (1, 2, 4, 8)

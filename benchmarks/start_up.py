@@ -16,7 +16,7 @@ import time
 
 from benchmarks.record import write_record
 from freeadv_jax.command import Parser, count, run_command
-from freeadv_jax.record import read_json
+from freeadv_jax.files import read_json
 
 # Eight small batches: what is timed is everything but the steps.
 _BRIEF = ("updates=8", "batch_size=8", "evaluation.attacks=('natural',)")

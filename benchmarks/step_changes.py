@@ -20,10 +20,11 @@ from jax.flatten_util import ravel_pytree
 
 from benchmarks.contender import IMAGES, Worker, configured_run, on_one_batch
 from benchmarks.record import write_record
-from freeadv_jax import parallel, state
 from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.devices import parallel
 from freeadv_jax.models import batch_norm, conv, preact_resnet, resnet
-from freeadv_jax.run import Run
+from freeadv_jax.runs.folder import Run
+from freeadv_jax.training import state
 
 TURN_SECONDS = 2.0
 AS_IT_IS = "as it is"

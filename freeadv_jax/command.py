@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from freeadv_jax.console import show_library_messages
 from freeadv_jax.errors import InputError, TrainingStoppedError
 
 
@@ -37,6 +38,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     for a good end.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    show_library_messages()
     try:
         main(sys.argv)
     except (InputError, TrainingStoppedError) as fault:

@@ -25,14 +25,15 @@ from freeadv_jax.attacks.checks import check_images, check_labels
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.threat import NORMS
 from freeadv_jax.command import Parser, count, run_command
-from freeadv_jax.compilation import keep_compiled
 from freeadv_jax.config import replays
 from freeadv_jax.data.dataset import load_dataset
+from freeadv_jax.devices.compilation import keep_compiled
 from freeadv_jax.errors import InputError
-from freeadv_jax.evaluation import RED_FLAGS, evaluate, logits_functions, table
-from freeadv_jax.record import read_json, sole_writer
-from freeadv_jax.run import RECORD, local_path, read_run
-from freeadv_jax.trained import EXPORTED, load
+from freeadv_jax.files import local_path, read_json, sole_writer
+from freeadv_jax.runs.folder import RECORD, read_run
+from freeadv_jax.runs.load import load
+from freeadv_jax.runs.results import RED_FLAGS, evaluate, logits_functions, table
+from freeadv_jax.weights.exported import EXPORTED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,14 +15,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from freeadv_jax.command import run_command
-from freeadv_jax.config_rules import (
-    field_names,
-    unknown_field,
-    validate,
-    wrong_type,
-)
+from freeadv_jax.config import field_names, unknown_field, validate, wrong_type
+from freeadv_jax.devices.processes import start
 from freeadv_jax.errors import InputError
-from freeadv_jax.processes import start
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 _MULTIHOST = flags.DEFINE_boolean(
@@ -52,14 +47,14 @@ def main(argv):
         process_id=_PROCESS_ID.value,
     )
     # Imported here, so that a mistyped flag is answered at once.
-    from freeadv_jax.compilation import keep_compiled
     from freeadv_jax.data.dataset import load_dataset
-    from freeadv_jax.evaluation import configured_attacks, evaluate_run, table
-    from freeadv_jax.parallel import check_batch_size
-    from freeadv_jax.processes import agreement, require_same
-    from freeadv_jax.record import sole_writer
-    from freeadv_jax.run import open_run
-    from freeadv_jax.train import train
+    from freeadv_jax.devices.compilation import keep_compiled
+    from freeadv_jax.devices.parallel import check_batch_size
+    from freeadv_jax.devices.processes import agreement, require_same
+    from freeadv_jax.files import sole_writer
+    from freeadv_jax.runs.folder import open_run
+    from freeadv_jax.runs.results import configured_attacks, evaluate_run, table
+    from freeadv_jax.runs.train import train
 
     require_same(f"{workdir}\n{config.to_json()}", "--config or --workdir")
     with agreement():

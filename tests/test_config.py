@@ -5,11 +5,12 @@ import math
 
 import pytest
 
-from freeadv_jax.config import base_config, replays
-from freeadv_jax.config_rules import (
+from freeadv_jax.config import (
     FREE_TO_CHANGE,
+    base_config,
     differences,
     field_names,
+    replays,
     unknown_field,
     validate,
 )

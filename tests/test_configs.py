@@ -14,10 +14,10 @@ import pytest
 from benchmarks import training
 from benchmarks.ablation import BASE, VARIANTS
 from benchmarks.readme import ABLATIONS, results
-from freeadv_jax.config_rules import validate
-from freeadv_jax.evaluation import configured_attacks
-from freeadv_jax.optim import learning_rate_schedule
-from freeadv_jax.run import Run
+from freeadv_jax.config import validate
+from freeadv_jax.runs.folder import Run
+from freeadv_jax.runs.results import configured_attacks
+from freeadv_jax.training.optim import learning_rate_schedule
 
 FILES = {path.stem: path for path in sorted(pathlib.Path("configs").glob("*.py"))}
 # The variant of benchmarks.ablation that configs/cifar10_modern.py is.

@@ -13,11 +13,11 @@ from tiny_run import ROOT, environment, tiny_config
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.errors import InputError
 from freeadv_jax.evaluate import main
-from freeadv_jax.evaluation import evaluate_run
 from freeadv_jax.export import export_run
-from freeadv_jax.record import sole_writer
-from freeadv_jax.run import open_run
-from freeadv_jax.train import train
+from freeadv_jax.files import sole_writer
+from freeadv_jax.runs.folder import open_run
+from freeadv_jax.runs.results import evaluate_run
+from freeadv_jax.runs.train import train
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
 
@@ -201,7 +201,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_figures(
     call(f"--workdir={whole}", attacks)
     killed = shutil.copytree(finished, tmp_path / "killed")
     program = (
-        "import freeadv_jax.outcomes as outcomes, freeadv_jax.evaluate, sys;"
+        "import freeadv_jax.runs.outcomes as outcomes, freeadv_jax.evaluate, sys;"
         "outcomes._SECONDS = 0.2;"
         f"freeadv_jax.evaluate.main(['evaluate', '--workdir={killed}', {attacks!r},"
         " '--no-red_flags'])"

@@ -9,15 +9,16 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_torch_weights import PREACT, preact_state
+from preact_weights import PREACT, preact_state
 from tiny_run import ROOT, environment, tiny_config
 
 import freeadv_jax
 from freeadv_jax.errors import InputError
-from freeadv_jax.export import export_run, load_exported, main
-from freeadv_jax.record import read_json
-from freeadv_jax.run import open_run
-from freeadv_jax.tensors import read_tensors, write_tensors
+from freeadv_jax.export import export_run, main
+from freeadv_jax.files import read_json
+from freeadv_jax.runs.folder import open_run
+from freeadv_jax.weights.exported import load_exported
+from freeadv_jax.weights.tensors import read_tensors, write_tensors
 
 IMAGES = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)
 TORCH_FLAGS = {
@@ -119,7 +120,7 @@ def test_a_failed_writing_leaves_nothing(workdir, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("freeadv_jax.export.write_json", full)
+    monkeypatch.setattr("freeadv_jax.weights.exported.write_json", full)
     with pytest.raises(InputError, match="cannot be written: No space left"):
         export_run(workdir, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -17,8 +17,8 @@ from absl import flags
 
 import freeadv_jax
 from freeadv_jax.errors import InputError
+from freeadv_jax.files import sole_writer
 from freeadv_jax.main import main
-from freeadv_jax.record import sole_writer
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 # Free-8 on digits in two minibatches.

@@ -36,9 +36,9 @@ def train_and_evaluate(workdir, **fields):
     """A whole run in this process, as the main job makes it; its folder."""
     # Imported here, so that what only needs the command starts no devices.
     from freeadv_jax.data.dataset import load_dataset
-    from freeadv_jax.evaluation import evaluate_run
-    from freeadv_jax.run import open_run
-    from freeadv_jax.train import train
+    from freeadv_jax.runs.folder import open_run
+    from freeadv_jax.runs.results import evaluate_run
+    from freeadv_jax.runs.train import train
 
     config = tiny_config(**fields)
     dataset = load_dataset(**config.data)

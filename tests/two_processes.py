@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from tiny_run import ROOT, command, environment
 
-from freeadv_jax.run import read_run
+from freeadv_jax.runs.folder import read_run
 
 FIELDS = {"updates": 12, "evaluation__examples": 100}
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from freeadv_jax.data.split import Split
-from freeadv_jax.run import Run
+from freeadv_jax.runs.folder import Run
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -9,7 +9,7 @@ from freeadv_jax.models.preact_resnet import PreActResNet
 from freeadv_jax.models.resnet import ResNet
 from freeadv_jax.models.small_cnn import SmallCNN
 from freeadv_jax.models.wide_resnet import MadryWideResNet
-from freeadv_jax.run import Run
+from freeadv_jax.runs.folder import Run
 
 _LEAVES = {
     "kernel": "weight",
@@ -203,7 +203,7 @@ class TorchSmallCNN(nn.Module):
 
 
 class TorchClassifier(nn.Module):
-    """`network` behind models.classifier.Classifier's normalisation, [0, 1] in."""
+    """`network` behind models.normalized.NormalizedNetwork's normalisation, [0, 1] in."""
 
     def __init__(self, network: nn.Module, *, normalization: str, mean, std):
         super().__init__()

@@ -22,7 +22,7 @@ from benchmarks.peers.torch_batches import Batch, device_batches, host_batches
 from benchmarks.peers.torch_networks import torch_classifier
 from freeadv_jax.config import replays
 from freeadv_jax.data.split import Split
-from freeadv_jax.run import Run
+from freeadv_jax.runs.folder import Run
 
 # So many seconds torch.compile may take for the forward and the backward pass.
 _COMPILING = 300

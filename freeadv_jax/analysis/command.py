@@ -4,7 +4,7 @@ import argparse
 
 from freeadv_jax import command
 from freeadv_jax.errors import InputError
-from freeadv_jax.run import local_path
+from freeadv_jax.files import local_path
 
 
 class Parser(command.Parser):

@@ -32,8 +32,9 @@ from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.command import count, run_command
-from freeadv_jax.compilation import keep_compiled
-from freeadv_jax.metrics import Progress
+from freeadv_jax.console import say
+from freeadv_jax.devices.compilation import keep_compiled
+from freeadv_jax.progress import Progress
 
 # The path is 2.5 times the radius, as for Madry et al.'s attacks.
 STEPS, _PATH = 100, 2.5
@@ -99,7 +100,9 @@ def make(
             random_start=False,
             last_iterate=True,
         )
-        progress = Progress(f"{subject.label}: {row}", total=len(labels), unit="images")
+        progress = Progress(
+            f"{subject.label}: {row}", total=len(labels), unit="images", write=say
+        )
         attacked = images.copy()
         campaign.attack(
             attack,

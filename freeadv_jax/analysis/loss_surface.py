@@ -30,10 +30,11 @@ from freeadv_jax.analysis.plotting import INK, check_figure_path, new_figure, sa
 from freeadv_jax.attacks.attack import attack_keys
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.command import run_command
-from freeadv_jax.compilation import keep_compiled
+from freeadv_jax.console import say
+from freeadv_jax.devices.compilation import keep_compiled
 from freeadv_jax.errors import InputError
-from freeadv_jax.metrics import Progress
-from freeadv_jax.record import write_json
+from freeadv_jax.files import write_json
+from freeadv_jax.progress import Progress
 
 # The pictures are a little wider than the ball, whose edge is at 1.
 _WIDTH = 1.5
@@ -58,7 +59,9 @@ def measure(
     keys = attack_keys(np.uint32(0), jnp.arange(len(labels)), jnp.zeros_like(labels))
     if "rise" not in arrays:
         arrays |= {of: np.full(len(labels), np.nan) for of in ("rise", "error")}
-    progress = Progress(f"{name}: flatness", total=len(labels), unit="images")
+    progress = Progress(
+        f"{name}: flatness", total=len(labels), unit="images", write=say
+    )
     for first in range(0, len(labels), _BATCH):
         few = slice(first, first + _BATCH)
         if np.isnan(arrays["error"][few]).any():
@@ -84,7 +87,7 @@ def measure(
         )["worst"][0]
         random = [random_direction(seed, worst.shape, **ball) for seed in (0, 1)]
         for plane, first in zip(PLANES, (worst, random[1])):
-            print(f"{name}: the {plane} plane", flush=True)
+            say(f"{name}: the {plane} plane")
             arrays[plane] = np.asarray(
                 loss_grid(
                     subject.logits_fn,

@@ -13,8 +13,9 @@ import numpy as np
 from freeadv_jax.analysis.comparison import Examples, Subject, threat
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.pgd import PGD
-from freeadv_jax.metrics import Progress
-from freeadv_jax.outcomes import Outcomes
+from freeadv_jax.console import say
+from freeadv_jax.progress import Progress
+from freeadv_jax.runs.outcomes import Outcomes
 
 # Of the epsilon of the training.
 RADII = (0.25, 0.5, 1, 1.5, 2, 3, 4)
@@ -138,7 +139,10 @@ class _Measuring:
 
     def _attack(self, attack, title, standing, **options):
         progress = Progress(
-            f"{self.subject.label}: {title}", total=int(standing.sum()), unit="images"
+            f"{self.subject.label}: {title}",
+            total=int(standing.sum()),
+            unit="images",
+            write=say,
         )
         return self.campaign.attack(
             attack,

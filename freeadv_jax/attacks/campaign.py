@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from freeadv_jax import parallel
 from freeadv_jax.attacks.attack import (
     Attack,
     Batch,
@@ -19,7 +18,8 @@ from freeadv_jax.attacks.attack import (
     step_unfinished,
     where,
 )
-from freeadv_jax.parallel import REPLICATED, SPLIT
+from freeadv_jax.devices import parallel
+from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 
 # Steps between two looks at what is broken. On CPU a loop would slow down the
 # convolutions of other libraries (jax-ml/jax#12868), and a call costs little.

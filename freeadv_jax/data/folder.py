@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Array
 
-from freeadv_jax import parallel
 from freeadv_jax.data import jpeg
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.sampling import steps_per_pass
 from freeadv_jax.data.split import Split, existing_directory, held_out
 from freeadv_jax.data.stream import decoded_batches, device_batches
 from freeadv_jax.data.tf_import import import_tensorflow
+from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
-from freeadv_jax.metrics import Progress
+from freeadv_jax.progress import Progress
 
 _LOGGER = logging.getLogger(__name__)
 

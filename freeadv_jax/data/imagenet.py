@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from freeadv_jax import parallel
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.sampling import steps_per_pass
 from freeadv_jax.data.split import Split, check_held_out
@@ -22,6 +21,7 @@ from freeadv_jax.data.stream import (
     device_batches,
 )
 from freeadv_jax.data.tf_import import first_line, import_tensorflow
+from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
 
 _LOGGER = logging.getLogger(__name__)
@@ -268,7 +268,7 @@ def _prepare(tf, tfds, builder, manual_dir: str) -> None:
             f"{jax.process_count()} processes cannot do it at the same time: prepare "
             f"it first, in a single process with data.manual_dir = '{manual_dir}'"
         )
-    print(f"preparing imagenet2012 in {builder.data_dir}, once", flush=True)
+    _LOGGER.info("preparing imagenet2012 in %s, once", builder.data_dir)
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(
             manual_dir=manual_dir, try_download_gcs=False

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, Key, UInt8, UInt32
 
-from freeadv_jax import parallel
 from freeadv_jax.data.split import Split
+from freeadv_jax.devices import parallel
+from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
-from freeadv_jax.parallel import REPLICATED, SPLIT
 
 Batch = dict[str, Array]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 from jaxtyping import Array
 
-from freeadv_jax import parallel
 from freeadv_jax.data import jpeg
 from freeadv_jax.data.tf_import import first_line
+from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
 
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from freeadv_jax.errors import InputError
-from freeadv_jax.models.classifier import Classifier
+from freeadv_jax.models.normalized import NormalizedNetwork
 from freeadv_jax.models.preact_resnet import PreActResNet18
 from freeadv_jax.models.resnet import ResNet50, ResNet101, ResNet152
 from freeadv_jax.models.small_cnn import SmallCNN
@@ -40,12 +40,12 @@ def build_model(
     dtype: str,
     batch_norm_axis: str | None,
     remat: bool = False,
-) -> Classifier:
+) -> NormalizedNetwork:
     """The network `name` for images of `image_shape` (h, w, c) in [0, 1].
 
     `mean` and `std` are read where `normalization` is 'mean_std'; `batch_norm_axis`
     is the pmapped axis over which batch statistics are taken, None for each device's
-    own; `remat` as in `Classifier`. Raises InputError where the network is unknown or
+    own; `remat` as in `NormalizedNetwork`. Raises InputError where the network is unknown or
     cannot take these images.
     """
     constructor = _constructor(name)
@@ -60,7 +60,7 @@ def build_model(
         dtype=DTYPES[dtype],
         batch_norm_axis=batch_norm_axis,
     )
-    return Classifier(network, normalization, tuple(mean), tuple(std), remat)
+    return NormalizedNetwork(network, normalization, tuple(mean), tuple(std), remat)
 
 
 def _constructor(name: str) -> Callable[..., nn.Module]:

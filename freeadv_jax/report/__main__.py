@@ -17,8 +17,8 @@ from freeadv_jax.analysis.comparison import first_examples, open_subjects
 from freeadv_jax.analysis.measurement import found, measure
 from freeadv_jax.analysis.plotting import new_figure
 from freeadv_jax.command import count, run_command
-from freeadv_jax.compilation import keep_compiled
-from freeadv_jax.record import whole_file
+from freeadv_jax.devices.compilation import keep_compiled
+from freeadv_jax.files import whole_file
 from freeadv_jax.report.page import FORMATS, render
 from freeadv_jax.report.shown import read_shown
 

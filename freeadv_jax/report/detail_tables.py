@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from freeadv_jax.evaluation import WORST_CASE
-from freeadv_jax.red_flags import weaker
+from freeadv_jax.attacks.red_flags import weaker
 from freeadv_jax.report.shown import Shown, first_of_each_kind, hardest_attack
 from freeadv_jax.report.table import Cell, Table, percent
+from freeadv_jax.runs.results import WORST_CASE
 
 _PAIRS = 5
 

@@ -13,9 +13,9 @@ from freeadv_jax.analysis.plotting import (
     colour_and_marker,
     new_figure,
 )
+from freeadv_jax.intervals import wilson
 from freeadv_jax.report.detail_tables import class_names, standing_by_class
 from freeadv_jax.report.shown import Shown, first_of_each_kind, hardest_attack
-from freeadv_jax.statistics import wilson
 
 # Inches, so that three fit beside one another and one fits a phone.
 _SIZE = (3.9, 2.9)

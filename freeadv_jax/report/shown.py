@@ -8,12 +8,12 @@ import numpy as np
 from freeadv_jax.analysis.comparison import Subject, threat
 from freeadv_jax.analysis.measurement import Measured
 from freeadv_jax.errors import InputError
-from freeadv_jax.evaluation import WORST_CASE
-from freeadv_jax.metrics import read_lines
-from freeadv_jax.outcomes import read_arrays
-from freeadv_jax.record import read_json
+from freeadv_jax.files import read_json
+from freeadv_jax.intervals import wilson
 from freeadv_jax.report.published import Published, published_row
-from freeadv_jax.statistics import wilson
+from freeadv_jax.runs.metrics import read_lines
+from freeadv_jax.runs.outcomes import read_arrays
+from freeadv_jax.runs.results import WORST_CASE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import statistics
 
 from freeadv_jax.analysis.comparison import threat, threat_text
-from freeadv_jax.evaluation import WORST_CASE
 from freeadv_jax.report.shown import Shown, hardest_attack
 from freeadv_jax.report.table import interval_text, minutes_text, percent
+from freeadv_jax.runs.results import WORST_CASE
 
 _HOW = {
     "natural": "saw only the images as they are",

@@ -8,7 +8,7 @@ from jax import lax
 
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.threat import Threat
-from freeadv_jax.state import TrainState
+from freeadv_jax.training.state import TrainState
 from freeadv_jax.training.update import measure, train_logits, unit_range
 
 Start = Literal["carried", "random", "zero"]

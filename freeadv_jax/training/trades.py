@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Threat
-from freeadv_jax.state import TrainState
+from freeadv_jax.training.state import TrainState
 from freeadv_jax.training.update import train_logits, unit_range, weight_update
 
 # The standard deviation of the authors' normal start, in [0, 1] pixels. At delta = 0

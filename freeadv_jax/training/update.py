@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from freeadv_jax.state import mean_over_devices
+from freeadv_jax.devices.parallel import mean_over_devices
 
 # What every method's step measures.
 METRICS = ("loss", "accuracy")

@@ -21,8 +21,8 @@ from freeadv_jax.data import jpeg
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
-from freeadv_jax.record import read_json, write_json
-from freeadv_jax.trained import load
+from freeadv_jax.files import read_json, write_json
+from freeadv_jax.runs.load import load
 
 
 def change_config(workdir, field, value):

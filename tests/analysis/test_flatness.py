@@ -8,7 +8,7 @@ import pytest
 from freeadv_jax.analysis.flatness import flatness, loss_grid, random_direction
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.threat import Threat
-from freeadv_jax.trained import load
+from freeadv_jax.runs.load import load
 
 IMAGES = np.random.default_rng(0).uniform(0.3, 0.7, (4, 4, 4, 2)).astype(np.float32)
 WEIGHTS = np.random.default_rng(1).normal(size=(32, 3)).astype(np.float32)

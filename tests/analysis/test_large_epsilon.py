@@ -19,7 +19,7 @@ from freeadv_jax.analysis.large_epsilon import (
 )
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.errors import InputError
-from freeadv_jax.trained import load
+from freeadv_jax.runs.load import load
 
 
 @pytest.fixture

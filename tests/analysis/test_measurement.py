@@ -10,7 +10,7 @@ from freeadv_jax.analysis import measurement
 from freeadv_jax.analysis.comparison import first_examples, open_subjects
 from freeadv_jax.analysis.measurement import found, measure
 from freeadv_jax.attacks.campaign import Campaign
-from freeadv_jax.trained import load
+from freeadv_jax.runs.load import load
 
 EXAMPLES = 64
 

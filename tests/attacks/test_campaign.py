@@ -274,7 +274,7 @@ def test_a_process_reads_the_images_of_its_own_places_also_in_a_smaller_batch(
 ):
     """Here the second of two: the other's places stay empty."""
     monkeypatch.setattr(
-        "freeadv_jax.parallel.rows", lambda size: slice(size // 2, size)
+        "freeadv_jax.devices.parallel.rows", lambda size: slice(size // 2, size)
     )
     images = np.arange(1, 17, dtype=np.float32).reshape(16, 1, 1, 1) / 16
     slots = _Slots(images, np.zeros(16, np.int32), 16)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from image_files import encoded, imagenette, number_of, picture, write_folder
 
-from freeadv_jax import parallel
 from freeadv_jax.data import jpeg
 from freeadv_jax.data.dataset import Dataset, load_dataset
 from freeadv_jax.data.encoded import EncodedImages
+from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
 
 TRAIN, VAL = 31, 6

@@ -19,11 +19,11 @@ from image_files import (
 from tiny_run import run_main
 from two_processes import assert_same_training, run_two
 
-from freeadv_jax import parallel
 from freeadv_jax.data import jpeg
 from freeadv_jax.data.dataset import Dataset, load_dataset
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.imagenet import EXAMPLES, load_imagenet
+from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
 
 TRAIN, VAL = 50, 10

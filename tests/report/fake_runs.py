@@ -7,10 +7,10 @@ from tiny_run import tiny_config
 
 from freeadv_jax.analysis.comparison import Subject, method_name
 from freeadv_jax.analysis.measurement import Measured
+from freeadv_jax.intervals import wilson
 from freeadv_jax.report.published import published_row
 from freeadv_jax.report.shown import Shown
-from freeadv_jax.run import Run
-from freeadv_jax.statistics import wilson
+from freeadv_jax.runs.folder import Run
 
 
 def row(correct, examples=200, **attack):

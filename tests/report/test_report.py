@@ -16,8 +16,8 @@ from tiny_run import ROOT, environment
 from freeadv_jax.analysis import measurement
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.errors import InputError
-from freeadv_jax.metrics import read_lines
 from freeadv_jax.report.__main__ import main
+from freeadv_jax.runs.metrics import read_lines
 
 VOID = {"meta", "link", "img", "br"}
 

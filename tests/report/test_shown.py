@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from fake_runs import row, shown
 
-from freeadv_jax.record import write_json
+from freeadv_jax.files import write_json
 from freeadv_jax.report.shown import read_shown
 from freeadv_jax.report.tables import flags_table
 

@@ -5,7 +5,7 @@ import optax
 import pytest
 from linear_model import Linear
 
-from freeadv_jax.state import create_state
+from freeadv_jax.training.state import create_state
 
 
 @pytest.fixture

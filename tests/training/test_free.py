@@ -12,8 +12,8 @@ from linear_model import Linear
 
 from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.models.conv import Conv
-from freeadv_jax.optim import sgd
 from freeadv_jax.training.free import free_train_step
+from freeadv_jax.training.optim import sgd
 
 EPSILON = 8 / 255
 

@@ -1,0 +1,26 @@
+"""Standard output: what the commands and runs tell a person."""
+
+import logging
+import sys
+
+
+def say(line: str) -> None:
+    """Print a line at once, also where standard output is a file."""
+    print(line, flush=True)
+
+
+def show_library_messages() -> None:
+    """Show what the library logs: information as plain lines, warnings on stderr."""
+    logger = logging.getLogger("freeadv_jax")
+    if logger.handlers:
+        return
+    information = logging.StreamHandler(sys.stdout)
+    information.setFormatter(logging.Formatter("%(message)s"))
+    information.addFilter(lambda record: record.levelno == logging.INFO)
+    warnings = logging.StreamHandler(sys.stderr)
+    warnings.setLevel(logging.WARNING)
+    logger.addHandler(information)
+    logger.addHandler(warnings)
+    logger.setLevel(logging.INFO)
+    # Or a root handler, such as absl's, would write each line once more.
+    logger.propagate = False

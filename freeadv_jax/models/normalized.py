@@ -1,0 +1,54 @@
+"""A network behind its normalisation: images in [0, 1] in, logits out."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class NormalizedNetwork(nn.Module):
+    """`network` applied to normalised images, so that attacks see pixels in [0, 1].
+
+    'per_image' is TensorFlow's per_image_standardization, as in the paper's CIFAR
+    runs; 'mean_std' subtracts `mean` and divides by `std`, one number or one a channel.
+    With `remat` the backward pass keeps only the outputs of convolutions, and makes
+    what lies between them anew: less memory for a little arithmetic.
+    """
+
+    network: nn.Module
+    normalization: Literal["per_image", "mean_std"]
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    remat: bool = False
+
+    def __call__(
+        self, images: Float[Array, "b h w c"], *, train: bool
+    ) -> Float[Array, "b classes"]:
+        images = images.astype(jnp.float32)
+        if self.normalization == "per_image":
+            images = standardize_per_image(images)
+        else:
+            mean = jnp.asarray(self.mean, jnp.float32)
+            images = (images - mean) / jnp.asarray(self.std, jnp.float32)
+        if not self.remat:
+            return self.network(images, train=train)
+        rematerialized = nn.remat(
+            lambda network, images: network(images, train=train), policy=_convolutions
+        )
+        return rematerialized(self.network, images)
+
+
+def _convolutions(primitive, *_, **__):
+    return primitive.name == "conv_general_dilated"
+
+
+def standardize_per_image(
+    images: Float[Array, "b h w c"],
+) -> Float[Array, "b h w c"]:
+    """(x - mean) / max(std, 1 / sqrt(h * w * c)) of each image, population std."""
+    pixels = images.shape[1] * images.shape[2] * images.shape[3]
+    mean = jnp.mean(images, axis=(1, 2, 3), keepdims=True)
+    variance = jnp.var(images, axis=(1, 2, 3), keepdims=True)
+    # Bounded before the root, whose gradient is infinite at 0: a constant image.
+    return (images - mean) / jnp.sqrt(jnp.maximum(variance, 1 / pixels))

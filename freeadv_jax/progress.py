@@ -1,0 +1,53 @@
+"""Progress of long work, in lines."""
+
+import logging
+import time
+from collections.abc import Callable
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Progress:
+    """Report how far the work is, how fast it goes and how long it will still take.
+
+    Lines go to `write`; by default they are logged at level INFO.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        total: int,
+        unit: str,
+        write: Callable[[str], None] = _LOGGER.info,
+    ):
+        self._write = write
+        self._name, self._total, self._unit = name, total, unit
+        self._begun: tuple[int, float] | None = None
+        self._next = time.perf_counter() + 1
+
+    def show(self, done: int, **values: float) -> None:
+        """Write a line if the last is old enough, or the work is finished.
+
+        The rate counts from the first call: what came before it was compilation.
+        """
+        now = time.perf_counter()
+        first, start = self._begun = self._begun or (done, now)
+        if now < self._next and done < self._total:
+            return
+        # Every second at first, then ever more rarely, up to every half minute.
+        self._next = now + min(30, max(1, (now - start) / 10))
+        shown = "".join(f"  {name} {value:.4f}" for name, value in values.items())
+        if done > first:
+            rate = (done - first) / (now - start)
+            left = duration((self._total - done) / rate)
+            shown += f"  {rate:.3g} {self._unit}/s  {left} left"
+        share = f"{done}/{self._total} {self._unit} ({done / self._total:.0%})"
+        self._write(f"{self._name} {share}{shown}")
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss, or m:ss below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,188 @@
+"""Checkpoints of a run: the only module that knows Orbax."""
+
+import contextlib
+import logging
+import pathlib
+from dataclasses import fields as fields_of
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from freeadv_jax.devices import parallel
+from freeadv_jax.errors import InputError, TrainingStoppedError
+from freeadv_jax.files import checksum
+
+_LOGGER = logging.getLogger(__name__)
+
+# The metric by which the best checkpoint is chosen: robust validation accuracy.
+BEST_METRIC = "robust"
+
+
+class Checkpoints:
+    """The newest `keep` states of a run and the best one, saved asynchronously.
+
+    Without `keep` they are open for reading only.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: int | None = None):
+        policies = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.resolve(),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics[BEST_METRIC],
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            # What a killed run left half-written; in the background, so that no
+            # two openers may do it at the same time.
+            cleanup_tmp_directories=keep is not None,
+            # The metrics are read below.
+            lightweight_initialize=True,
+        )
+        # Whether a SIGTERM came is for `processes.preemption` to ask. Orbax asks the same
+        # service at each save, which goes by the last number it was asked with: that
+        # would be a step among the numbers of calls, and the stop be put off to it.
+        manager = self._checkpointer._manager
+        manager.reached_preemption = lambda step: False
+        self._directory = directory
+        self._metrics_of = manager._get_metrics
+        manager._get_metrics = self._whole_metrics
+        self._checkpointer.reload()
+
+    def _whole_metrics(self, step):
+        """As Orbax reads them, which would have a damaged file end everything."""
+        try:
+            metrics = self._metrics_of(step)
+            if metrics is None:
+                return None
+            return {BEST_METRIC: float(metrics[BEST_METRIC])}
+        except Exception as fault:  # noqa: BLE001
+            _LOGGER.warning(
+                "%s: the accuracy of checkpoint %d is damaged and left out (%s)",
+                self._directory,
+                step,
+                _reason(fault),
+            )
+            return None
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps saved, oldest first."""
+        return [saved.step for saved in self._checkpointer.checkpoints]
+
+    @property
+    def best_step(self) -> int | None:
+        """The newest step of the best robust validation accuracy, if it was measured."""
+        measured = [s for s in self._checkpointer.checkpoints if s.metrics]
+        best = max(
+            measured, key=lambda s: (s.metrics[BEST_METRIC], s.step), default=None
+        )
+        return best and best.step
+
+    def save(self, state, *, progress: dict, robust: float | None = None) -> None:
+        """Starts to save `state`, with JSON-like `progress`, under its step.
+
+        Copies the state to the host and returns; a previous save is waited for.
+        TrainingStoppedError, and nothing written, where a number is not finite, and
+        where this or the previous save cannot be written.
+        """
+        state = parallel.fetch(state)
+        step = int(state.step)
+        for path, array in jax.tree.leaves_with_path(state):
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise TrainingStoppedError(
+                    f"{jax.tree_util.keystr(path)} is not finite after step {step}"
+                )
+        with self._writing():
+            self._checkpointer.wait()
+            if step in self.steps:
+                # Skipped as damaged at the start of this run, and now made again.
+                self._checkpointer.delete(step)
+            self._checkpointer.save_async(
+                step,
+                _stored(state),
+                force=True,
+                metrics=None if robust is None else {BEST_METRIC: robust},
+                custom_metadata={"progress": progress, "crc32": checksum(state)},
+            )
+
+    def restore(self, like, which: str = "last") -> tuple[Any, dict] | None:
+        """(state, progress) of the 'last' or 'best' checkpoint, as NumPy arrays.
+
+        `like` is a state of the same structure (abstract will do). A damaged newest
+        checkpoint is skipped with a warning for the one before it. None where there
+        is no checkpoint at all; InputError where none is whole.
+        """
+        if which == "best":
+            if self.best_step is None:
+                raise InputError(
+                    f"{self._directory}: no checkpoint has a robust validation "
+                    "accuracy, so there is no best; allowed: last"
+                )
+            candidates = [self.best_step]
+        else:
+            candidates = self.steps[::-1]
+        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        for step in candidates:
+            try:
+                return self._restore(step, like)
+            # Orbax and TensorStore raise whatever the damage makes them stumble on.
+            except Exception as fault:  # noqa: BLE001
+                _LOGGER.warning(
+                    "%s: checkpoint %d is damaged and skipped (%s)",
+                    self._directory,
+                    step,
+                    _reason(fault),
+                )
+        if candidates:
+            raise InputError(
+                f"{self._directory}: none of the checkpoints {candidates} can be read"
+            )
+        return None
+
+    def _restore(self, step, like):
+        saved = self._checkpointer.metadata(step).custom_metadata
+        state = like.replace(**self._checkpointer.load(step, _stored(like)))
+        if checksum(state) != saved["crc32"]:
+            raise ValueError("its checksum does not fit its arrays")
+        return state, saved["progress"]
+
+    def wait(self) -> None:
+        """Until all that was saved is on disk."""
+        with self._writing():
+            self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        with self._writing():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        # A full disk, say: TensorStore has no type for it.
+        except Exception as fault:
+            raise TrainingStoppedError(
+                f"{self._directory}: a checkpoint cannot be written: {_reason(fault)}"
+            ) from fault
+
+
+def _reason(fault):
+    return str(fault).strip().split("\n")[0][:200] or type(fault).__name__
+
+
+def _stored(state) -> dict:
+    """The fields of a state; an average only where there is one.
+
+    Runs made before there were averages stay readable so.
+    """
+    fields = {field.name: getattr(state, field.name) for field in fields_of(state)}
+    return {name: part for name, part in fields.items() if name != "average" or part}

@@ -1,0 +1,125 @@
+"""Watching a run: what is logged of it, and the signs that it should stop."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from freeadv_jax.console import say
+from freeadv_jax.errors import TrainingStoppedError
+from freeadv_jax.runs.metrics import MetricsLog, Window
+from freeadv_jax.progress import Progress
+
+_LOGGER = logging.getLogger(__name__)
+
+# A fall of robust validation accuracy by more than this, while the training loss
+# falls too, is catastrophic overfitting (Wong et al., ICLR 2020, whose
+# code stops at the same fall, on a training batch).
+COLLAPSE = 0.2
+
+
+class Watch:
+    """Turns the metrics of each step into log lines and lines to read.
+
+    `progress()` is all it must find again to go on after a kill as if uninterrupted.
+    """
+
+    def __init__(
+        self,
+        log: MetricsLog,
+        *,
+        replays: int,
+        updates: int,
+        logs_at: Callable[[int], bool],
+        learning_rate: Callable,
+        saved: dict,
+    ):
+        self._log, self._replays = log, replays
+        self._logs_at, self._learning_rate = logs_at, learning_rate
+        self._since_line = Window(**saved.get("since_line", {}))
+        self._since_validation = Window(**saved.get("since_validation", {}))
+        self.clock = Clock(saved.get("clock", {}))
+        self._shown = Progress("training", total=updates, unit="updates", write=say)
+
+    def progress(self) -> dict:
+        """What to save beside the state, which may happen later: all of it copies."""
+        return {
+            "since_line": self._since_line.as_dict(),
+            "since_validation": self._since_validation.as_dict(),
+            "clock": dict(self.clock.seconds),
+        }
+
+    def steps(self, steps: range, metrics: dict) -> None:
+        """Takes the metrics of steps, each an array with at least as many entries.
+
+        TrainingStoppedError if one is not finite.
+        """
+        values = {name: np.asarray(array).tolist() for name, array in metrics.items()}
+        for number, step in enumerate(steps):
+            self._step(step, {name: value[number] for name, value in values.items()})
+
+    def _step(self, step, metrics):
+        updates = step * self._replays
+        if not all(map(math.isfinite, metrics.values())):
+            raise TrainingStoppedError(
+                f"the loss is {metrics['loss']} at update {updates} (step {step})"
+            )
+        self._since_line.add(metrics)
+        self._since_validation.add(metrics)
+        self._shown.show(updates, **metrics)
+        if self._logs_at(step):
+            self._log.write(
+                "train",
+                step=step,
+                updates=updates,
+                **self._since_line.take(),
+                learning_rate=float(self._learning_rate(updates - 1)),
+                seconds=self.clock.seconds["training"],
+            )
+
+    def validation(self, step: int, **accuracies: float) -> None:
+        """Takes the accuracies on the held-out part, and prints them."""
+        updates = step * self._replays
+        train_loss = self._since_validation.take()["loss"]
+        self._log.write(
+            "validation",
+            step=step,
+            updates=updates,
+            **accuracies,
+            train_loss=train_loss,
+        )
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
+        say(f"validation at update {updates}: {shown}")
+
+    def collapse(self) -> str | None:
+        """What to say if robust validation accuracy has collapsed, else None."""
+        *before, now = self._log.of_kind("validation")
+        best = max(before, key=lambda line: line["pgd-10"], default=now)
+        fall = best["pgd-10"] - now["pgd-10"]
+        if fall <= COLLAPSE or now["train_loss"] >= best["train_loss"]:
+            return None
+        message = (
+            f"CATASTROPHIC OVERFITTING at update {now['updates']}: robust validation "
+            f"accuracy fell from {best['pgd-10']:.4f} (update {best['updates']}) to "
+            f"{now['pgd-10']:.4f} while the training loss fell from "
+            f"{best['train_loss']:.4f} to {now['train_loss']:.4f}"
+        )
+        _LOGGER.warning("%s", message)
+        return message
+
+
+class Clock:
+    """Where the seconds of a run went, summed over all its resumptions."""
+
+    def __init__(self, seconds: dict[str, float]):
+        self.seconds = {"training": 0.0, "waiting": 0.0, "compiling": 0.0} | seconds
+
+    @contextlib.contextmanager
+    def spending(self, on: str):
+        """Counts the time inside the `with` as spent on this."""
+        started = time.perf_counter()
+        yield
+        self.seconds[on] += time.perf_counter() - started

@@ -1,0 +1,1 @@
+"""Trained models as functions and as files."""

@@ -1,0 +1,247 @@
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.red_flags import red_flags
+from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.recipes import digits
+from freeadv_jax.runs.folder import open_run
+from freeadv_jax.runs.load import load
+from freeadv_jax.runs.results import as_lines, as_record
+from freeadv_jax.runs.train import train
+
+pytestmark = pytest.mark.slow
+
+DIGITS = load_arrays("digits", "", validation_examples=0)
+SHOWN = DIGITS.test.take(np.arange(64))
+
+HONEST = {"rounded": False, "scale": 1.0, "waves": 0.0, "softmax": False}
+
+
+def masked(mask, logits_fn, images):
+    """A model behind a mask, whose numbers are traced: all compile as one."""
+    # A staircase in front of the model: its gradient is 0.
+    images = jnp.where(mask["rounded"], jnp.round(images * 4) / 4, images)
+    # Large logits saturate the softmax: it is 0 or 1 in float32, its gradient 0.
+    logits = mask["scale"] * logits_fn(images)
+    # Waves too small to change many classes, too steep to look beyond.
+    ways = jax.random.normal(jax.random.key(0), (64, 10))
+    logits += mask["waves"] * jnp.sin(3000 * images.reshape(-1, 64) @ ways)
+    return jnp.where(mask["softmax"], jax.nn.softmax(logits), logits)
+
+
+def suspicious(flags):
+    return {flag.name for flag in flags if flag.suspicious}
+
+
+@pytest.fixture(scope="module")
+def flags_of(tmp_path_factory):
+    """flags_of(**mask): those of a Free-8 model behind it."""
+    config = digits()
+    config.updates = 640
+    config.data.validation_examples = 0
+    workdir = tmp_path_factory.mktemp("honest") / "run"
+    train(open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1)), DIGITS)
+    logits_fn = load(workdir).logits_fn
+    campaign = Campaign(batch_size=64)
+
+    def flags_of(watch=None, **mask):
+        return red_flags(
+            campaign,
+            jax.tree_util.Partial(masked, HONEST | mask, logits_fn),
+            SHOWN.images,
+            SHOWN.labels,
+            norm="linf",
+            epsilon=0.2,
+            step_size=0.025,
+            watch=watch,
+        )
+
+    return flags_of
+
+
+@pytest.fixture(scope="module")
+def honest(flags_of):
+    told = []
+    return flags_of(watch=lambda *progress: told.append(progress)), told
+
+
+def test_nothing_is_suspicious_in_an_honest_free_model(honest):
+    flags, told = honest
+    assert suspicious(flags) == set(), as_lines(as_record(flags))
+    _, unbounded, noise, square, gradients, forward, curve = flags
+    accuracies = list(curve.numbers["accuracy"].values())
+    assert accuracies[0] > 0.95
+    assert 0.2 < accuracies[3] < 0.8
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert unbounded.numbers["accuracy"] == 0
+    assert noise.numbers["accuracy"] > noise.numbers["pgd"] == accuracies[3]
+    assert square.numbers["missed"] <= 1
+    assert gradients.numbers["zero"] == {"cross-entropy": 0, "margin": 0}
+    assert forward.numbers == {"difference": 0, "probabilities": False}
+    assert {attack for attack, *_ in told} == {"PGD", "Noise", "Square"}
+
+
+def test_lines_and_record_hold_all_numbers(honest):
+    flags, _ = honest
+    lines = as_lines(as_record(flags)).splitlines()
+    assert [line.split()[0] for line in lines] == ["ok"] * 7
+    record = json.loads(json.dumps(as_record(flags)))
+    for flag, line in zip(flags, lines, strict=True):
+        assert line == f"ok          {flag.name}: {flag.text}"
+        assert record[flag.name]["suspicious"] is False
+        assert record[flag.name]["text"] == flag.text
+        assert record[flag.name].keys() == {"suspicious", "text", *flag.numbers}
+        for name, value in flag.numbers.items():
+            values = value.values() if isinstance(value, dict) else [value]
+            if name.startswith(("accuracy", "zero")) and flag.name != "Square":
+                assert all(f"{share:.2%}" in flag.text for share in values), flag
+    radii = record["epsilon curve"]["accuracy"]
+    np.testing.assert_allclose(list(map(float, radii)), [0, 0.05, 0.1, 0.2, 0.4, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (
+            {"rounded": True},
+            {"unbounded attack", "random noise", "Square", "gradients"},
+        ),
+        ({"scale": 1e4}, {"random noise", "gradients"}),
+        ({"waves": 0.3}, {"unbounded attack", "random noise", "Square"}),
+        ({"softmax": True}, {"forward pass"}),
+    ],
+    ids=["rounded", "scaled", "shattered", "softmax"],
+)
+def test_model_that_masks_its_gradients_is_caught(flags_of, mask, expected):
+    flags = flags_of(**mask)
+    assert suspicious(flags) >= expected, as_lines(as_record(flags))
+    by_name = {flag.name: flag for flag in flags}
+    if "forward pass" in expected:
+        assert suspicious(flags) == expected
+        assert "probabilities, not logits" in by_name["forward pass"].text
+    if "gradients" in expected:
+        zero = by_name["gradients"].numbers["zero"]
+        assert zero["cross-entropy"] > 0.5
+        assert zero["margin"] == ("rounded" in mask)
+    if "Square" in expected:
+        numbers = by_name["Square"].numbers
+        assert f"break {numbers['missed']} of" in by_name["Square"].text
+        assert numbers["pgd"] - numbers["accuracy"] > 0.1
+        assert by_name["unbounded attack"].numbers["accuracy"] > 0.1
+    if "random noise" in expected:
+        numbers = by_name["random noise"].numbers
+        assert numbers["accuracy"] < numbers["pgd"]
+
+
+# Images of one colour, of class 1 if they are bright, and traps for PGD.
+EPSILON = 0.1
+LEVELS = np.random.default_rng(0).integers(20, 236, 80)
+COLOURS = np.tile(LEVELS[:, None, None, None], (1, 4, 4, 1)).astype(np.uint8)
+
+
+def brightness(images):
+    return 20 * (images.mean((1, 2, 3)) - 0.5)
+
+
+def leads(images, sign):
+    """The brightness, but its gradient times `sign`."""
+    sign = jax.lax.stop_gradient(sign)
+    shown = brightness(images)
+    return jax.lax.stop_gradient(shown) * (1 - sign) + shown * sign
+
+
+def turning(images):
+    """Leads the right way until all pixels lie at the border of the ball."""
+    return leads(images, jnp.where(images.std((1, 2, 3)) > EPSILON / 20, 1.0, -1.0))
+
+
+def lottery(images):
+    """Leads nowhere, and gives another class to about one in six random starts."""
+    won = images[:, 0, 0, 0] - images[:, 3, 3, 0] > 0.8 * EPSILON
+    return leads(images, jnp.zeros(len(images))) * jnp.where(won, -1, 1)
+
+
+def near_sighted(images):
+    """Leads the right way only where the random start was no farther than EPSILON."""
+    return leads(images, jnp.where(images.std((1, 2, 3)) < 0.9 * EPSILON, 1.0, 0.0))
+
+
+def flickering(images):
+    """Hardly, but not the same twice."""
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    count = jax.pure_callback(lambda: np.float32(next(COUNTER)), shape)
+    return brightness(images) + 1e-4 * count
+
+
+COUNTER = itertools.count()
+TRAPS = (brightness, turning, lottery, near_sighted, flickering)
+
+
+def trapped(number, images):
+    """The model of TRAPS[number], which is traced: all compile as one."""
+    excess = jax.lax.switch(number, TRAPS, images)
+    return jnp.stack([-excess, excess], axis=-1)
+
+
+@pytest.fixture(scope="module")
+def flags_of_trap():
+    campaign = Campaign(batch_size=80)
+
+    def flags_of_trap(trap):
+        flags = red_flags(
+            campaign,
+            jax.tree_util.Partial(trapped, np.int32(TRAPS.index(trap))),
+            COLOURS,
+            (LEVELS > 127).astype(np.int32),
+            norm="linf",
+            epsilon=EPSILON,
+            step_size=EPSILON / 8,
+        )
+        return {flag.name: flag for flag in flags}, as_lines(as_record(flags))
+
+    return flags_of_trap
+
+
+def test_plain_brightness_is_no_trap(flags_of_trap):
+    flags, lines = flags_of_trap(brightness)
+    assert suspicious(flags.values()) == set(), lines
+
+
+def test_steps_that_weaken_the_attack_are_caught(flags_of_trap):
+    flags, lines = flags_of_trap(turning)
+    flag = flags["steps and restarts"]
+    few, many = flag.numbers["accuracy_by_steps"].values()
+    assert flag.suspicious, lines
+    assert many > few + 0.05
+    assert f"{few:.2%} after 10 steps, {many:.2%} after 50" in flag.text
+
+
+def test_attack_that_lives_on_its_restarts_is_caught(flags_of_trap):
+    flags, lines = flags_of_trap(lottery)
+    flag = flags["steps and restarts"]
+    one, several = flag.numbers["accuracy_by_starts"].values()
+    assert flag.suspicious, lines
+    assert one > several + 0.1
+    assert f"{one:.2%} from one start, {several:.2%} from 4" in flag.text
+
+
+def test_accuracy_that_rises_with_epsilon_is_caught(flags_of_trap):
+    flags, lines = flags_of_trap(near_sighted)
+    flag = flags["epsilon curve"]
+    accuracies = list(flag.numbers["accuracy"].values())
+    assert flag.suspicious, lines
+    assert accuracies[4] > accuracies[3]
+    assert "it rises from 0.1 to 0.2" in flag.text
+
+
+def test_forward_pass_that_is_not_the_same_twice_is_caught(flags_of_trap):
+    flags, lines = flags_of_trap(flickering)
+    flag = flags["forward pass"]
+    assert flag.suspicious, lines
+    assert f"differ by up to {flag.numbers['difference']:.3g}" in flag.text

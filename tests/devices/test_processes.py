@@ -1,0 +1,193 @@
+"""Two processes of four simulated devices, over loopback."""
+
+import json
+import re
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import run_main
+from two_processes import (
+    FIELDS,
+    assert_same_training,
+    finish,
+    run_two,
+    start,
+    state_of,
+)
+
+from freeadv_jax.devices import processes
+from freeadv_jax.errors import InputError
+
+GLOO = re.compile(
+    r"\[Gloo\] Rank | is connected to | peer ranks\. |"
+    r"Expected number of connected peer ranks is : |\d+|\n"
+)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The run of one process with eight devices."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    assert run_main(workdir, devices=8, **FIELDS).returncode == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The same run of two processes, and what they said."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    return workdir, run_two(workdir)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_and_evaluate_it_alike(one, two):
+    workdir, outcomes = two
+    assert [status for status, *_ in outcomes] == [0, 0]
+    assert_same_training(workdir, one)
+    ours, expected = (np.load(folder / "evaluation.npz") for folder in (workdir, one))
+    for attack in ("natural", "pgd-20"):
+        np.testing.assert_array_equal(ours[attack], expected[attack])
+    environment = json.loads((workdir / "results.json").read_text())["environment"]
+    assert environment["process_count"] == 2
+    assert environment["device_count"] == 8
+
+
+@pytest.mark.slow
+def test_the_first_process_alone_writes_and_speaks(one, two):
+    workdir, ((_, first, _), (_, second, _)) = two
+    lines = [
+        (folder / "metrics.jsonl").read_text().splitlines() for folder in (workdir, one)
+    ]
+    assert len(lines[0]) == len(lines[1])
+    assert "pgd-20" in first
+    # Gloo's threads speak at once, so their lines may lie inside one another.
+    assert GLOO.sub("", second) == ""
+
+
+@pytest.mark.slow
+def test_what_one_process_began_two_finish_and_the_reverse(tmp_path, one, two):
+    # A step schedule with its one turn at the end is the same for both budgets.
+    schedule = {"schedule": "step", "turns": (0.999,), "learning_rate": 0.02}
+    whole = {f"optimizer__{name}": value for name, value in schedule.items()}
+    half = whole | {"updates": 6}
+    begun_by_one, begun_by_two = tmp_path / "one", tmp_path / "two"
+    assert run_main(begun_by_one, devices=8, **FIELDS | half).returncode == 0
+    assert [status for status, *_ in run_two(begun_by_two, **half)] == [0, 0]
+    ((status, output, _), (other, *_)) = run_two(begun_by_one, **whole)
+    assert (status, other) == (0, 0)
+    assert "resumed at update 6" in output
+    resumed = run_main(begun_by_two, devices=8, **FIELDS | whole)
+    assert "resumed at update 6" in resumed.stdout
+    assert_same_training(begun_by_one, begun_by_two)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_and_ends_both(tmp_path):
+    workdir = tmp_path / "run"
+    long = {"updates": 64_000, "checkpoint__every_updates": 64_000}
+    pair = start([workdir] * 2, **long)
+    next(line for line in pair[0].stdout if line.startswith("training"))
+    pair[1].send_signal(signal.SIGTERM)
+    (status, output, _), (other, *_) = finish(pair)
+    assert (status, other) == (0, 0)
+    assert "SIGTERM: saved at update" in output
+    assert 0 < state_of(workdir).step < 32_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_within_a_minute_and_both_resume(
+    tmp_path, killed
+):
+    workdir = tmp_path / "run"
+    long = {"updates": 64_000, "checkpoint__every_updates": 32}
+    pair = start([workdir] * 2, **long)
+    for line in pair[0].stdout:
+        if list(workdir.glob("checkpoints/[0-9]*")):
+            break
+    pair[killed].kill()
+    begun = time.monotonic()
+    outcomes = finish(pair)
+    assert time.monotonic() - begun < 60
+    status, _, said = outcomes[1 - killed]
+    assert status == 1
+    assert said.splitlines()[-1].startswith("error: the job lost one of its processes")
+    step = int(state_of(workdir).step)
+    (status, output, _), (other, *_) = run_two(
+        workdir, **long | {"updates": 2 * step + 2}
+    )
+    assert (status, other) == (0, 0)
+    assert f"resumed at update {2 * step}" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("workdirs", "flags", "message"),
+    [
+        ("aa", ([], ["--config.seed=1"]), "processes differ in --config or --workdir"),
+        ("ab", ([], []), "processes differ in --config or --workdir"),
+        ("aa", ([], ["--config.seed=1", "--process_id=2"]), "process_id"),
+    ],
+    ids=["another seed", "another folder", "a number too high"],
+)
+def test_processes_that_do_not_fit_together_all_end(tmp_path, workdirs, flags, message):
+    pair = start([tmp_path / name for name in workdirs], own_flags=flags)
+    if "process_id" in message:
+        status, _, said = finish(pair[1:])[0]
+        pair[0].kill()
+        pair[0].communicate()
+        assert status == 1
+        assert message in said
+        return
+    for status, _, said in finish(pair):
+        assert status == 1
+        assert said.splitlines()[-1].startswith("error: ")
+        assert message in said.splitlines()[-1]
+    assert not any((tmp_path / name).exists() for name in workdirs)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "host"}, r"--coordinator=host: must be HOST:PORT"),
+        ({}, "--multihost: the processes cannot be joined"),
+    ],
+)
+def test_a_failed_start_is_an_error(monkeypatch, given, message):
+    monkeypatch.setattr(processes, "_attend", lambda: None)
+    with pytest.raises(InputError, match=message):
+        processes.start(multihost=True, **given)
+
+
+@pytest.mark.parametrize("flag", ["coordinator", "num_processes", "process_id"])
+def test_flags_of_several_processes_need_multihost(flag):
+    with pytest.raises(InputError, match=f"--{flag} goes with --multihost"):
+        processes.start(
+            multihost=False, **{flag: "a:1" if flag == "coordinator" else 1}
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "four", "one"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "4", "1"),
+        ("OMPI_COMM_WORLD_SIZE", "4", "1"),
+        ("TPU_WORKER_HOSTNAMES", "t0,t1,t2,t3", "localhost"),
+    ],
+)
+def test_several_processes_of_a_launcher_never_run_alone(monkeypatch, name, four, one):
+    monkeypatch.setenv(name, four)
+    with pytest.raises(InputError, match=f"{name} says that 4 processes.*--multihost"):
+        processes.start(multihost=False)
+    monkeypatch.setenv(name, one)
+    processes.start(multihost=False)
+    assert jax.process_count() == 1
+
+
+def test_one_process_agrees_with_itself_and_keeps_its_faults():
+    with pytest.raises(InputError, match="^no$"), processes.agreement():
+        raise InputError("no")
+    assert processes.is_first()

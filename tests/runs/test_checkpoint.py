@@ -1,0 +1,191 @@
+import logging
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from freeadv_jax.errors import InputError, TrainingStoppedError
+from freeadv_jax.runs.checkpoint import Checkpoints
+from freeadv_jax.training.state import TrainState
+
+
+def state_at(step, value=1.0):
+    return TrainState(
+        step=np.array(step, np.int32),
+        seed=np.array(7, np.uint32),
+        params={"kernel": np.full((50, 40), value, np.float32)},
+        batch_stats={},
+        opt_state=(np.full(3, step, np.float32), np.array(step, np.int32)),
+        delta=np.full((2, 4, 4, 1), 0.1, np.float32),
+        average={},
+    )
+
+
+LIKE = jax.eval_shape(lambda: jax.tree.map(lambda x: x, state_at(0)))
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    yield checkpoints
+    checkpoints.close()
+
+
+def save(checkpoints, step, value=1.0, robust=None):
+    checkpoints.save(state_at(step, value), progress={"at": step}, robust=robust)
+    checkpoints.wait()
+
+
+def test_restored_state_is_the_saved_one_to_the_bit(checkpoints):
+    save(checkpoints, 3, value=0.1)
+    state, progress = checkpoints.restore(LIKE)
+    jax.tree.map(np.testing.assert_array_equal, state, state_at(3, 0.1))
+    assert jax.tree.structure(state) == jax.tree.structure(state_at(3))
+    assert progress == {"at": 3}
+
+
+def test_newest_two_and_the_best_by_robust_accuracy_are_kept(checkpoints):
+    for step, robust in [(1, 0.2), (2, 0.5), (3, 0.4), (4, None), (5, None), (6, 0.1)]:
+        save(checkpoints, step, robust=robust)
+    assert checkpoints.steps == [2, 5, 6]
+    assert checkpoints.best_step == 2
+    assert checkpoints.restore(LIKE, "best")[1] == {"at": 2}
+    assert checkpoints.restore(LIKE)[1] == {"at": 6}
+
+
+def test_empty_folder_restores_nothing(checkpoints):
+    assert checkpoints.restore(LIKE) is None
+
+
+def test_the_best_of_equals_is_the_newest(checkpoints):
+    for step in range(1, 6):
+        save(checkpoints, step, robust={2: 0.4, 3: 0.4}.get(step, 0.3))
+        assert checkpoints.best_step == (1, 2, 3, 3, 3)[step - 1]
+    assert checkpoints.steps == [3, 4, 5]
+
+
+def test_best_of_unmeasured_checkpoints_is_refused(checkpoints):
+    save(checkpoints, 1)
+    with pytest.raises(InputError, match="there is no best; allowed: last"):
+        checkpoints.restore(LIKE, "best")
+
+
+def biggest_file(folder):
+    return max(
+        (p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+def flip_a_bit(folder):
+    path = biggest_file(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_in_half(folder):
+    path = biggest_file(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty_every_file(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+def lose_the_arrays(folder):
+    for path in list(folder.rglob("manifest.ocdbt")):
+        path.unlink()
+
+
+@pytest.mark.parametrize("robust", [None, 0.3])
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, cut_in_half, empty_every_file, lose_the_arrays]
+)
+def test_damaged_newest_is_skipped_with_a_warning_and_can_be_made_again(
+    damage, robust, tmp_path, caplog
+):
+    rng = np.random.default_rng(0)
+    first = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2):
+        state = state_at(step)
+        state.params["kernel"][:] = rng.normal(size=(50, 40))
+        first.save(state, progress={"at": step}, robust=robust)
+    first.close()
+    damage(tmp_path / "2")
+    again = Checkpoints(tmp_path, keep=3)
+    with caplog.at_level(logging.WARNING):
+        _, progress = again.restore(LIKE)
+    assert progress == {"at": 1}
+    assert "checkpoint 2 is damaged and skipped" in caplog.text
+    save(again, 2, value=5.0)
+    assert again.restore(LIKE)[0].params["kernel"][0, 0] == 5.0
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"rnbust": 0.4}', '{"robust": "x"}', "[0.4]"]
+)
+def test_a_damaged_accuracy_is_left_out_with_a_warning(content, tmp_path, caplog):
+    first = Checkpoints(tmp_path, keep=3)
+    for step, robust in [(1, 0.2), (2, 0.4), (3, 0.3)]:
+        save(first, step, robust=robust)
+    first.close()
+    (tmp_path / "2" / "metrics" / "metrics").write_text(content)
+    with caplog.at_level(logging.WARNING):
+        again = Checkpoints(tmp_path, keep=3)
+    assert "the accuracy of checkpoint 2 is damaged and left out" in caplog.text
+    assert (again.steps, again.best_step) == ([1, 2, 3], 3)
+    assert again.restore(LIKE)[1] == {"at": 3}
+    for step in (4, 5, 6):
+        save(again, step, robust=0.1)
+    assert again.steps == [3, 4, 5, 6]
+    again.close()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    save(checkpoints, 1)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(TrainingStoppedError, match="cannot be written: .") as told:
+        save(checkpoints, 2)
+    assert "\n" not in str(told.value)
+
+
+def test_folder_whose_every_checkpoint_is_damaged_is_refused(tmp_path, checkpoints):
+    save(checkpoints, 1)
+    cut_in_half(tmp_path / "1")
+    with pytest.raises(InputError, match=r"none of the checkpoints \[1\] can be read"):
+        checkpoints.restore(LIKE)
+
+
+def test_half_written_checkpoint_of_a_killed_run_is_not_seen(tmp_path, checkpoints):
+    save(checkpoints, 1)
+    (tmp_path / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    again = Checkpoints(tmp_path, keep=2)
+    assert again.steps == [1]
+    again.close()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_state_that_is_not_finite_is_not_saved(bad, checkpoints):
+    save(checkpoints, 1)
+    with pytest.raises(TrainingStoppedError, match=r"kernel.* is not finite.* step 2"):
+        checkpoints.save(state_at(2, bad), progress={})
+    assert checkpoints.steps == [1]
+
+
+def test_saving_asks_nobody_whether_a_sigterm_came(checkpoints, monkeypatch):
+    """What is asked is `processes.preemption`, with numbers of its own."""
+    asked = []
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.reached_preemption_sync_point",
+        lambda step: bool(asked.append(step)),
+    )
+    save(checkpoints, 3)
+    save(checkpoints, 4)
+    assert checkpoints.steps == [3, 4]
+    assert asked == []

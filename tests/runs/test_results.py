@@ -1,0 +1,529 @@
+import functools
+import itertools
+import json
+import types
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from freeadv_jax.attacks.autoattack import warn_of_few_classes
+from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.named import attack_by_name
+from freeadv_jax.attacks.square import Square
+from freeadv_jax.data.encoded import EncodedImages
+from freeadv_jax.data.split import Split
+from freeadv_jax.errors import InputError
+from freeadv_jax.recipes import digits
+from freeadv_jax.runs.folder import Run
+from freeadv_jax.runs.outcomes import Outcomes
+from freeadv_jax.runs.results import (
+    configured_attacks,
+    evaluate,
+    evaluate_run,
+    logits_functions,
+    table,
+)
+
+
+class Brightness(nn.Module):
+    """Class 1 for images whose mean pixel exceeds a half: a margin known exactly."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        steepness = self.param("steepness", nn.initializers.constant(20.0), ())
+        excess = steepness * (images.mean((1, 2, 3)) - 0.5)
+        return jnp.stack([-excess, excess], axis=-1)
+
+
+RNG = np.random.default_rng(0)
+LEVELS = RNG.integers(20, 236, 77)
+SPLIT = Split(
+    np.tile(LEVELS[:, None, None, None], (1, 4, 4, 1)).astype(np.uint8),
+    (LEVELS > 127).astype(np.int32),
+)
+WRONG = np.where(np.arange(77) < 5, 1 - SPLIT.labels, SPLIT.labels).astype(np.int32)
+VARIABLES = {"params": {"steepness": jnp.float32(20.0)}}
+LOGITS_FN = logits_functions(Brightness())(VARIABLES)
+ROBUST = np.abs(LEVELS / 255 - 0.5) > 0.1
+
+
+@pytest.fixture(autouse=True)
+def fewer_queries(monkeypatch):
+    """AutoAttack with 60 queries of Square instead of 5,000."""
+    shorter = functools.partial(Square, steps=60)
+    monkeypatch.setattr("freeadv_jax.attacks.autoattack.Square", shorter)
+
+
+def named(name, *, epsilon=0.1, step_size=0.05):
+    return attack_by_name(
+        name, norm="linf", epsilon=epsilon, step_size=step_size, num_classes=2
+    )
+
+
+def evaluated(folder, *names, labels=SPLIT.labels, seed=0, **fields):
+    attacks = [named(name) if isinstance(name, str) else name for name in names]
+    options = {"header": {"training": {"updates": 8}}, "batch_size": 32} | fields
+    return evaluate(
+        LOGITS_FN, SPLIT.images, labels, attacks, folder=folder, seed=seed, **options
+    )
+
+
+def outcomes(folder, suffix=""):
+    with np.load(folder / f"evaluation{suffix}.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd-20", "cw-20", "pgd-10-x3", "autoattack"])
+def test_exactly_the_images_within_epsilon_of_the_boundary_fall(name, tmp_path):
+    results = evaluated(tmp_path, name)
+    np.testing.assert_array_equal(outcomes(tmp_path)[name], ROBUST)
+    assert 0 < results["evaluation"][name]["correct"] == ROBUST.sum() < 77
+
+
+def test_natural_is_plain_accuracy(tmp_path):
+    results = evaluated(tmp_path, "natural", labels=WRONG)
+    np.testing.assert_array_equal(outcomes(tmp_path)["natural"], np.arange(77) >= 5)
+    assert results["evaluation"]["natural"]["accuracy"] == 72 / 77
+
+
+def test_image_misclassified_as_it_is_never_counts_as_robust(tmp_path):
+    evaluated(tmp_path, "pgd-20", labels=WRONG)
+    assert not outcomes(tmp_path)["pgd-20"][:5].any()
+
+
+def test_rows_state_the_wilson_interval_the_images_and_the_attack(tmp_path):
+    results = evaluated(tmp_path, "cw-100-x7", seed=3)
+    row = results["evaluation"]["cw-100-x7"]
+    correct = int(ROBUST.sum())
+    assert (row["correct"], row["examples"]) == (correct, 77)
+    low, high = row["interval"]
+    # The interval's ends solve |p - p0| = z sqrt(p0 (1 - p0) / n).
+    for end in (low, high):
+        distance = 1.959964 * np.sqrt(end * (1 - end) / 77)
+        np.testing.assert_allclose(abs(correct / 77 - end), distance, rtol=1e-5)
+    assert low < correct / 77 < high
+    asked = {
+        "norm": "linf",
+        "epsilon": 0.1,
+        "steps": 100,
+        "step_size": 0.05,
+        "restarts": 7,
+        "loss": "margin",
+        "seed": 3,
+    }
+    assert asked.items() <= row["attack"].items()
+    assert f"{correct / 77:.2%}" in table(results)
+    assert f"{low:.2%} - {high:.2%}" in table(results)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_worst_case_is_what_stands_under_every_attack_of_a_ball(tmp_path):
+    weak, strong = named("pgd-1"), named("pgd-20")
+    results = evaluated(tmp_path, "natural", weak, strong)
+    arrays = outcomes(tmp_path)
+    both = arrays["pgd-1"] & arrays["pgd-20"]
+    row = results["evaluation"]["worst-case"]
+    assert row["correct"] == both.sum() == ROBUST.sum() < arrays["pgd-1"].sum()
+    assert row["attack"]["attacks"] == ["pgd-1", "pgd-20"]
+    (tmp_path / "one").mkdir()
+    assert "worst-case" not in evaluated(tmp_path / "one", "pgd-1")["evaluation"]
+
+
+def test_cascade_says_what_each_of_its_attacks_left_standing(tmp_path, caplog):
+    """And that two classes have no DLR loss."""
+    stages = evaluated(tmp_path, "autoattack")["evaluation"]["autoattack"]["stages"]
+    assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert set(stages.values()) == {int(ROBUST.sum())}
+    assert "on 2 classes the DLR, targeted or not loss" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["apgd-dlr", "apgd-t"])
+def test_an_attack_by_itself_says_that_its_loss_gave_way(name, tmp_path, caplog):
+    evaluated(tmp_path, name, "pgd-5")
+    assert caplog.text.count("the margin is attacked instead") == 1
+
+
+def test_of_three_classes_the_targeted_loss_alone_gives_way(caplog):
+    warn_of_few_classes(3, ["natural", "apgd-ce", "apgd-dlr"])
+    assert not caplog.records
+    warn_of_few_classes(3, ["apgd-dlr", "apgd-t"])
+    assert "on 3 classes the targeted DLR loss" in caplog.text
+
+
+def test_finished_attacks_are_kept_unless_they_or_the_model_changed(
+    tmp_path, monkeypatch
+):
+    made = []
+    attack = Campaign.attack
+
+    def recorded(self, stage, *rest, **fields):
+        made.append((type(stage).__name__, stage.steps))
+        return attack(self, stage, *rest, **fields)
+
+    monkeypatch.setattr(Campaign, "attack", recorded)
+    evaluated(tmp_path, "pgd-20", "pgd-30")
+    assert made == [("PGD", 20), ("PGD", 30)]
+    made.clear()
+    evaluated(tmp_path, "pgd-20", "pgd-30")
+    assert made == []
+    evaluated(tmp_path, named("pgd-20", step_size=0.01), "pgd-30")
+    assert made == [("PGD", 20)]
+    other = {"params": {"steepness": jnp.float32(19.0)}}
+    monkeypatch.setitem(VARIABLES, "params", other["params"])
+    rows = evaluate(
+        logits_functions(Brightness())(other),
+        SPLIT.images,
+        WRONG,
+        [named("pgd-30")],
+        folder=tmp_path,
+        header={},
+        batch_size=32,
+        seed=0,
+    )["evaluation"]
+    assert list(rows) == ["pgd-30"]
+    assert made == [("PGD", 20), ("PGD", 30)]
+
+
+def test_rows_of_this_model_on_other_images_are_not_given_up(tmp_path):
+    evaluated(tmp_path, "pgd-20")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        InputError, match="evaluation.npz and the results beside it are of other"
+    ):
+        evaluated(tmp_path, "pgd-20", labels=WRONG)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The images of SPLIT in color, each a byte to decode, and a list of the decoded."""
+    decoded = []
+
+    def decoder(size):
+        def decode(data):
+            decoded.append(data[0])
+            pixels = np.full((size, size, 3), data[0], np.uint8)
+            return types.SimpleNamespace(numpy=lambda: pixels)
+
+        return decode
+
+    monkeypatch.setattr("freeadv_jax.data.jpeg.center_decoder", decoder)
+    return EncodedImages.of([bytes([level]) for level in LEVELS], size=4), decoded
+
+
+@pytest.mark.slow
+def test_images_decoded_on_demand_give_the_figures_of_their_pixels(tmp_path, encoded):
+    images, decoded = encoded
+    checked = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
+    found = []
+    for name, of in (("encoded", images), ("pixels", np.asarray(images))):
+        (tmp_path / name).mkdir()
+        decoded.clear()
+        results = evaluate(
+            LOGITS_FN,
+            of,
+            SPLIT.labels,
+            [named("natural"), named("pgd-10-x3"), named("cw-20")],
+            folder=tmp_path / name,
+            header={},
+            batch_size=32,
+            seed=0,
+            examples=50,
+            keep_images=True,
+            checked=checked,
+        )
+        assert bool(decoded) == (name == "encoded")
+        assert set(decoded) <= set(LEVELS[:50].tolist())
+        found.append((results, outcomes(tmp_path / name)))
+    (one, its_arrays), (other, arrays) = found
+    assert one["evaluation"] == other["evaluation"]
+    assert one["red_flags"] == other["red_flags"]
+    assert its_arrays.keys() == arrays.keys()
+    for name in arrays.keys() - {"about"}:
+        np.testing.assert_array_equal(its_arrays[name], arrays[name])
+
+
+def test_no_more_images_are_decoded_than_a_batch_holds(tmp_path, encoded, monkeypatch):
+    images, _ = encoded
+    together = []
+    array = EncodedImages.__array__
+
+    def counted(self, *arguments, **fields):
+        together.append(len(self))
+        return array(self, *arguments, **fields)
+
+    monkeypatch.setattr(EncodedImages, "__array__", counted)
+    fields = {"folder": tmp_path, "header": {}, "batch_size": 16, "seed": 0}
+    attacks = [named("pgd-10-x3")]
+    evaluate(LOGITS_FN, images, SPLIT.labels, attacks, **fields)
+    assert max(together) == 16
+    together.clear()
+    evaluate(LOGITS_FN, images, SPLIT.labels, attacks, **fields)
+    assert sum(together) == 77  # Only for the logits: the attack is known.
+    other = EncodedImages.of([b"@", *images.items[1:]], size=4)
+    with pytest.raises(InputError, match="are of other images"):
+        evaluate(LOGITS_FN, other, SPLIT.labels, attacks, **fields)
+    assert sum(together) == 77  # Told apart by their bytes.
+
+
+def test_attacks_of_a_later_evaluation_are_added(tmp_path):
+    evaluated(tmp_path, "natural")
+    assert list(evaluated(tmp_path, "fgsm")["evaluation"]) == ["natural", "fgsm"]
+
+
+def test_images_asked_for_are_those_that_break_the_model(tmp_path):
+    evaluated(tmp_path, "pgd-1", "autoattack", keep_images=True)
+    arrays = outcomes(tmp_path)
+    for name in ("pgd-1", "autoattack"):
+        images = arrays[f"{name}/images"]
+        wrong = (images.mean((1, 2, 3)) > 0.5) != SPLIT.labels
+        np.testing.assert_array_equal(wrong, ~arrays[name])
+        assert np.abs(images - SPLIT.images / 255).max() <= 0.1 + 1e-6
+        assert images.min() >= 0
+        assert images.max() <= 1
+
+
+def test_fewer_images_of_a_known_attack_are_known_too(tmp_path):
+    more = evaluated(tmp_path, "pgd-20", "pgd-1")["evaluation"]
+    less = evaluated(tmp_path, "pgd-20", "fgsm", examples=30)["evaluation"]
+    assert less["pgd-20"] == more["pgd-20"]
+    assert less["fgsm"]["examples"] == less["worst-case"]["examples"] == 30
+    assert less["worst-case"]["correct"] == ROBUST[:30].sum()
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_when_used_up(looks, monkeypatch):
+    """Saves at each look at the batch, of which each takes one from the list `looks`."""
+    attack = Campaign.attack
+
+    def attack_and_cut(self, *arguments, watch, **fields):
+        def watch_and_cut(done, standing):
+            watch(done, standing)
+            if not looks:
+                raise Cut
+            looks.pop()
+
+        return attack(self, *arguments, watch=watch_and_cut, **fields)
+
+    monkeypatch.setattr(Campaign, "attack", attack_and_cut)
+    monkeypatch.setattr(
+        "freeadv_jax.runs.outcomes.Outcomes.save_sometimes", lambda self: self.save()
+    )
+
+
+@pytest.mark.parametrize("name", ["natural", "pgd-1-x3", "autoattack"])
+def test_more_images_of_a_known_attack_are_attacked_alone_to_the_same_figures(
+    name, tmp_path, monkeypatch
+):
+    """Cut off on the way, too; the attacked images are the same."""
+    for folder in ("whole", "grown"):
+        (tmp_path / folder).mkdir()
+    whole = evaluated(tmp_path / "whole", name, keep_images=True)["evaluation"]
+    evaluated(tmp_path / "grown", name, keep_images=True, examples=30)
+    attack = Campaign.attack
+
+    def attack_on_the_added(self, *arguments, **fields):
+        *_, standing = arguments
+        assert not standing[:30].any()
+        assert standing[30:].any()
+        return attack(self, *arguments, **fields)
+
+    monkeypatch.setattr(Campaign, "attack", attack_on_the_added)
+    looks = [None] * 2
+    cut_when_used_up(looks, monkeypatch)
+    if name != "natural":
+        with pytest.raises(Cut):
+            evaluated(tmp_path / "grown", name, keep_images=True)
+        looks += [None] * 1000
+    grown = evaluated(tmp_path / "grown", name, keep_images=True)["evaluation"]
+    assert grown == whole
+    found, expected = outcomes(tmp_path / "grown"), outcomes(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array)
+
+
+def test_progress_goes_up_to_the_whole_with_the_accuracy_so_far(tmp_path, capsys):
+    evaluated(tmp_path, "pgd-10-x3", examples=30)
+    capsys.readouterr()
+    evaluated(tmp_path, "pgd-10-x3")
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("pgd-10")]
+    assert lines[-1].startswith(f"pgd-10-x3 {3 * 47}/{3 * 47} attempts (100%)")
+    assert f"accuracy {ROBUST.mean():.4f}" in lines[-1]
+    (tmp_path / "at once").mkdir()
+    evaluated(tmp_path / "at once", "pgd-10-x3")
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("pgd-10")]
+    assert lines[-1].startswith(f"pgd-10-x3 {3 * 77}/{3 * 77} attempts (100%)")
+    assert f"accuracy {ROBUST.mean():.4f}" in lines[-1]
+
+
+@pytest.mark.slow
+def test_evaluation_cut_off_anywhere_ends_in_the_same_figures(tmp_path, monkeypatch):
+    """Cut within each attack again and again, after ever more looks at the batch."""
+    names = ("natural", "pgd-1-x5", "autoattack")
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = evaluated(tmp_path / "whole", *names)
+    expected = outcomes(tmp_path / "whole")
+    looks = []
+    cut_when_used_up(looks, monkeypatch)
+    for cuts in itertools.count():
+        looks[:] = [None] * 3 * 2**cuts
+        try:
+            results = evaluated(tmp_path / "cut", *names)
+            break
+        except Cut:
+            assert cuts < 20
+    assert cuts > 5
+    assert results["evaluation"] == whole["evaluation"]
+    found = outcomes(tmp_path / "cut")
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    config = digits()
+    config.attack.epsilon = 0.1
+    config.evaluation.attacks = ("natural", "pgd-20")
+    config.evaluation.examples = 50
+    monkeypatch.setattr(Run, "model", lambda self: Brightness())
+    return Run(tmp_path, config, num_classes=2, image_shape=(4, 4, 1))
+
+
+def test_results_of_a_run_are_of_its_configured_attacks_and_images(run):
+    results = evaluate_run(run, VARIABLES, SPLIT, training={"updates": 8})
+    assert results["training"] == {"updates": 8}
+    assert results["config"]["method"] == "free"
+    row = results["evaluation"]["pgd-20"]
+    assert (row["correct"], row["examples"]) == (int(ROBUST[:50].sum()), 50)
+
+
+def test_configured_attacks_take_threat_and_step_from_the_configuration():
+    config = digits()
+    config.attack.norm = "l2"
+    (attack,) = configured_attacks(config, ("pgd-20",), num_classes=10)
+    (stage,) = attack.stages.values()
+    assert (stage.norm, stage.epsilon, stage.step_size) == ("l2", 0.2, 0.05)
+
+
+OTHER_FN = logits_functions(Brightness())({"params": {"steepness": jnp.float32(9.0)}})
+
+
+def test_rows_of_another_model_go_before_anything_of_this_one_is_saved(
+    tmp_path, monkeypatch
+):
+    evaluated(tmp_path, "natural", "pgd-20")
+    cut_when_used_up([None], monkeypatch)
+    with pytest.raises(Cut):
+        evaluate(
+            OTHER_FN,
+            SPLIT.images,
+            SPLIT.labels,
+            [named("pgd-10-x3")],
+            folder=tmp_path,
+            header={},
+            batch_size=32,
+            seed=0,
+        )
+    assert json.loads((tmp_path / "results.json").read_text())["evaluation"] == {}
+
+
+def test_red_flags_of_another_ball_lie_beside_and_those_of_fewer_images_do_not_count(
+    tmp_path, monkeypatch
+):
+    asked = []
+
+    def red_flags(campaign, logits_fn, images, labels, **checked):
+        asked.append((checked["epsilon"], len(images)))
+        return []
+
+    monkeypatch.setattr("freeadv_jax.runs.results.red_flags", red_flags)
+    ball = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
+    evaluated(tmp_path, "natural", checked=ball)
+    other = ball | {"epsilon": 0.2}
+    evaluated(tmp_path, "natural", checked=other, flags_name="red_flags@linf-0.2")
+    results = evaluated(tmp_path, "natural", checked=ball, examples=30)
+    assert asked == [(0.1, 77), (0.2, 77)]
+    assert results["red_flags"]["epsilon"] == 0.1
+    assert results["red_flags"]["examples"] == 77
+    assert results["red_flags@linf-0.2"]["epsilon"] == 0.2
+    assert "red flags@linf-0.2:" in table(results)
+
+
+def test_images_kept_are_never_those_of_another_attack(tmp_path):
+    evaluated(tmp_path, "pgd-20", keep_images=True)
+    evaluated(tmp_path, named("pgd-20", step_size=0.01))
+    assert "pgd-20/images" not in outcomes(tmp_path)
+    evaluated(tmp_path, "pgd-20", keep_images=True)
+    assert len(outcomes(tmp_path)["pgd-20/images"]) == 77
+
+
+def test_a_row_of_more_images_is_not_given_up_for_those_that_were_not_kept(tmp_path):
+    evaluated(tmp_path, "pgd-20")
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(InputError, match="pgd-20 was made on 77 images, with"):
+        evaluated(tmp_path, "pgd-20", keep_images=True, examples=30)
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_a_row_of_more_images_is_not_given_up_for_other_settings(tmp_path):
+    evaluated(tmp_path, "natural", "pgd-20")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="pgd-20 was made on 77 images, with other"):
+        evaluated(tmp_path, "natural", named("pgd-20", step_size=0.01), examples=30)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_rows_whose_turn_has_not_come_outlive_a_cut(tmp_path, monkeypatch):
+    evaluated(tmp_path, "pgd-20", "pgd-30")
+    looks = [None]
+    cut_when_used_up(looks, monkeypatch)
+    with pytest.raises(Cut):
+        evaluated(
+            tmp_path,
+            named("pgd-20", step_size=0.01),
+            named("pgd-30", step_size=0.01),
+        )
+    rows = json.loads((tmp_path / "results.json").read_text())["evaluation"]
+    assert "pgd-20" not in rows
+    assert rows["pgd-30"]["attack"]["step_size"] == 0.05
+
+
+def test_killed_between_its_two_files_an_attack_made_anew_has_no_old_row(
+    tmp_path, monkeypatch
+):
+    evaluated(tmp_path, "natural", "pgd-20")
+    other = named("pgd-20", step_size=0.01)
+
+    def save_and_die(self):
+        save(self)
+        raise Cut
+
+    save = Outcomes.save
+    monkeypatch.setattr(Outcomes, "save", save_and_die)
+    with pytest.raises(Cut):
+        evaluated(tmp_path, other)
+    monkeypatch.undo()
+    rows = json.loads((tmp_path / "results.json").read_text())["evaluation"]
+    assert "pgd-20" not in rows
+    row = evaluated(tmp_path, "pgd-20")["evaluation"]["pgd-20"]
+    assert row["attack"]["step_size"] == 0.05
+
+
+def test_an_attack_cut_off_without_its_images_is_made_anew_with_them(
+    tmp_path, monkeypatch
+):
+    looks = [None] * 2
+    cut_when_used_up(looks, monkeypatch)
+    with pytest.raises(Cut):
+        evaluated(tmp_path, "pgd-10-x3")
+    looks += [None] * 1000
+    evaluated(tmp_path, "pgd-10-x3", keep_images=True)
+    assert len(outcomes(tmp_path)["pgd-10-x3/images"]) == 77

@@ -1,0 +1,78 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from freeadv_jax.training.optim import learning_rate_schedule, sgd
+
+
+def test_step_schedule_drops_tenfold_at_the_papers_updates():
+    rate = learning_rate_schedule("step", peak=0.1, updates=80_000, turns=(0.5, 0.75))
+    updates = [0, 39_999, 40_000, 59_999, 60_000, 79_999]
+    expected = [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    np.testing.assert_allclose([rate(u) for u in updates], expected, rtol=1e-6)
+
+
+def test_triangular_schedule_rises_to_its_peak_and_falls_to_zero():
+    rate = learning_rate_schedule("triangular", peak=0.2, updates=100, turns=(0.4,))
+    np.testing.assert_allclose(
+        [rate(u) for u in (0, 20, 40, 70, 100)], [0, 0.1, 0.2, 0.1, 0], atol=1e-8
+    )
+
+
+def test_cosine_schedule_falls_from_its_peak_to_zero():
+    rate = learning_rate_schedule("cosine", peak=0.4, updates=90, turns=())
+    np.testing.assert_allclose(
+        [rate(u) for u in (0, 30, 45, 60, 90)], [0.4, 0.3, 0.2, 0.1, 0], atol=1e-7
+    )
+
+
+def test_warm_up_rises_evenly_to_the_schedule_and_leaves_the_rest_alone():
+    flat = {"peak": 0.4, "updates": 100, "turns": (0.5,)}
+    rate = learning_rate_schedule("step", **flat, warmup=0.1)
+    np.testing.assert_allclose(
+        [rate(u) for u in (0, 4, 9, 10, 49, 50)],
+        [0.04, 0.2, 0.4, 0.4, 0.4, 0.04],
+        rtol=1e-6,
+    )
+
+
+def run(decayed, nesterov=False):
+    tx = sgd(
+        lambda update: 0.1 / (jnp.asarray(update, float) + 1),
+        momentum=0.9,
+        nesterov=nesterov,
+        weight_decay=0.01,
+        decayed=decayed,
+    )
+    params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full((2,), 5.0)}
+    state = tx.init(params)
+    for gradient in (1.0, -2.0, 0.5):
+        gradients = {name: jnp.full_like(p, gradient) for name, p in params.items()}
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def oracle(value, decay, nesterov=False):
+    trace = 0.0
+    for update, gradient in enumerate((1.0, -2.0, 0.5)):
+        gradient += decay * value
+        trace = 0.9 * trace + gradient
+        step = gradient + 0.9 * trace if nesterov else trace
+        value -= 0.1 / (update + 1) * step
+    return value
+
+
+def test_decay_is_added_before_the_momentum_and_spares_biases():
+    params = run("kernels")
+    np.testing.assert_allclose(params["kernel"], oracle(3.0, 0.01), rtol=1e-6)
+    np.testing.assert_allclose(params["bias"], oracle(5.0, 0.0), rtol=1e-6)
+
+
+def test_decay_of_all_reaches_the_biases():
+    np.testing.assert_allclose(run("all")["bias"], oracle(5.0, 0.01), rtol=1e-6)
+
+
+def test_nesterov_looks_ahead():
+    params = run("all", nesterov=True)
+    np.testing.assert_allclose(params["bias"], oracle(5.0, 0.01, True), rtol=1e-6)
