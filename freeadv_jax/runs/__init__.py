@@ -1,0 +1,1 @@
+"""Run folders: what is in them, and the training and evaluation that fill them."""
