@@ -20,9 +20,10 @@ from freeadv_jax.attacks.attack import (
     value_and_gradient,
     where,
 )
-from freeadv_jax.attacks.checks import check_call, check_choice, num_classes_of
+from freeadv_jax.attacks.checks import check_call, num_classes_of
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
 from freeadv_jax.attacks.threat import Real, Threat
+from freeadv_jax.errors import require_choice
 
 GOALS = ("untargeted", "multi-target")
 MODELS = ("deterministic", "randomized")
@@ -203,9 +204,9 @@ def apgd(
     epsilon, loss, goal or model that cannot be.
     """
     attack = APGD(norm, epsilon, steps, loss=loss, **fields)
-    check_choice("loss", attack.loss, UNTARGETED)
-    check_choice("goal", attack.goal, GOALS)
-    check_choice("model", attack.model, MODELS)
+    require_choice("loss", attack.loss, UNTARGETED)
+    require_choice("goal", attack.goal, GOALS)
+    require_choice("model", attack.model, MODELS)
     if attack.model == "randomized":
         logits_fn = jax.tree_util.Partial(
             keys_or_mean, as_pytree(logits_fn), attack.eot

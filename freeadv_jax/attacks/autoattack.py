@@ -12,7 +12,6 @@ from freeadv_jax.attacks.apgd import APGD, keys_or_mean
 from freeadv_jax.attacks.attack import Attack, as_pytree
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.checks import (
-    check_choice,
     check_images,
     check_labels,
     check_logits,
@@ -22,6 +21,7 @@ from freeadv_jax.attacks.checks import (
 from freeadv_jax.attacks.fab import FAB
 from freeadv_jax.attacks.square import Square
 from freeadv_jax.attacks.threat import Real
+from freeadv_jax.errors import require_choice
 
 VERSIONS = ("standard", "plus", "rand")
 
@@ -57,7 +57,7 @@ def cascade(
     targeted DLR loss does not exist, below three none does: the margin takes its place.
     Targets are at most all other classes.
     """
-    check_choice("AutoAttack version", version, VERSIONS)
+    require_choice("AutoAttack version", version, VERSIONS)
     targets = min(9, num_classes - 1)
     threat = {"norm": norm, "epsilon": epsilon}
     targeted = {"goal": "multi-target", "targets": targets}
@@ -122,7 +122,7 @@ def autoattack(
     images, labels = np.asarray(images), np.asarray(labels)
     check_threat(norm, epsilon)
     check_images(images, labels)
-    check_choice("AutoAttack version", version, VERSIONS)
+    require_choice("AutoAttack version", version, VERSIONS)
     campaign = Campaign(batch_size=batch_size, seed=seed)
     if version == "rand":
         logits_fn = jax.tree_util.Partial(keys_or_mean, as_pytree(logits_fn), _EOT)

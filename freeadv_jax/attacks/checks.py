@@ -1,7 +1,5 @@
 """What can be wrong with a model, images and labels given to an attack, in one line."""
 
-import difflib
-
 import jax
 import numpy as np
 
@@ -138,13 +136,3 @@ def check_call(attack, logits_fn, images, labels) -> None:
     num_classes = num_classes_of(logits_fn, images)
     check_labels(labels, num_classes)
     check_loss(attack, num_classes)
-
-
-def check_choice(what: str, given: str, allowed) -> None:
-    """InputError with the nearest of the `allowed` names unless `given` is one."""
-    if given not in allowed:
-        near = difflib.get_close_matches(given, allowed, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(
-            f"{what} {given!r} is unknown; {hint}allowed: {', '.join(allowed)}"
-        )

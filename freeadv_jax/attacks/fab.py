@@ -19,9 +19,10 @@ from freeadv_jax.attacks.attack import (
     value_and_gradient,
     where,
 )
-from freeadv_jax.attacks.checks import check_call, check_choice, num_classes_of
+from freeadv_jax.attacks.checks import check_call, num_classes_of
 from freeadv_jax.attacks.losses import targeted_margin
 from freeadv_jax.attacks.threat import Real
+from freeadv_jax.errors import require_choice
 
 GOALS = ("multi-target", "untargeted")
 
@@ -147,7 +148,7 @@ def fab(
     """
     attack = FAB(norm, epsilon, steps, **fields)
     check_call(attack, logits_fn, images, labels)
-    check_choice("goal", attack.goal, GOALS)
+    require_choice("goal", attack.goal, GOALS)
     others = num_classes_of(logits_fn, images) - 1
     attack = dataclasses.replace(attack, targets=min(attack.targets, others))
     return run_attack(attack, logits_fn, images, labels, seed=seed)

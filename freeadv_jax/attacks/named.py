@@ -1,7 +1,6 @@
 """The attacks of a robustness table, by name."""
 
 import dataclasses
-import difflib
 import re
 
 from freeadv_jax.attacks.apgd import APGD
@@ -9,7 +8,7 @@ from freeadv_jax.attacks.attack import Attack
 from freeadv_jax.attacks.autoattack import cascade
 from freeadv_jax.attacks.checks import check_loss, check_threat
 from freeadv_jax.attacks.pgd import PGD
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, unknown_choice
 
 _CASCADES = {"autoattack": "standard", "autoattack-plus": "plus"}
 _SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
@@ -91,12 +90,6 @@ def attack_by_name(
     elif name in _SINGLE:
         attack = cascade("standard", **threat, num_classes=num_classes)[name]
     else:
-        raise InputError(_unknown(name))
+        raise unknown_choice("attack", name, _EXAMPLES, shown=_ALLOWED)
     check_loss(attack, num_classes)
     return NamedAttack(name, norm, epsilon, {name: attack})
-
-
-def _unknown(name):
-    near = difflib.get_close_matches(name, _EXAMPLES, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"attack {name!r} is unknown; {hint}allowed: {', '.join(_ALLOWED)}"

@@ -20,9 +20,10 @@ from freeadv_jax.attacks.attack import (
     value_and_gradient,
     where,
 )
-from freeadv_jax.attacks.checks import check_call, check_choice, num_classes_of
+from freeadv_jax.attacks.checks import check_call, num_classes_of
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
 from freeadv_jax.attacks.threat import Real, Threat
+from freeadv_jax.errors import require_choice
 
 GOALS = ("untargeted", "least-likely", "random-target", "multi-target", "given-target")
 
@@ -151,8 +152,8 @@ def pgd(
     Of `targets` there are at most all other classes. InputError for images, labels, epsilon, loss or goal that cannot be.
     """
     attack = PGD(norm, epsilon, steps, step_size, **fields)
-    check_choice("loss", attack.loss, UNTARGETED)
-    check_choice("goal", attack.goal, GOALS)
+    require_choice("loss", attack.loss, UNTARGETED)
+    require_choice("goal", attack.goal, GOALS)
     check_call(attack, logits_fn, images, labels)
     others = num_classes_of(logits_fn, images) - 1
     attack = dataclasses.replace(attack, targets=min(attack.targets, others))

@@ -20,6 +20,7 @@ from freeadv_jax.training.state import TrainState
 from freeadv_jax.runs.watch import Watch
 from freeadv_jax.runs.steps import STATE_LAYOUT, make_train_steps, minibatches_per_call
 
+
 def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
     """Trains to the end of the budget, from the newest checkpoint where there is one.
 
