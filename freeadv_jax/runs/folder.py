@@ -8,23 +8,16 @@ results.json     the outcome
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from freeadv_jax.training import optim
-from freeadv_jax.devices import parallel
-from freeadv_jax.runs.checkpoint import Checkpoints
-from freeadv_jax.config import base_config, replays
-from freeadv_jax.config import differences, validate
-from freeadv_jax.errors import InputError
-from freeadv_jax.models import build_model
+from freeadv_jax.config import base_config, differences, replays, validate
 from freeadv_jax.devices.processes import agreement
+from freeadv_jax.errors import InputError
 from freeadv_jax.files import (
     local_path,
     partial_path,
@@ -32,7 +25,14 @@ from freeadv_jax.files import (
     sole_writer,
     write_json,
 )
-from freeadv_jax.training.state import TrainState, create_state
+from freeadv_jax.runs.build import (
+    configured_learning_rate,
+    configured_model,
+    configured_optimizer,
+    initial_state,
+)
+from freeadv_jax.runs.checkpoint import Checkpoints
+from freeadv_jax.training.state import TrainState
 
 RECORD = "run.json"
 # What a record says of the data, beside the configuration.
@@ -55,57 +55,26 @@ class Run:
     training_images: int = 0
 
     def model(self):
-        """The network with its normalisation in front, as the configuration says."""
-        model = self.config.model
-        return build_model(
-            model.name,
-            num_classes=self.num_classes,
-            image_shape=self.image_shape,
-            normalization=model.normalization,
-            mean=tuple(model.mean),
-            std=tuple(model.std),
-            dtype=model.dtype,
-            batch_norm_axis=parallel.AXIS if model.sync_batch_norm else None,
-            remat=model.remat,
+        """Return the network with its normalisation in front."""
+        return configured_model(
+            self.config, num_classes=self.num_classes, image_shape=self.image_shape
         )
 
     def learning_rate(self) -> Callable:
-        """The learning rate as a function of the update."""
-        optimizer = self.config.optimizer
-        return optim.learning_rate_schedule(
-            optimizer.schedule,
-            peak=optimizer.learning_rate,
-            updates=self.config.updates,
-            turns=tuple(optimizer.turns),
-            warmup=optimizer.warmup,
-        )
+        """Return the learning rate as a function of the update."""
+        return configured_learning_rate(self.config)
 
     def optimizer(self):
-        """The optax transformation, as the configuration says."""
-        optimizer = self.config.optimizer
-        return optim.sgd(
-            self.learning_rate(),
-            momentum=optimizer.momentum,
-            nesterov=optimizer.nesterov,
-            weight_decay=optimizer.weight_decay,
-            decayed=optimizer.decayed,
-        )
+        """Return the optax transformation."""
+        return configured_optimizer(self.config)
 
     def initial_state(self) -> TrainState:
-        """The state before the first minibatch, made by one compiled program."""
-        return self._initialise(np.uint32(self.config.seed))
-
-    @functools.cached_property
-    def _initialise(self):
-        return jax.jit(
-            functools.partial(
-                create_state,
-                self.model(),
-                self.optimizer(),
-                batch_size=self.config.batch_size,
-                image_shape=self.image_shape,
-                averaged=self.config.optimizer.average_decay > 0,
-            )
+        """Return the state before the first minibatch."""
+        return initial_state(
+            self.config,
+            model=self.model(),
+            tx=self.optimizer(),
+            image_shape=self.image_shape,
         )
 
     def checkpoints(self, *, writable: bool = False) -> Checkpoints:

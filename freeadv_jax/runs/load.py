@@ -14,9 +14,6 @@ def load(workdir, *, checkpoint: str = "last") -> Classifier:
     """
     folder = local_path(workdir)
     if (folder / EXPORTED).exists():
-        # Imported here because it needs this module.
-        from freeadv_jax.weights.exported import load_exported
-
         if checkpoint != "last":
             raise InputError(f"{folder} is an exported model; allowed: last")
         return load_exported(folder)

@@ -1,0 +1,78 @@
+"""The model, optimizer and initial state that a configuration describes."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from freeadv_jax.devices import parallel
+from freeadv_jax.models import build_model
+from freeadv_jax.training import optim
+from freeadv_jax.training.state import TrainState, create_state
+
+
+def configured_model(
+    config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, int]
+):
+    """Return the network of `config.model` behind its normalisation.
+
+    The model takes images f32[b, h, w, c] in [0, 1] of `image_shape` (h, w, c). Raise
+    InputError where the network is unknown or cannot take these images.
+    """
+    model = config.model
+    return build_model(
+        model.name,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        normalization=model.normalization,
+        mean=tuple(model.mean),
+        std=tuple(model.std),
+        dtype=model.dtype,
+        batch_norm_axis=parallel.AXIS if model.sync_batch_norm else None,
+        remat=model.remat,
+    )
+
+
+def configured_learning_rate(config: ConfigDict) -> Callable:
+    """Return the learning rate as a function of the update, counted from 0."""
+    optimizer = config.optimizer
+    return optim.learning_rate_schedule(
+        optimizer.schedule,
+        peak=optimizer.learning_rate,
+        updates=config.updates,
+        turns=tuple(optimizer.turns),
+        warmup=optimizer.warmup,
+    )
+
+
+def configured_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Return the optax transformation of `config.optimizer`."""
+    optimizer = config.optimizer
+    return optim.sgd(
+        configured_learning_rate(config),
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
+        weight_decay=optimizer.weight_decay,
+        decayed=optimizer.decayed,
+    )
+
+
+def initial_state(
+    config: ConfigDict, *, model, tx, image_shape: tuple[int, int, int]
+) -> TrainState:
+    """Return the state before the first minibatch, a function of `config.seed`.
+
+    One compiled program makes it. `jax.eval_shape` gives its shapes at no cost.
+    """
+    create = functools.partial(
+        create_state,
+        model,
+        tx,
+        batch_size=config.batch_size,
+        image_shape=image_shape,
+        averaged=config.optimizer.average_decay > 0,
+    )
+    return jax.jit(create)(np.uint32(config.seed))
