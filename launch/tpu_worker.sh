@@ -74,6 +74,11 @@ start() {
         echo $? >"$1/exit_code"' bash "$folder" "${flags[@]}" \
         </dev/null >"$folder/log" 2>&1 &
     echo $! >"$folder/pid"
+    # Until `setsid` has run, the end of the connection would end the training too, and
+    # `status` would call it interrupted.
+    until running || ! kill -0 "$!" 2>/dev/null; do
+        sleep 0.05
+    done
     echo "$host: running (pid $!)"
 }
 

@@ -26,7 +26,7 @@ def pod(desk):
     """A pod, made but not set up, of two workers."""
     for name in ("worker0", "worker1"):
         (desk.folder / name).mkdir()
-    (desk.folder / "state").write_text("READY\n")
+    desk.put("state", "READY\n")
     desk.stand_in("gcloud", GCLOUD)
     desk.stand_in("python", TRAINING)
     desk.stand_in("gcsfuse", 'mkdir -p "${@: -1}"')

@@ -45,7 +45,7 @@ case $4 in
         done
         for worker in "${workers[@]}"; do
             # A connection ends with everything of its own session.
-            cd "$worker" && HOME=$worker setsid bash -c "$command" &
+            (cd "$worker" && HOME=$worker exec setsid bash -c "$command") &
             session=$!
             wait "$session" || code=$?
             kill -KILL -- "-$session" 2>/dev/null

@@ -55,6 +55,13 @@ class Desk:
         for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
             subprocess.run([*git, *command], cwd=self.repository, check=True)
 
+    def put(self, name: str, text: str) -> None:
+        """Write the file `name` whole: a script that polls it never reads half of it."""
+        path = self.folder / name
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(text)
+        part.rename(path)
+
     def stand_in(self, name: str, script: str = "") -> None:
         """Adds a command that records its arguments and then does `script`, in bash."""
         path = self.commands / name

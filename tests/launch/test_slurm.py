@@ -39,7 +39,7 @@ def slurm(desk):
     desk.stand_in("scancel", 'kill -TERM "$(<"$HOME/step")"')
     desk.stand_in("squeue", 'cat "$HOME/state"')
     desk.stand_in("scontrol")
-    (desk.folder / "state").write_text("RUNNING\n")
+    desk.put("state", "RUNNING\n")
     return desk
 
 
@@ -60,7 +60,7 @@ def test_options_of_the_job():
 
 
 def test_every_process_gets_the_command_word_for_word(slurm):
-    (slurm.folder / "exit_code").write_text("0")
+    slurm.put("exit_code", "0")
     override = "--config.optimizer.turns=(30, 60)"
     assert slurm.run("bash", SCRIPT, override, **JOB).returncode == 0
     arguments = [
@@ -77,7 +77,7 @@ def test_every_process_gets_the_command_word_for_word(slurm):
 
 @pytest.mark.parametrize("code", [0, 1, 137])
 def test_no_end_of_its_own_queues_the_job_again(slurm, code):
-    (slurm.folder / "exit_code").write_text(str(code))
+    slurm.put("exit_code", str(code))
     assert slurm.run("bash", SCRIPT, **JOB).returncode == code
     assert slurm.calls("scancel", "scontrol") == []
 
@@ -106,7 +106,7 @@ def test_a_sigterm_that_only_the_step_got_queues_the_job_again(slurm):
 
 @pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", ""])
 def test_a_cancelled_job_saves_and_is_not_queued_again(slurm, state):
-    (slurm.folder / "state").write_text(state)
+    slurm.put("state", state)
     job = slurm.start("bash", SCRIPT, **JOB)
     eventually(lambda: (slurm.folder / "training").exists())
     job.send_signal(signal.SIGTERM)
@@ -131,7 +131,7 @@ def test_a_refused_requeue_is_an_error(slurm):
     [("1", "16", "0,1,2,3"), ("4", "4", None)],
 )
 def test_one_process_a_node_is_given_all_gpus_of_its_node(slurm, a_node, cpus, ids):
-    (slurm.folder / "exit_code").write_text("0")
+    slurm.put("exit_code", "0")
     given = {"SLURM_NTASKS_PER_NODE": a_node, "SLURM_GPUS_ON_NODE": "4"}
     slurm.run("bash", SCRIPT, **JOB, **given, SLURM_CPUS_PER_TASK=cpus)
     lines = (slurm.folder / "environment").read_text().splitlines()
@@ -183,7 +183,7 @@ def test_without_slurm_it_says_so(slurm):
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_train_ends_as_the_program_does(slurm, code):
-    (slurm.folder / "exit_code").write_text(str(code))
+    slurm.put("exit_code", str(code))
     assert slurm.run("bash", "launch/train.sh", "--a=b c").returncode == code
     assert slurm.calls() == [["python", "-m", "freeadv_jax.main", "--a=b c"]]
 

@@ -86,7 +86,7 @@ def test_stop_lets_it_save_and_says_how_it_ended(pod):
 def test_status_says_how_the_training_ended(pod, end, said):
     assert status(pod) == ["idle", "idle"]
     train(pod)
-    (pod.folder / "end").write_text(end)
+    pod.put("end", end)
     eventually(lambda: status(pod) == [said, said])
 
 

@@ -62,7 +62,7 @@ def test_a_mistake_gets_one_line_and_asks_nothing(pod, arguments, settings, erro
 def test_a_pod_in_the_wrong_state_gets_one_line(pod, arguments, state, error):
     (pod.folder / "state").unlink()
     if state:
-        (pod.folder / "state").write_text(state)
+        pod.put("state", state)
     outcome = command(pod, *arguments)
     assert (outcome.returncode, outcome.stderr) == (1, f"error: {error}\n")
     assert set(asked(pod)) <= {"status"}  # Whose answer it was.
@@ -78,7 +78,7 @@ def test_a_running_training_is_not_disturbed(pod, work):
 
 
 def test_what_gcloud_cannot_do_it_says_itself(pod):
-    (pod.folder / "errors").write_text("ERROR: no account\n\n$ gcloud auth login\n")
+    pod.put("errors", "ERROR: no account\n\n$ gcloud auth login\n")
     outcome = command(pod, "status")
     error = "error: gcloud cannot tell of free4: ERROR: no account\n"
     assert (outcome.returncode, outcome.stderr) == (1, error)

@@ -12,10 +12,10 @@ def test_restart_goes_on_with_the_same_command_on_a_new_pod_after_a_preemption(p
     )
     eventually(lambda: len(trainings(pod)) == 2)
     before = trainings(pod)
-    (pod.folder / "worker0" / "end").write_text("preempted")
+    pod.put("worker0/end", "preempted")
     eventually(lambda: len(trainings(pod)) == 4)
     assert trainings(pod) == sorted(2 * before)
-    (pod.folder / "end").write_text("0")
+    pod.put("end", "0")
     _, errors = watch.communicate(timeout=20)
     assert watch.returncode == 0, errors
     assert "pod free4 is PREEMPTED: making it anew" in errors
@@ -29,17 +29,17 @@ def test_restart_starts_again_where_one_worker_was_cut_off_and_the_other_failed(
     watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
     eventually(lambda: len(trainings(pod)) == 2)
     eventually(lambda: asked(pod)[-1] == "status" and "start" in asked(pod))
-    (pod.folder / "worker1" / "end").write_text("killed")
-    (pod.folder / "worker0" / "end").write_text("1")
+    pod.put("worker1/end", "killed")
+    pod.put("worker0/end", "1")
     eventually(lambda: len(trainings(pod)) == 4)
-    (pod.folder / "end").write_text("0")
+    pod.put("end", "0")
     _, errors = watch.communicate(timeout=20)
     assert watch.returncode == 0, errors
     assert "delete" not in asked(pod)
 
 
 def test_restart_gives_up_on_a_training_that_fails_by_itself(pod):
-    (pod.folder / "end").write_text("1")
+    pod.put("end", "1")
     outcome = command(pod, "run", "--restart")
     assert outcome.returncode == 1
     said = "error: the training failed; see: launch/tpu_pod.sh logs"
@@ -52,7 +52,7 @@ def test_restart_begins_again_after_an_earlier_training_was_stopped(pod):
     succeed(pod, "stop")
     watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
     eventually(lambda: len(trainings(pod)) == 4)
-    (pod.folder / "end").write_text("0")
+    pod.put("end", "0")
     _, errors = watch.communicate(timeout=20)
     assert watch.returncode == 0, errors
 
@@ -62,7 +62,7 @@ def test_restart_watches_a_training_that_is_running_already(pod):
     watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
     before = asked(pod).count("status")
     eventually(lambda: asked(pod).count("status") > before + 1)
-    (pod.folder / "end").write_text("0")
+    pod.put("end", "0")
     _, errors = watch.communicate(timeout=20)
     assert watch.returncode == 0, errors
     assert len(trainings(pod)) == 2
@@ -94,11 +94,11 @@ def test_restart_respects_what_somebody_did_meanwhile(pod, ending, code, said):
 def test_restart_outlives_a_gcloud_that_cannot_be_reached(pod):
     watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
     eventually(lambda: len(trainings(pod)) == 2)
-    (pod.folder / "errors").write_text("ERROR: no network\n")
+    pod.put("errors", "ERROR: no network\n")
     before = len(pod.calls("gcloud"))
     eventually(lambda: len(pod.calls("gcloud")) > before + 3)
     (pod.folder / "errors").unlink()
-    (pod.folder / "end").write_text("0")
+    pod.put("end", "0")
     _, errors = watch.communicate(timeout=20)
     assert watch.returncode == 0
     assert "error: gcloud cannot tell of free4: ERROR: no network\n" in errors
