@@ -1,0 +1,238 @@
+"""The one form in which training and evaluation see a model, whatever it is written in.
+
+model = as_model(my_linen_module)  # or an NNX module, or a pair (init, apply)
+variables = model.init(key, (32, 32, 3))
+logits, collections = model.train_logits(variables, images, key)
+logits = model.logits(variables, images)
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+from jaxtyping import Array, Float, Key
+
+from freeadv_jax.errors import InputError
+
+# `variables["params"]` holds what is trained. Every other entry is a collection that the
+# forward pass in training may change, such as BatchNorm's running averages.
+Variables = dict[str, Any]
+
+# The keywords by which modules are told their mode, with the value that means training.
+_MODES = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "inference": False,
+    "use_running_average": False,
+}
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A network with its normalisation inside: images f32[b, h, w, c] in [0, 1] in."""
+
+    def init(self, key: Key[Array, ""], image_shape: tuple[int, ...]) -> Variables:
+        """Return the variables before training, for images of shape (h, w, c)."""
+
+    def train_logits(
+        self,
+        variables: Variables,
+        images: Float[Array, "b h w c"],
+        key: Key[Array, ""],
+    ) -> tuple[Float[Array, "b k"], Variables]:
+        """Return the logits in training mode, and the collections after the pass.
+
+        `key` is for dropout and other noise.
+        """
+
+    def logits(
+        self, variables: Variables, images: Float[Array, "b h w c"]
+    ) -> Float[Array, "b k"]:
+        """Return the logits in evaluation mode."""
+
+
+def as_model(model) -> Model:
+    """Return the `Model` of a Flax module, Linen or NNX, or of a pair (init, apply).
+
+    A module is told its mode by the keywords that its `__call__` takes: `train`,
+    `training`, `is_training`, `deterministic`, `inference`, `use_running_average`; an NNX
+    module by its methods `train()` and `eval()` as well. An NNX module begins with the
+    weights that it holds, and stays as it is. The functions of a pair are
+    `init(key, image_shape) -> variables`, all of which are trained, and
+    `apply(variables, images) -> logits`.
+
+    Raise InputError for anything else, and for a module that needs further arguments.
+    """
+    if isinstance(model, nn.Module):
+        return LinenModel(model, _mode_keywords(model))
+    if isinstance(model, nnx.Module):
+        return NNXModel.of(model)
+    if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
+        return FunctionModel(*model)
+    if isinstance(model, Model):
+        return model
+    raise InputError(
+        f"the model is a {type(model).__name__}: must be a Flax Linen module, a Flax NNX "
+        "module, or a pair of functions (init, apply)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenModel:
+    """A Flax Linen module with any collections of variables."""
+
+    module: nn.Module
+    modes: tuple[str, ...]
+
+    def init(self, key, image_shape):
+        images = jnp.zeros((1, *image_shape))
+        keys = {"params": key, "dropout": key}
+        variables = self.module.init(keys, images, **_flags(self.modes, train=False))
+        # Sown values are results of a pass, not state.
+        return {"batch_stats": {}} | {
+            name: part for name, part in variables.items() if name != "intermediates"
+        }
+
+    def train_logits(self, variables, images, key):
+        collections = [name for name in variables if name != "params"]
+        logits, changed = self.module.apply(
+            variables,
+            images,
+            **_flags(self.modes, train=True),
+            mutable=collections,
+            rngs={"dropout": key},
+        )
+        return logits, {name: changed.get(name, {}) for name in collections}
+
+    def logits(self, variables, images):
+        return self.module.apply(variables, images, **_flags(self.modes, train=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class NNXModel:
+    """A Flax NNX module: its structure in either mode, and the arrays it began with."""
+
+    training: nnx.GraphDef
+    evaluation: nnx.GraphDef
+    modes: tuple[str, ...]
+    initial: Variables = dataclasses.field(compare=False)
+    # Nested dicts whose keys are those of the module, numbers for the items of lists.
+    layout: Variables = dataclasses.field(compare=False)
+
+    @classmethod
+    def of(cls, module: nnx.Module) -> "NNXModel":
+        """Return the model of `module`, which is copied."""
+        module = nnx.clone(module)
+        module.train()
+        training = nnx.graphdef(module)
+        module.eval()
+        parts = _split(module)
+        return cls(
+            training=training,
+            evaluation=nnx.graphdef(module),
+            modes=_mode_keywords(module),
+            initial={
+                "params": _with_text_keys(parts["params"]),
+                "collections": _with_text_keys(parts["collections"]),
+            },
+            layout=jax.tree.map(lambda array: None, parts)
+            | {"random": parts["random"]},
+        )
+
+    def init(self, key, image_shape):
+        return self.initial
+
+    def train_logits(self, variables, images, key):
+        module = self._merged(self.training, variables, key)
+        logits = module(images, **_flags(self.modes, train=True))
+        collections = _with_text_keys(_split(module)["collections"])
+        return logits, {"collections": collections}
+
+    def logits(self, variables, images):
+        module = self._merged(self.evaluation, variables, jax.random.key(0))
+        return module(images, **_flags(self.modes, train=False))
+
+    def _merged(self, graphdef, variables, key):
+        """The module with these variables, its random streams begun from `key`."""
+        streams, structure = jax.tree.flatten(self.layout["random"])
+        streams = [
+            jax.random.fold_in(key, number)
+            if jnp.issubdtype(stream.dtype, jax.dtypes.prng_key)
+            else jnp.zeros_like(stream)
+            for number, stream in enumerate(streams)
+        ]
+        return nnx.merge(
+            graphdef,
+            _with_keys_of(self.layout["params"], variables["params"]),
+            jax.tree.unflatten(structure, streams),
+            _with_keys_of(self.layout["collections"], variables["collections"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionModel:
+    """A pair of plain functions, the same in training and evaluation."""
+
+    initialize: Callable
+    apply: Callable
+
+    def init(self, key, image_shape):
+        return {"params": self.initialize(key, image_shape)}
+
+    def train_logits(self, variables, images, key):
+        return self.apply(variables["params"], images), {}
+
+    def logits(self, variables, images):
+        return self.apply(variables["params"], images)
+
+
+def _mode_keywords(module):
+    """The keywords of `module` that set its mode; InputError for others without default."""
+    _, *rest = inspect.signature(module.__call__).parameters.values() or (None,)
+    required = [
+        argument.name
+        for argument in rest
+        if argument.name not in _MODES
+        and argument.default is inspect.Parameter.empty
+        and argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+    ]
+    if required:
+        raise InputError(
+            f"{type(module).__name__} needs {', '.join(required)} beside the images: must "
+            f"take images alone, and {', '.join(_MODES)} if it likes"
+        )
+    return tuple(argument.name for argument in rest if argument.name in _MODES)
+
+
+def _flags(modes, *, train):
+    return {name: _MODES[name] == train for name in modes}
+
+
+def _split(module):
+    """The arrays of an NNX module: trained, random, and all others."""
+    _, params, random, collections = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    states = {"params": params, "random": random, "collections": collections}
+    return {name: nnx.to_pure_dict(state) for name, state in states.items()}
+
+
+def _with_text_keys(tree):
+    """Nested dicts with strings for keys, as files have them."""
+    flat = traverse_util.flatten_dict(tree)
+    named = {tuple(map(str, path)): array for path, array in flat.items()}
+    return traverse_util.unflatten_dict(named)
+
+
+def _with_keys_of(layout, tree):
+    """The arrays of `tree` under the keys of `layout`."""
+    flat = traverse_util.flatten_dict(tree)
+    paths = traverse_util.flatten_dict(layout)
+    return traverse_util.unflatten_dict(
+        {path: flat[tuple(map(str, path))] for path in paths}
+    )
