@@ -1,11 +1,11 @@
 """Eight simulated CPU devices, strict dtypes, and annotations checked at run time."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# LLVM's first level of optimisation where users have its third: most of the tests' time
-# is compilation, and that takes less. Flags that are given come after and win, as in
-# .ci/run.
+# Most of the tests' time is compilation, so LLVM optimises at its first level where users
+# have its third. Flags given in the environment come later and win, as in .ci/run.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         "--xla_backend_optimization_level=1",
@@ -23,11 +23,17 @@ install_import_hook("freeadv_jax", "typecheck.check")
 
 
 def pytest_configure(config):
-    """Compiles a program once, for all tests, the processes they start and later runs.
+    """Compile a program once for all tests, the processes they start and later runs.
 
-    Half the time of the tests is compilation. `pytest --cache-clear` begins anew.
+    Half the time of the tests is compilation. `pytest --cache-clear` deletes what was
+    kept, and `pytest -p no:cacheprovider` keeps nothing after the run.
     """
-    folder = str(config.cache.mkdir("compiled"))
+    if config.pluginmanager.hasplugin("cacheprovider"):
+        folder = str(config.cache.mkdir("compiled"))
+    else:
+        temporary = tempfile.TemporaryDirectory(prefix="compiled-")
+        config.add_cleanup(temporary.cleanup)
+        folder = temporary.name
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -36,7 +42,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def trained_pair(tmp_path_factory):
-    """Run folders of natural and Free-2 on digits, trained and evaluated: copy them."""
+    """Return run folders of natural and Free-2 on digits; a test that writes copies them."""
     from tiny_run import train_and_evaluate
 
     folder = tmp_path_factory.mktemp("pair")

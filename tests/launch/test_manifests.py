@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 import subprocess
+import tomllib
 
 import pytest
 import yaml
@@ -249,9 +250,8 @@ def test_every_flag_given_to_main_is_one_of_its_flags():
 
 
 def test_every_configuration_and_extra_named_exists():
-    extras = re.findall(
-        r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE
-    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     for name, text in texts().items():
         for path in re.findall(r"configs/\w+\.py", text):
             assert (ROOT / path).exists(), (name, path)
