@@ -1,7 +1,14 @@
-"""Every field of a configuration, once; `configs/<row>.py` sets only what differs."""
+"""Every field of a configuration, one row each: default, allowed values and meaning.
 
+The configuration, its validation and `--help` all come from FIELDS. A file
+`configs/NAME.py` sets only what differs from these defaults.
+"""
+
+import dataclasses
 import difflib
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -9,23 +16,444 @@ from freeadv_jax.attacks.threat import NORMS
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import DTYPES, NORMALIZATIONS
 from freeadv_jax.training.free import STARTS
+from freeadv_jax.training.methods import METHODS
 from freeadv_jax.training.optim import DECAYED, SCHEDULES
 
-METHODS = ("natural", "free", "pgd", "fgsm-rs", "trades")
 
-# A run may go on with others of these. They change no weights, but for the budget: the
-# learning rate follows the new one.
-FREE_TO_CHANGE = (
-    "updates",
-    "data.dir",
-    "data.manual_dir",
-    "data.prefetch",
-    "validation",
-    "checkpoint",
-    "logging",
-    "evaluation",
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A condition in words, and a test of it: of values or of configurations."""
+
+    text: str
+    holds: Callable[..., bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A default that follows another field until the field itself is set."""
+
+    field: str
+    divisor: float
+
+    def __str__(self) -> str:
+        return self.field if self.divisor == 1 else f"{self.field} / {self.divisor:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field; its type is that of its default."""
+
+    name: str
+    default: Any
+    # A test of (value, config).
+    allowed: Rule
+    meaning: str
+    # A run may continue with another value, because no weight depends on it.
+    changeable: bool = False
+    # The configurations in which the field has an effect; None for all.
+    only: Rule | None = None
+
+    @property
+    def kind(self) -> type:
+        """The type of the values."""
+        return float if isinstance(self.default, Share) else type(self.default)
+
+    @property
+    def default_text(self) -> str:
+        """The default as the command line takes it."""
+        if isinstance(self.default, tuple):
+            return ",".join(map(_number_text, self.default))
+        return _number_text(self.default)
+
+
+def _number_text(value) -> str:
+    """The value as text, and 0.03137254901960784 as 8/255."""
+    text = str(value)
+    if isinstance(value, float) and len(text) > 8 and (value * 255).is_integer():
+        return f"{value * 255:.0f}/255"
+    return text
+
+
+def _one_of(names: Iterable[str]) -> Rule:
+    names = tuple(names)
+    return Rule(f"one of {', '.join(names)}", lambda value, _: value in names)
+
+
+def _in_ball_units(diameters: int) -> Rule:
+    """Sizes up to so many times the largest epsilon; larger ones are a mistaken unit."""
+
+    def holds(value, config):
+        largest = 1 if config.attack.norm == "linf" else math.inf
+        return 0 < value <= diameters * largest
+
+    return Rule("above 0, in pixels of [0, 1]: eight of 255 levels are 8 / 255", holds)
+
+
+def _rising(turns, config) -> bool:
+    counts = {"triangular": (1,), "cosine": (0,)}
+    allowed = counts.get(config.optimizer.schedule, (len(turns),))
+    inside = all(0 < turn < 1 for turn in turns)
+    return inside and sorted(set(turns)) == list(turns) and len(turns) in allowed
+
+
+def _with_setting(setting: str) -> Rule:
+    """The configurations whose training method reads `attack.<setting>`."""
+    names = [name for name, method in METHODS.items() if setting in method.settings]
+    return Rule(f"method = {' or '.join(names)}", lambda c: c.method in names)
+
+
+def _is_module(config) -> bool:
+    return config.model.name.startswith("module:")
+
+
+ANY = Rule("", lambda value, _: True)
+ONE_OR_MORE = Rule("1 or more", lambda value, _: value >= 1)
+ZERO_OR_MORE = Rule("0 or more", lambda value, _: value >= 0)
+ABOVE_ZERO = Rule("above 0", lambda value, _: value > 0)
+PART = Rule("at least 0 and below 1", lambda value, _: 0 <= value < 1)
+
+ADVERSARIAL = Rule("adversarial methods", lambda c: METHODS[c.method].adversarial)
+ENCODED = Rule(
+    "imagenet and folder:PATH",
+    lambda c: c.data.name == "imagenet" or c.data.name.startswith("folder:"),
+)
+IN_MEMORY = Rule("data sets in memory", lambda c: not ENCODED.holds(c))
+VALIDATED = Rule("data.validation_examples", lambda c: c.data.validation_examples > 0)
+OUR_NETWORKS = Rule("the networks of this package", lambda c: not _is_module(c))
+
+FIELDS = (
+    Field("method", "free", _one_of(METHODS), "the training method"),
+    Field(
+        "updates",
+        80_000,
+        ONE_OR_MORE,
+        "weight updates in all, for every method: minibatches times replays",
+        # The learning rate follows the new budget.
+        changeable=True,
+    ),
+    Field(
+        "batch_size",
+        128,
+        ONE_OR_MORE,
+        "images in a minibatch, over all devices together",
+    ),
+    Field(
+        "seed",
+        0,
+        Rule("0 to 2**32 - 1", lambda value, _: 0 <= value < 2**32),
+        "everything random is a function of the seed and the step",
+    ),
+    Field(
+        "data.name",
+        "cifar10",
+        Rule(
+            "digits, mnist, fashion_mnist, cifar10, cifar100, tfds:NAME, imagenet, "
+            "folder:PATH",
+            ANY.holds,
+        ),
+        "the data set",
+    ),
+    Field(
+        "data.dir",
+        "",
+        ANY,
+        "the folder that holds the data set's files, or where tensorflow-datasets keeps "
+        "them",
+        changeable=True,
+        only=Rule("data sets in files", lambda c: c.data.name != "digits"),
+    ),
+    Field(
+        "data.manual_dir",
+        "",
+        ANY,
+        "the folder that holds ImageNet's archives",
+        changeable=True,
+        only=Rule("data.name = imagenet", lambda c: c.data.name == "imagenet"),
+    ),
+    Field(
+        "data.validation_examples",
+        0,
+        ZERO_OR_MORE,
+        "training images held out for validation and to choose the best checkpoint",
+    ),
+    Field(
+        "data.pad",
+        2,
+        ZERO_OR_MORE,
+        "pixels of zero padding on each side before the random crop",
+        only=IN_MEMORY,
+    ),
+    Field("data.flip", True, ANY, "mirror training images with probability 1/2"),
+    Field(
+        "data.image_size",
+        224,
+        ONE_OR_MORE,
+        "height and width of the crops, in pixels",
+        only=ENCODED,
+    ),
+    Field(
+        "data.prefetch",
+        2,
+        ZERO_OR_MORE,
+        "batches decoded in advance",
+        changeable=True,
+        only=ENCODED,
+    ),
+    Field(
+        "data.max_corrupt",
+        0.01,
+        PART,
+        "largest share of damaged images that is left out; more of them is an error",
+        only=Rule(
+            "data.name = folder:PATH", lambda c: c.data.name.startswith("folder:")
+        ),
+    ),
+    Field(
+        "model.name",
+        "wrn-32-10-madry",
+        Rule(
+            "wrn-32-10-madry, wrn-DEPTH-WIDTH, preact-resnet-18, resnet-50, resnet-101, "
+            "resnet-152, small-cnn, small-cnn-bn",
+            ANY.holds,
+        ),
+        "the network",
+    ),
+    Field(
+        "model.normalization",
+        "per_image",
+        _one_of(NORMALIZATIONS),
+        "per_image standardises each image by its own mean and deviation; mean_std "
+        "subtracts model.mean and divides by model.std",
+        only=OUR_NETWORKS,
+    ),
+    Field(
+        "model.mean",
+        (0.0,),
+        ANY,
+        "mean of the pixels, one number or one a channel",
+        only=Rule(
+            "model.normalization = mean_std",
+            lambda c: OUR_NETWORKS.holds(c) and c.model.normalization == "mean_std",
+        ),
+    ),
+    Field(
+        "model.std",
+        (1.0,),
+        Rule("all above 0", lambda value, _: all(part > 0 for part in value)),
+        "deviation of the pixels, one number or one a channel",
+        only=Rule(
+            "model.normalization = mean_std",
+            lambda c: OUR_NETWORKS.holds(c) and c.model.normalization == "mean_std",
+        ),
+    ),
+    Field(
+        "model.dtype",
+        "float32",
+        _one_of(DTYPES),
+        "number type of the computation; parameters are always float32",
+        only=OUR_NETWORKS,
+    ),
+    Field(
+        "model.sync_batch_norm",
+        True,
+        ANY,
+        "BatchNorm over the global batch; false: over each device's part of it",
+        only=OUR_NETWORKS,
+    ),
+    Field(
+        "model.remat",
+        False,
+        ANY,
+        "keep only the outputs of convolutions for the backward pass and compute the "
+        "rest again: less memory, more time",
+        only=OUR_NETWORKS,
+    ),
+    Field("optimizer.learning_rate", 0.1, ABOVE_ZERO, "peak learning rate of SGD"),
+    Field(
+        "optimizer.schedule",
+        "step",
+        _one_of(SCHEDULES),
+        "step divides the rate by 10 at each turn; triangular rises to its one turn and "
+        "falls to 0; cosine falls to 0",
+    ),
+    Field(
+        "optimizer.turns",
+        (0.5, 0.75),
+        Rule(
+            "rising fractions of the budget, above 0 and below 1; triangular has one "
+            "turn, its peak, and cosine none: ()",
+            _rising,
+        ),
+        "where the schedule turns, in fractions of the budget",
+    ),
+    Field(
+        "optimizer.warmup",
+        0.0,
+        PART,
+        "first part of the budget, in which the learning rate rises from 0",
+    ),
+    Field("optimizer.momentum", 0.9, PART, "momentum"),
+    Field("optimizer.nesterov", False, ANY, "Nesterov's form of the momentum"),
+    Field(
+        "optimizer.weight_decay",
+        2e-4,
+        ZERO_OR_MORE,
+        "coupled L2 decay, added to the gradient before the momentum",
+    ),
+    Field(
+        "optimizer.decayed",
+        "kernels",
+        _one_of(DECAYED),
+        "the parameters that decay: kernels of convolutions and dense layers, or all",
+    ),
+    Field(
+        "optimizer.label_smoothing",
+        0.0,
+        PART,
+        "share of the label that the loss spreads over all classes",
+    ),
+    Field(
+        "optimizer.average_decay",
+        0.0,
+        PART,
+        "above 0, the trained model is the moving average of the weights, with this "
+        "decay an update",
+    ),
+    Field(
+        "attack.norm",
+        "linf",
+        _one_of(NORMS),
+        "norm of the threat, trained and evaluated",
+    ),
+    Field(
+        "attack.epsilon",
+        8 / 255,
+        _in_ball_units(1),
+        "radius of the threat, trained and evaluated",
+    ),
+    Field(
+        # Free-m takes epsilon itself (Shafahi et al. 2019, Algorithm 1).
+        "attack.step_size",
+        Share("attack.epsilon", 1),
+        # A step may cross the whole ball.
+        _in_ball_units(2),
+        "step of the attack inside training",
+        only=ADVERSARIAL,
+    ),
+    Field(
+        "attack.replays",
+        8,
+        ONE_OR_MORE,
+        "m of Free-m: weight updates from one minibatch",
+        only=_with_setting("replays"),
+    ),
+    Field(
+        "attack.start",
+        "carried",
+        _one_of(STARTS),
+        "where a minibatch's perturbation begins: carried over from the minibatch "
+        "before, by place in the batch; random in the ball; zero",
+        only=_with_setting("start"),
+    ),
+    Field(
+        "attack.straight_through",
+        False,
+        ANY,
+        "take the perturbation's gradient at the clipped image, not through the clip",
+        only=_with_setting("straight_through"),
+    ),
+    Field(
+        "attack.steps",
+        7,
+        ONE_OR_MORE,
+        "K of K-PGD and of TRADES: attack steps for one minibatch",
+        only=_with_setting("steps"),
+    ),
+    Field(
+        "attack.beta",
+        6.0,
+        ZERO_OR_MORE,
+        "weight of the divergence in TRADES",
+        only=_with_setting("beta"),
+    ),
+    Field(
+        "validation.every_passes",
+        1.0,
+        ABOVE_ZERO,
+        "passes over the training images between two measurements of natural and PGD-10 "
+        "accuracy on the held-out images",
+        changeable=True,
+        only=VALIDATED,
+    ),
+    Field(
+        "validation.stop_on_collapse",
+        False,
+        ANY,
+        "stop when robust validation accuracy collapses while the training loss falls",
+        changeable=True,
+        only=Rule(
+            "data.validation_examples and adversarial methods",
+            lambda c: VALIDATED.holds(c) and ADVERSARIAL.holds(c),
+        ),
+    ),
+    Field(
+        "checkpoint.every_updates",
+        2_000,
+        ONE_OR_MORE,
+        "updates between two checkpoints",
+        changeable=True,
+    ),
+    Field(
+        "checkpoint.keep",
+        2,
+        ONE_OR_MORE,
+        "newest checkpoints that are kept, beside the best by robust validation accuracy",
+        changeable=True,
+    ),
+    Field(
+        "logging.every_updates",
+        80,
+        ONE_OR_MORE,
+        "updates between two lines of metrics.jsonl, each with the means since the line "
+        "before",
+        changeable=True,
+    ),
+    Field(
+        "evaluation.attacks",
+        ("natural", "pgd-20", "pgd-100", "cw-100", "pgd-20-x10"),
+        Rule(
+            "at least one attack: natural, fgsm, pgd-, cw- or dlr-STEPS[-xRESTARTS], "
+            "apgd-ce, apgd-dlr, apgd-t, fab-t, square, autoattack, autoattack-plus",
+            lambda value, _: len(value) > 0,
+        ),
+        "the attacks of the evaluation, with commas between",
+        changeable=True,
+    ),
+    Field(
+        "evaluation.step_size",
+        Share("attack.epsilon", 4),
+        _in_ball_units(2),
+        "step of the attacks pgd-, cw- and dlr-",
+        changeable=True,
+    ),
+    Field(
+        "evaluation.examples",
+        0,
+        ZERO_OR_MORE,
+        "evaluate the first so many test images; 0: all",
+        changeable=True,
+    ),
+    Field(
+        "evaluation.batch_size",
+        200,
+        ONE_OR_MORE,
+        "images attacked at a time, over all devices together",
+        changeable=True,
+    ),
 )
 
+_BY_NAME = {field.name: field for field in FIELDS}
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -36,253 +464,144 @@ _KINDS = {
 
 
 def base_config() -> ConfigDict:
-    """The authors' CIFAR-10 recipe for Free-8: Shafahi et al. (2019).
+    """Return the authors' CIFAR-10 recipe for Free-8 (Shafahi et al. 2019).
 
-    Epsilons and step sizes are in [0, 1] pixels. Locked: an unknown field fails.
+    Epsilons and step sizes are in [0, 1] pixels. The configuration is locked: an unknown
+    field fails.
     """
     config = ConfigDict()
-    # natural | free | pgd | fgsm-rs | trades
-    config.method = "free"
-    # Weight updates in all, whatever the method: minibatches times replays.
-    config.updates = 80_000
-    # Images in a minibatch, over all devices together.
-    config.batch_size = 128
-    # Everything random is a function of this and the step.
-    config.seed = 0
-
-    config.data = ConfigDict()
-    # digits | mnist | fashion_mnist | cifar10 | cifar100 | tfds:<name> | imagenet |
-    # folder:<path>
-    config.data.name = "cifar10"
-    # Where the files lie, or tensorflow-datasets keeps them; imagenet's archives.
-    config.data.dir = ""
-    config.data.manual_dir = ""
-    # Held out of the training set, for validation and the choice of the best.
-    config.data.validation_examples = 0
-    # Pixels of zero padding a side before the random crop, and a random flip.
-    config.data.pad = 2
-    config.data.flip = True
-    # Of imagenet and folders: the sides of the crops, and batches made in advance.
-    config.data.image_size = 224
-    config.data.prefetch = 2
-    # The share of damaged images in a folder up to which they are left out.
-    config.data.max_corrupt = 0.01
-
-    config.model = ConfigDict()
-    config.model.name = "wrn-32-10-madry"
-    # per_image (standardisation), or mean_std with one value or one a channel.
-    config.model.normalization = "per_image"
-    config.model.mean = (0.0,)
-    config.model.std = (1.0,)
-    # Of the computation: float32 | bfloat16. Parameters are always float32.
-    config.model.dtype = "float32"
-    # BatchNorm over the global batch; False: over each device's part.
-    config.model.sync_batch_norm = True
-    # The backward pass keeps the outputs of convolutions alone, and makes the rest anew.
-    config.model.remat = False
-
-    config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 0.1
-    # step (divided by 10 at each turn) | triangular (peak at the one turn) | cosine.
-    config.optimizer.schedule = "step"
-    # Fractions of the budget.
-    config.optimizer.turns = (0.5, 0.75)
-    # The first part of the budget, in which the learning rate rises from 0.
-    config.optimizer.warmup = 0.0
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = False
-    config.optimizer.weight_decay = 2e-4
-    # kernels | all
-    config.optimizer.decayed = "kernels"
-    # Share of the label that the loss spreads over all classes.
-    config.optimizer.label_smoothing = 0.0
-    # Above 0, the model is the moving average of the weights with this decay an update.
-    config.optimizer.average_decay = 0.0
-
-    config.attack = ConfigDict()
-    # The threat, in training and in evaluation: linf | l2.
-    config.attack.norm = "linf"
-    config.attack.epsilon = 8 / 255
-    # Of the attack inside training: unless set, epsilon itself, as Free-m takes it.
-    config.attack.step_size = config.attack.get_ref("epsilon") * 1.0
-    # m of Free-m.
-    config.attack.replays = 8
-    # Of Free-m, where a minibatch's delta begins: carried (from the minibatch before,
-    # by place in the batch) | random (in the ball) | zero.
-    config.attack.start = "carried"
-    # Of Free-m: delta's gradient is taken at the clipped image, not through the clip.
-    config.attack.straight_through = False
-    # K of K-PGD and of TRADES.
-    config.attack.steps = 7
-    # Weight of the divergence in TRADES.
-    config.attack.beta = 6.0
-
-    config.validation = ConfigDict()
-    # Natural and PGD-10 accuracy on the held-out part, every so many passes.
-    config.validation.every_passes = 1.0
-    # Stop when robust validation accuracy collapses while training loss falls.
-    config.validation.stop_on_collapse = False
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every_updates = 2_000
-    # The newest so many are kept, and the best by robust validation accuracy.
-    config.checkpoint.keep = 2
-
-    config.logging = ConfigDict()
-    # A line of metrics.jsonl, with the means since the line before.
-    config.logging.every_updates = 80
-
-    config.evaluation = ConfigDict()
-    # natural | fgsm | pgd-, cw- or dlr-<steps>[-x<restarts>] | apgd-ce | apgd-dlr |
-    # apgd-t | fab-t | square | autoattack | autoattack-plus
-    config.evaluation.attacks = (
-        "natural",
-        "pgd-20",
-        "pgd-100",
-        "cw-100",
-        "pgd-20-x10",
-    )
-    # Of these attacks, where they take one: unless set, a quarter of epsilon.
-    config.evaluation.step_size = config.attack.get_ref("epsilon") / 4
-    # The first so many test images; 0: all of them.
-    config.evaluation.examples = 0
-    config.evaluation.batch_size = 200
+    for field in FIELDS:
+        group, _, name = field.name.rpartition(".")
+        if group and group not in config:
+            config[group] = ConfigDict()
+        holder, value = (config[group] if group else config), field.default
+        if isinstance(value, Share):
+            other, _, source = value.field.rpartition(".")
+            value = config[other].get_ref(source) / value.divisor
+        holder[name] = value
     return config.lock()
 
 
 def replays(config: ConfigDict) -> int:
-    """Weight updates from one minibatch."""
-    return config.attack.replays if config.method == "free" else 1
+    """Return the number of weight updates from one minibatch."""
+    return METHODS[config.method].updates(config.attack)
 
 
 def passes(config: ConfigDict) -> int:
-    """Forward and backward passes through the network for one minibatch."""
-    steps = config.attack.steps
-    attacked = {"natural": 1, "fgsm-rs": 2, "pgd": steps + 1, "trades": steps + 2}
-    return attacked.get(config.method, replays(config))
+    """Return the number of forward and backward passes for one minibatch."""
+    return METHODS[config.method].passes(config.attack)
 
 
 def validate(config: ConfigDict) -> None:
-    """InputError naming the first field whose value cannot be, and what may be."""
-    _same_fields(config.to_dict(), base_config().to_dict())
-    for field, allowed in {
-        "method": METHODS,
-        "model.normalization": NORMALIZATIONS,
-        "model.dtype": DTYPES,
-        "optimizer.schedule": SCHEDULES,
-        "optimizer.decayed": DECAYED,
-        "attack.norm": NORMS,
-        "attack.start": STARTS,
-    }.items():
-        _require(config, field, allowed.__contains__, f"one of {', '.join(allowed)}")
-    for field in (
-        "updates",
-        "batch_size",
-        "data.image_size",
-        "attack.replays",
-        "attack.steps",
-        "checkpoint.every_updates",
-        "checkpoint.keep",
-        "logging.every_updates",
-        "evaluation.batch_size",
-    ):
-        _require(config, field, lambda value: value >= 1, "1 or more")
-    for field in (
-        "data.validation_examples",
-        "data.pad",
-        "data.prefetch",
-        "optimizer.weight_decay",
-        "attack.beta",
-        "evaluation.examples",
-    ):
-        _require(config, field, lambda value: value >= 0, "0 or more")
-    _require(config, "seed", lambda value: 0 <= value < 2**32, "0 to 2**32 - 1")
-    for field in (
-        "optimizer.momentum",
-        "optimizer.warmup",
-        "optimizer.label_smoothing",
-        "optimizer.average_decay",
-        "data.max_corrupt",
-    ):
-        _require(config, field, lambda value: 0 <= value < 1, "0 up to below 1")
-    for field in ("optimizer.learning_rate", "validation.every_passes"):
-        _require(config, field, lambda value: value > 0, "above 0")
-    _require(config, "model.std", lambda v: all(s > 0 for s in v), "all above 0")
-    _require(config, "evaluation.attacks", len, "at least one attack")
-    # A step may cross the whole ball; beyond that it is a mistaken unit.
-    most = 1 if config.attack.norm == "linf" else math.inf
-    for field, highest in {
-        "attack.epsilon": most,
-        "attack.step_size": 2 * most,
-        "evaluation.step_size": 2 * most,
-    }.items():
-        _require(
-            config,
-            field,
-            lambda value, highest=highest: 0 < value <= highest,
-            "in [0, 1] pixels and above 0: eight of 255 levels are 8 / 255",
-        )
-    _check_turns(config)
-    _check_budget(config)
-
-
-def _check_turns(config):
-    turns = config.optimizer.turns
-    _require(
-        config,
-        "optimizer.turns",
-        lambda turns: (
-            all(0 < turn < 1 for turn in turns) and sorted(set(turns)) == list(turns)
-        ),
-        "rising fractions of the budget, above 0 and below 1",
-    )
-    schedule = config.optimizer.schedule
-    if schedule == "triangular" and len(turns) != 1:
-        raise InputError(
-            f"optimizer.turns = {turns}: the triangular schedule has one turn, its peak"
-        )
-    if schedule == "cosine" and turns:
-        raise InputError(f"optimizer.turns = {turns}: the cosine schedule has none: ()")
-
-
-def _check_budget(config):
+    """Raise InputError for the first invalid field, naming the allowed values."""
+    _check_types(config.to_dict())
+    for field in FIELDS:
+        value = value_of(config, field.name)
+        if not field.allowed.holds(value, config):
+            raise InputError(f"{field.name} = {value!r}: must be {field.allowed.text}")
     m = replays(config)
     if config.updates % m:
         below = config.updates // m * m
         nearest = f"{below} or {below + m}" if below else f"{m}"
         raise InputError(
-            f"updates = {config.updates}: not a multiple of attack.replays = {m}; "
+            f"updates = {config.updates}: must be a multiple of attack.replays = {m}; "
             f"nearest: {nearest}"
         )
 
 
-def differences(saved: dict, config: ConfigDict) -> list[str]:
-    """'field: saved value -> new value' where a run may not be continued."""
-    # A run made before a field existed has its default.
-    old, new = _flat(base_config().to_dict()) | _flat(saved), _flat(config.to_dict())
+def without_effect(config: ConfigDict, names: Iterable[str]) -> list[str]:
+    """Return 'FIELD (only with CONDITION)' for those of `names` that `config` ignores.
+
+    `config` is valid, and `names` are the fields that somebody set.
+    """
     return [
-        f"{field}: {old.get(field)!r} -> {new.get(field)!r}"
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field)
-        and not any(
-            field == free or field.startswith(f"{free}.") for free in FREE_TO_CHANGE
-        )
+        f"{field.name} (only with {field.only.text})"
+        for field in map(_BY_NAME.get, names)
+        if field.only and not field.only.holds(config)
     ]
 
 
+def differences(saved: dict, config: ConfigDict) -> list[str]:
+    """Return 'FIELD: SAVED -> NEW' for each difference that keeps a run from continuing.
+
+    `saved` is the configuration in run.json.
+    """
+    # A run made before a field existed has its default.
+    old, new = _flat(base_config().to_dict()) | _flat(saved), _flat(config.to_dict())
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+        and not (name in _BY_NAME and _BY_NAME[name].changeable)
+    ]
+
+
+def value_of(config: ConfigDict, name: str):
+    """Return the value of the field `name`, such as 'attack.epsilon'."""
+    value = config
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def set_from_text(config: ConfigDict, name: str, text: str) -> None:
+    """Set the field `name` from text of the command line.
+
+    Numbers may be written 8/255. A tuple is written with commas, with or without
+    parentheses and quotes. Raise InputError for a text that the field cannot hold.
+    """
+    try:
+        value = _parsed(text.strip(), _BY_NAME[name])
+    except (ValueError, ZeroDivisionError, OverflowError) as fault:
+        raise InputError(wrong_type(name, text)) from fault
+    group, _, last = name.rpartition(".")
+    (config[group] if group else config)[last] = value
+
+
+def _parsed(text: str, field: Field):
+    if field.kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise ValueError(text)
+        return _BOOLEANS[text.lower()]
+    if field.kind is float:
+        return parse_number(text)
+    if field.kind is not tuple:
+        return field.kind(text)
+    if text[:1] + text[-1:] in ("()", "[]"):
+        text = text[1:-1]
+    items = [item.strip() for item in text.strip().removesuffix(",").split(",")]
+    if items == [""]:
+        return ()
+    if isinstance(field.default[0], str):
+        return tuple(item.strip("'\"") for item in items)
+    return tuple(map(parse_number, items))
+
+
+def parse_number(text: str) -> float:
+    """Return the number that a text such as '0.03' or '8/255' writes.
+
+    Raise ValueError, ZeroDivisionError or OverflowError for any other text.
+    """
+    numerator, slash, denominator = text.partition("/")
+    return float(numerator) / float(denominator) if slash else float(text)
+
+
 def field_names() -> list[str]:
-    """All fields, those of a group as 'group.field'."""
-    return list(_flat(base_config().to_dict()))
+    """Return the names of all fields; those of a group are 'group.field'."""
+    return list(_BY_NAME)
 
 
-def wrong_type(field: str, value) -> str:
-    """One line about a value that is not of the type of its field."""
-    base = _flat(base_config().to_dict())[field]
-    return f"{field} = {value!r}: must be {_KINDS[type(base)]}, such as {base!r}"
+def wrong_type(name: str, value) -> str:
+    """Return one line about a value that is not of its field's type."""
+    field = _BY_NAME[name]
+    return (
+        f"{name} = {value!r}: must be {_KINDS[field.kind]}, such as "
+        f"{value_of(base_config(), name)!r}"
+    )
 
 
 def unknown_field(name: str) -> str:
-    """One line about a field that does not exist, with the nearest that does."""
+    """Return one line about a field that does not exist, with the nearest that does."""
     known = field_names()
     tails = {field.split(".")[-1]: field for field in known}
     near = difflib.get_close_matches(name, known, n=1) or [
@@ -294,7 +613,7 @@ def unknown_field(name: str) -> str:
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
-    """{'a.b': value} of nested dicts, with tuples for lists as JSON gives them."""
+    """{'a.b': value} of nested dicts, with tuples for the lists of JSON."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -304,28 +623,19 @@ def _flat(tree: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _same_fields(config: dict, base: dict) -> None:
-    config, base = _flat(config), _flat(base)
-    for field, value in config.items():
-        if field not in base:
-            raise InputError(unknown_field(field))
-        kind = type(base[field])
+def _check_types(config: dict) -> None:
+    """Raise InputError unless the fields are those of FIELDS, with values of their types."""
+    config, base = _flat(config), _flat(base_config().to_dict())
+    for name, value in config.items():
+        if name not in base:
+            raise InputError(unknown_field(name))
+        kind = type(base[name])
         if kind is tuple and isinstance(value, tuple):
-            wrong = base[field] and any(
-                type(item) is not type(base[field][0]) for item in value
-            )
+            wrong = any(type(item) is not type(base[name][0]) for item in value)
         else:
             wrong = type(value) is not kind
         items = value if isinstance(value, tuple) else (value,)
         if wrong or any(isinstance(x, float) and not math.isfinite(x) for x in items):
-            raise InputError(wrong_type(field, value))
+            raise InputError(wrong_type(name, value))
     if missing := base.keys() - config.keys():
         raise InputError(f"config lacks {', '.join(sorted(missing))}")
-
-
-def _require(config, field, holds, allowed):
-    value = config
-    for name in field.split("."):
-        value = value[name]
-    if not holds(value):
-        raise InputError(f"{field} = {value!r}: must be {allowed}")

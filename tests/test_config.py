@@ -1,4 +1,4 @@
-"""The configuration: what may stand in each field, and what a run may change."""
+"""The configuration: allowed values of each field, and the changes a run allows."""
 
 import json
 import math
@@ -6,13 +6,17 @@ import math
 import pytest
 
 from freeadv_jax.config import (
-    FREE_TO_CHANGE,
+    FIELDS,
     base_config,
     differences,
     field_names,
+    passes,
     replays,
+    set_from_text,
     unknown_field,
     validate,
+    value_of,
+    without_effect,
 )
 from freeadv_jax.errors import InputError
 
@@ -65,8 +69,8 @@ def test_a_changed_recipe_leaves_the_next_one_as_it_was():
         ("data.pad", -1, "0 or more"),
         ("data.prefetch", -1, "0 or more"),
         ("data.image_size", 0, "1 or more"),
-        ("data.max_corrupt", 1.0, "0 up to below 1"),
-        ("data.max_corrupt", -0.1, "0 up to below 1"),
+        ("data.max_corrupt", 1.0, "at least 0 and below 1"),
+        ("data.max_corrupt", -0.1, "at least 0 and below 1"),
         ("model.normalization", "batch", "per_image, mean_std"),
         ("model.mean", (math.nan,), "finite"),
         ("model.mean", (0,), "all of one type"),
@@ -77,7 +81,7 @@ def test_a_changed_recipe_leaves_the_next_one_as_it_was():
         ("optimizer.schedule", "linear", "step, triangular, cosine"),
         ("optimizer.turns", (0.75, 0.5), "rising fractions"),
         ("optimizer.turns", (0.5, 1.0), "above 0 and below 1"),
-        ("optimizer.momentum", 1.0, "0 up to below 1"),
+        ("optimizer.momentum", 1.0, "at least 0 and below 1"),
         ("optimizer.weight_decay", -1e-4, "0 or more"),
         ("optimizer.decayed", "some", "kernels, all"),
         ("attack.norm", "l1", "linf, l2"),
@@ -220,7 +224,94 @@ def test_a_field_that_a_saved_run_lacks_had_its_default():
     ]
 
 
-def test_free_to_change_names_fields_that_exist():
-    names = field_names()
-    for free in FREE_TO_CHANGE:
-        assert any(name == free or name.startswith(f"{free}.") for name in names)
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_field_has_a_meaning_of_one_sentence(field):
+    assert field.meaning and not field.meaning.endswith(".")
+    assert "\n" not in field.meaning
+    if field.kind not in (bool, str, tuple):
+        assert field.allowed.text
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_a_default_written_as_text_is_read_back(field):
+    config = base_config()
+    text = field.default_text
+    if text.startswith("attack.epsilon"):
+        text = {"attack.epsilon": "8/255", "attack.epsilon / 4": "2/255"}[text]
+    set_from_text(config, field.name, text)
+    assert config.to_dict() == base_config().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("attack.epsilon", "4/255", 4 / 255),
+        ("attack.epsilon", "0.5/255", 0.5 / 255),
+        ("attack.epsilon", "1e-2", 0.01),
+        ("updates", "80_000", 80_000),
+        ("data.flip", "False", False),
+        ("data.flip", "1", True),
+        ("model.mean", "125/255,0.5, 0", (125 / 255, 0.5, 0.0)),
+        ("model.mean", "(0.5,)", (0.5,)),
+        ("optimizer.turns", "()", ()),
+        ("optimizer.turns", "", ()),
+        ("optimizer.turns", "[0.25, 0.5]", (0.25, 0.5)),
+        ("evaluation.attacks", "natural,pgd-20", ("natural", "pgd-20")),
+        ("evaluation.attacks", "('natural', \"pgd-20\")", ("natural", "pgd-20")),
+        ("evaluation.attacks", "('natural',)", ("natural",)),
+        ("data.dir", "/a,b", "/a,b"),
+    ],
+)
+def test_a_text_of_the_command_line_is_read(field, text, value):
+    config = base_config()
+    set_from_text(config, field, text)
+    assert value_of(config, field) == value
+    assert type(value_of(config, field)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "allowed"),
+    [
+        ("updates", "8.5", "a whole number, such as 80000"),
+        ("updates", "8/1", "a whole number, such as 80000"),
+        ("attack.epsilon", "8/0", "a finite number, such as 0.03"),
+        ("attack.epsilon", "8/255/2", "a finite number, such as 0.03"),
+        ("data.flip", "perhaps", "true or false, such as True"),
+        ("model.mean", "0.5,x", "a tuple, all of one type and finite, such as (0.0,)"),
+    ],
+)
+def test_a_text_that_a_field_cannot_hold_is_refused(field, text, allowed):
+    with pytest.raises(InputError) as raised:
+        set_from_text(base_config(), field, text)
+    assert str(raised.value).startswith(f"{field} = {text!r}: must be {allowed}")
+
+
+def test_passes_follow_the_method():
+    counted = {
+        method: passes(with_values(method=method))
+        for method in ("natural", "free", "pgd", "fgsm-rs", "trades")
+    }
+    assert counted == {"natural": 1, "free": 8, "pgd": 8, "fgsm-rs": 2, "trades": 9}
+
+
+@pytest.mark.parametrize(
+    ("values", "ignored"),
+    [
+        ({"method": "natural"}, {"attack.replays": "method = free"}),
+        ({"method": "pgd"}, {"attack.beta": "method = trades", "attack.start": "free"}),
+        ({"method": "trades"}, {}),
+        ({"data__name": "folder:x"}, {"data.pad": "data sets in memory"}),
+        ({"data__name": "imagenet"}, {"data.max_corrupt": "folder:PATH"}),
+        ({"data__name": "digits"}, {"data.dir": "files", "data.image_size": "folder"}),
+        ({}, {"model.mean": "model.normalization = mean_std"}),
+        ({}, {"validation.every_passes": "data.validation_examples"}),
+    ],
+    ids=str,
+)
+def test_fields_without_effect_are_named_with_what_they_need(values, ignored):
+    config = with_values(**values)
+    lines = without_effect(config, [*ignored, "attack.epsilon", "updates"])
+    assert len(lines) == len(ignored)
+    for line, (field, condition) in zip(lines, ignored.items(), strict=True):
+        assert line.startswith(f"{field} (only with ")
+        assert condition in line
