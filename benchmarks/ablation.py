@@ -22,12 +22,12 @@ from benchmarks.reproduce import SIZES, configuration
 from benchmarks.runs import finish
 from benchmarks.scaling import forward_flop
 from benchmarks.training import update_flop
+from freeadv_jax.attacks.robustness import WORST_CASE
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.errors import InputError
 from freeadv_jax.recipes import CIFAR_10_STANDARDISATION
 from freeadv_jax.runs.folder import read_run
 from freeadv_jax.runs.outcomes import read_arrays
-from freeadv_jax.runs.results import WORST_CASE
 
 BASE = "Free-8"
 # The training set's mean and deviation in place of each image's own, whose division

@@ -25,8 +25,8 @@ from benchmarks.step_changes import (
 )
 from benchmarks.step_cost import ONE_A_CALL
 from benchmarks.training import compilation, memory
+from freeadv_jax.attacks.robustness import WORST_CASE
 from freeadv_jax.files import read_json
-from freeadv_jax.runs.results import WORST_CASE
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = (

@@ -9,13 +9,16 @@ The runs are those of benchmarks.reproduce in --runs and of benchmarks.digits in
 import pathlib
 
 from benchmarks.record import write_record
+from freeadv_jax.attacks.robustness import WORST_CASE
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.runs.folder import read_run
 from freeadv_jax.runs.results import (
+    ResultsFolder,
     configured_attacks,
-    evaluate,
+    evaluate_and_record,
     logits_functions,
+    record_red_flags,
     table,
 )
 
@@ -30,24 +33,31 @@ def robustness(workdir, data, examples):
     config = run.config
     state = run.trained_state("last")
     test = load_arrays(config.data.name, data, validation_examples=0).test
-    results = evaluate(
-        logits_functions(run.model())(state.variables),
+    logits_fn = logits_functions(run.model())(state.variables)
+    how = {
+        "into": ResultsFolder(workdir, {"config": config.to_dict()}),
+        "batch_size": 64,
+        "seed": config.seed,
+    }
+    evaluate_and_record(
+        logits_fn,
         test.images,
         test.labels,
         configured_attacks(config, ATTACKS, num_classes=run.num_classes),
-        folder=workdir,
-        header={"config": config.to_dict()},
-        batch_size=64,
-        seed=config.seed,
+        **how,
         examples=examples,
-        checked={
-            "norm": config.attack.norm,
-            "epsilon": config.attack.epsilon,
-            "step_size": config.evaluation.step_size,
-        },
+    )
+    chosen = slice(examples or None)
+    threat = {
+        "norm": config.attack.norm,
+        "epsilon": config.attack.epsilon,
+        "step_size": config.evaluation.step_size,
+    }
+    results = record_red_flags(
+        logits_fn, test.images[chosen], test.labels[chosen], **how, threat=threat
     )
     print(f"\n{workdir}\n{table(results)}\n", flush=True)
-    names = (*ATTACKS, "worst-case")
+    names = (*ATTACKS, WORST_CASE)
     rows = {name: results["evaluation"][name] for name in names}
     return {"evaluation": rows, "red_flags": results["red_flags"]}
 

@@ -32,7 +32,14 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.files import local_path, read_json, sole_writer
 from freeadv_jax.runs.folder import RECORD, read_run
 from freeadv_jax.runs.load import load
-from freeadv_jax.runs.results import RED_FLAGS, evaluate, logits_functions, table
+from freeadv_jax.runs.results import (
+    RED_FLAGS,
+    ResultsFolder,
+    evaluate_and_record,
+    logits_functions,
+    record_red_flags,
+    table,
+)
 from freeadv_jax.weights.exported import EXPORTED
 
 
@@ -71,23 +78,37 @@ def main(argv):
         folder = workdir
     folder.mkdir(parents=True, exist_ok=True)
     keep_compiled(workdir)
+    into = ResultsFolder(
+        folder,
+        header=subject.header,
+        suffix="-best" if given.checkpoint == "best" else "",
+        of_one_model=given.out is not None,
+    )
+    examples = given.examples or 0
+    how = {
+        "into": into,
+        "batch_size": given.batch_size or subject.batch_size,
+        "seed": subject.seed,
+    }
     with sole_writer(folder):
-        results = evaluate(
+        results = evaluate_and_record(
             subject.logits_fn,
             images,
             labels,
             attacks,
-            folder=folder,
-            header=subject.header,
-            batch_size=given.batch_size or subject.batch_size,
-            seed=subject.seed,
-            examples=given.examples or 0,
-            suffix="-best" if given.checkpoint == "best" else "",
+            **how,
+            examples=examples,
             keep_images=given.save_images,
-            checked=threat if given.red_flags else None,
-            flags_name=RED_FLAGS + elsewhere,
-            of_one_model=given.out is not None,
         )
+        if given.red_flags:
+            results = record_red_flags(
+                subject.logits_fn,
+                images[: examples or None],
+                labels[: examples or None],
+                **how,
+                threat=threat,
+                name=RED_FLAGS + elsewhere,
+            )
     print(table(results))
     print(f"written to {folder}")
 

@@ -12,7 +12,7 @@ from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import checksum
 from freeadv_jax.runs.folder import Run, read_run
-from freeadv_jax.runs.outcomes import Outcomes
+from freeadv_jax.runs.outcomes import ArrayFile
 from freeadv_jax.runs.results import logits_functions
 
 
@@ -30,10 +30,10 @@ class Subject:
     logits_fn: Callable
     checksum: int
 
-    def kept(self, name: str, about: dict) -> Outcomes:
+    def kept(self, name: str, about: dict) -> ArrayFile:
         """The arrays kept in `name`.npz of the run, those of this model and `about`."""
         about = {"model": self.checksum} | about
-        return Outcomes(self.run.workdir / f"{name}.npz", about)
+        return ArrayFile(self.run.workdir / f"{name}.npz", about)
 
 
 @dataclasses.dataclass(frozen=True)

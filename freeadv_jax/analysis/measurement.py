@@ -15,7 +15,7 @@ from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.console import say
 from freeadv_jax.progress import Progress
-from freeadv_jax.runs.outcomes import Outcomes
+from freeadv_jax.runs.outcomes import ArrayFile
 
 # Of the epsilon of the training.
 RADII = (0.25, 0.5, 1, 1.5, 2, 3, 4)
@@ -94,7 +94,7 @@ class _Measuring:
 
     subject: Subject
     campaign: Campaign
-    outcomes: Outcomes
+    outcomes: ArrayFile
     load: Callable[[], Examples]
 
     def alone(self):

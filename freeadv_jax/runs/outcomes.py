@@ -1,4 +1,8 @@
-"""What became of every image, on disk: read on, and written while an attack runs."""
+"""Arrays on disk that belong to one model: the outcome for each image of an evaluation.
+
+They are read by the next evaluation, and saved while an attack runs, so that a kill loses
+seconds.
+"""
 
 import json
 import pathlib
@@ -8,30 +12,31 @@ import zlib
 
 import numpy as np
 
-from freeadv_jax.errors import InputError
 from freeadv_jax.devices.processes import is_first
+from freeadv_jax.errors import InputError
 from freeadv_jax.files import whole_file
 
 _ABOUT = "about"
-# An attack under way keeps its state under these names, the others are results.
+# The state of an unfinished attack is under these names; all other names are results.
 _UNDER_WAY = "under way/"
-# Writing takes at most this part of the time.
-_PART = 0.05
-_SECONDS = 10
+# Saving takes at most this share of the time.
+_SHARE_OF_TIME = 0.05
+_SECONDS_BETWEEN_SAVES = 10
 
 
-class Outcomes:
-    """The arrays of an .npz file by name; what belongs to another model is dropped.
+class ArrayFile:
+    """The arrays of an .npz file by name.
 
-    `about` says which model and images they are of, `found` whether the file was of
-    those. InputError for a damaged one, one of this model and other images, and with
-    `of_one_model` for one of another model.
+    `about` holds the checksums of the model and, where there are any, of the images.
+    Arrays of another model are dropped. `found` is whether the file held arrays of this
+    model and these images. Raise InputError for a damaged file, for a file of this model
+    and other images, and with `of_one_model` also for a file of another model.
     """
 
     def __init__(self, path: pathlib.Path, about: dict, *, of_one_model: bool = False):
         self._path, self._about = path, about
         self.arrays: dict[str, np.ndarray] = {}
-        self._next_save = time.monotonic() + _SECONDS
+        self._next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
         if path.exists():
             found = read_arrays(path)
             before = json.loads(str(found.pop(_ABOUT, "{}")))
@@ -47,7 +52,7 @@ class Outcomes:
         self.found = bool(self.arrays)
 
     def save(self) -> None:
-        """By the first process; all of it or nothing."""
+        """Write the file whole or not at all; only the first process writes."""
         if not is_first():
             return
         begun = time.monotonic()
@@ -55,34 +60,36 @@ class Outcomes:
         with whole_file(self._path) as partial, partial.open("wb") as file:
             np.savez(file, **{_ABOUT: about}, **self.arrays)
         now = time.monotonic()
-        self._next_save = now + max(_SECONDS, (now - begun) / _PART)
+        pause = max(_SECONDS_BETWEEN_SAVES, (now - begun) / _SHARE_OF_TIME)
+        self._next_save = now + pause
 
     def save_sometimes(self) -> None:
-        """Saves if the last time is long enough ago."""
+        """Save if the last save is long enough ago."""
         if time.monotonic() > self._next_save:
             self.save()
 
     def under_way(self, what: dict, **fresh: np.ndarray) -> dict[str, np.ndarray]:
-        """The state of an attack, as it was cut off or `fresh`, to be changed in place.
+        """Return the arrays of an unfinished attack, to be changed in place.
 
-        `what` tells this attack from any other; another's state is dropped.
+        They are those saved under the same description `what`, else `fresh`. The state of
+        any other attack is dropped.
         """
         name = _UNDER_WAY + _ABOUT
-        said = np.array(json.dumps(what))
-        if str(self.arrays.get(name)) != str(said):
+        description = np.array(json.dumps(what))
+        if str(self.arrays.get(name)) != str(description):
             self.forget_under_way()
             self.arrays |= {_UNDER_WAY + key: array for key, array in fresh.items()}
-            self.arrays[name] = said
+            self.arrays[name] = description
         return {key: self.arrays[_UNDER_WAY + key] for key in fresh}
 
     def forget_under_way(self) -> None:
-        """An attack has come to its end: only its result stays."""
+        """Drop the state of the attack that was under way; its result stays."""
         for name in [name for name in self.arrays if name.startswith(_UNDER_WAY)]:
             del self.arrays[name]
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name; InputError where it is damaged."""
+    """Return the arrays of an .npz file by name; raise InputError where it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -91,7 +98,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         ValueError,
         EOFError,
         KeyError,
-        RuntimeError,  # Of a flag that asks for what zipfile cannot do.
+        RuntimeError,  # A damaged flag asks for a feature that zipfile does not have.
         zipfile.BadZipFile,
         zlib.error,
     ) as fault:

@@ -11,7 +11,6 @@ import jax
 
 from freeadv_jax.version import __version__
 
-
 _PACKAGES = (
     "jax",
     "jaxlib",

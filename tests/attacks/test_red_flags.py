@@ -8,11 +8,11 @@ import pytest
 
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.red_flags import red_flags
+from freeadv_jax.attacks.robustness import flags_as_record, flags_as_text
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.recipes import digits
 from freeadv_jax.runs.folder import open_run
 from freeadv_jax.runs.load import load
-from freeadv_jax.runs.results import as_lines, as_record
 from freeadv_jax.runs.train import train
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,7 @@ def honest(flags_of):
 
 def test_nothing_is_suspicious_in_an_honest_free_model(honest):
     flags, told = honest
-    assert suspicious(flags) == set(), as_lines(as_record(flags))
+    assert suspicious(flags) == set(), flags_as_text(flags_as_record(flags))
     _, unbounded, noise, square, gradients, forward, curve = flags
     accuracies = list(curve.numbers["accuracy"].values())
     assert accuracies[0] > 0.95
@@ -89,9 +89,9 @@ def test_nothing_is_suspicious_in_an_honest_free_model(honest):
 
 def test_lines_and_record_hold_all_numbers(honest):
     flags, _ = honest
-    lines = as_lines(as_record(flags)).splitlines()
+    lines = flags_as_text(flags_as_record(flags)).splitlines()
     assert [line.split()[0] for line in lines] == ["ok"] * 7
-    record = json.loads(json.dumps(as_record(flags)))
+    record = json.loads(json.dumps(flags_as_record(flags)))
     for flag, line in zip(flags, lines, strict=True):
         assert line == f"ok          {flag.name}: {flag.text}"
         assert record[flag.name]["suspicious"] is False
@@ -120,7 +120,7 @@ def test_lines_and_record_hold_all_numbers(honest):
 )
 def test_model_that_masks_its_gradients_is_caught(flags_of, mask, expected):
     flags = flags_of(**mask)
-    assert suspicious(flags) >= expected, as_lines(as_record(flags))
+    assert suspicious(flags) >= expected, flags_as_text(flags_as_record(flags))
     by_name = {flag.name: flag for flag in flags}
     if "forward pass" in expected:
         assert suspicious(flags) == expected
@@ -203,7 +203,9 @@ def flags_of_trap():
             epsilon=EPSILON,
             step_size=EPSILON / 8,
         )
-        return {flag.name: flag for flag in flags}, as_lines(as_record(flags))
+        return {flag.name: flag for flag in flags}, flags_as_text(
+            flags_as_record(flags)
+        )
 
     return flags_of_trap
 

@@ -3,7 +3,7 @@ import pytest
 
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import partial_path
-from freeadv_jax.runs.outcomes import Outcomes
+from freeadv_jax.runs.outcomes import ArrayFile
 
 ABOUT = {"model": 1, "images": 2}
 
@@ -14,13 +14,13 @@ def path(tmp_path):
 
 
 def test_what_was_saved_is_there_for_the_same_model_alone(path):
-    outcomes = Outcomes(path, ABOUT)
+    outcomes = ArrayFile(path, ABOUT)
     outcomes.arrays["pgd-20"] = np.array([True, False])
     outcomes.save()
-    again = Outcomes(path, ABOUT)
+    again = ArrayFile(path, ABOUT)
     assert again.arrays.keys() == {"pgd-20"}
     np.testing.assert_array_equal(again.arrays["pgd-20"], [True, False])
-    assert Outcomes(path, ABOUT | {"model": 3}).arrays == {}
+    assert ArrayFile(path, ABOUT | {"model": 3}).arrays == {}
 
 
 @pytest.mark.parametrize(
@@ -35,19 +35,19 @@ def test_what_was_saved_is_there_for_the_same_model_alone(path):
     ],
 )
 def test_what_is_of_other_images_is_not_dropped(path, about, of_one_model, said):
-    outcomes = Outcomes(path, ABOUT)
+    outcomes = ArrayFile(path, ABOUT)
     outcomes.arrays["pgd-20"] = np.array([True, False])
     outcomes.save()
     with pytest.raises(InputError, match=said):
-        Outcomes(path, about, of_one_model=of_one_model)
+        ArrayFile(path, about, of_one_model=of_one_model)
 
 
 def test_attack_under_way_goes_on_from_what_was_saved(path):
-    outcomes = Outcomes(path, ABOUT)
+    outcomes = ArrayFile(path, ABOUT)
     state = outcomes.under_way({"name": "square"}, standing=np.ones(3, bool))
     state["standing"][1] = False
     outcomes.save()
-    again = Outcomes(path, ABOUT)
+    again = ArrayFile(path, ABOUT)
     state = again.under_way({"name": "square"}, standing=np.ones(3, bool))
     np.testing.assert_array_equal(state["standing"], [True, False, True])
     other = again.under_way({"name": "fab-t"}, standing=np.ones(3, bool))
@@ -60,18 +60,18 @@ def test_attack_under_way_goes_on_from_what_was_saved(path):
 def test_damaged_file_is_named_and_kept(path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"evaluation.npz is damaged: .*begin anew"):
-        Outcomes(path, ABOUT)
+        ArrayFile(path, ABOUT)
     assert path.read_bytes() == content
 
 
 def test_half_of_a_file_is_damaged(path):
-    outcomes = Outcomes(path, ABOUT)
+    outcomes = ArrayFile(path, ABOUT)
     outcomes.arrays["pgd-20"] = np.zeros(10_000, bool)
     outcomes.save()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="damaged"):
-        Outcomes(path, ABOUT)
+        ArrayFile(path, ABOUT)
 
 
 @pytest.mark.parametrize(
@@ -88,20 +88,20 @@ def test_a_damaged_byte_of_a_compressed_file_is_told(path, mark, offset, reason)
     content[content.index(mark) + offset] = 0xFF
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"evaluation.npz is damaged: {reason}"):
-        Outcomes(path, ABOUT)
+        ArrayFile(path, ABOUT)
 
 
 def test_a_file_that_cannot_be_written_is_named(path):
     partial_path(path).symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as raised:
-        Outcomes(path, ABOUT).save()
+        ArrayFile(path, ABOUT).save()
     assert raised.value.filename == str(path)
 
 
 def test_saving_costs_a_small_part_of_the_time(path, monkeypatch):
     clock = iter([0.0, 5.0, 11.0, 11.0, 17.0, 100.0, 132.0, 132.0, 132.5])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    outcomes = Outcomes(path, ABOUT)  # At 0.
+    outcomes = ArrayFile(path, ABOUT)  # At 0.
     outcomes.save_sometimes()  # At 5: too early.
     assert not path.exists()
     outcomes.save_sometimes()  # At 11: saves until 17, next after 120 s more.

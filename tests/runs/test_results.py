@@ -17,12 +17,14 @@ from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
 from freeadv_jax.recipes import digits
 from freeadv_jax.runs.folder import Run
-from freeadv_jax.runs.outcomes import Outcomes
+from freeadv_jax.runs.outcomes import ArrayFile
 from freeadv_jax.runs.results import (
+    ResultsFolder,
     configured_attacks,
-    evaluate,
+    evaluate_and_record,
     evaluate_run,
     logits_functions,
+    record_red_flags,
     table,
 )
 
@@ -62,11 +64,38 @@ def named(name, *, epsilon=0.1, step_size=0.05):
     )
 
 
-def evaluated(folder, *names, labels=SPLIT.labels, seed=0, **fields):
+def evaluated(
+    folder,
+    *names,
+    logits_fn=LOGITS_FN,
+    images=SPLIT.images,
+    labels=SPLIT.labels,
+    seed=0,
+    **fields,
+):
     attacks = [named(name) if isinstance(name, str) else name for name in names]
-    options = {"header": {"training": {"updates": 8}}, "batch_size": 32} | fields
-    return evaluate(
-        LOGITS_FN, SPLIT.images, labels, attacks, folder=folder, seed=seed, **options
+    into = ResultsFolder(folder, {"training": {"updates": 8}})
+    return evaluate_and_record(
+        logits_fn,
+        images,
+        labels,
+        attacks,
+        into=into,
+        seed=seed,
+        **{"batch_size": 32} | fields,
+    )
+
+
+def flagged(folder, *, examples=None, **fields):
+    few = slice(examples)
+    return record_red_flags(
+        LOGITS_FN,
+        SPLIT.images[few],
+        SPLIT.labels[few],
+        into=ResultsFolder(folder),
+        batch_size=32,
+        seed=0,
+        **fields,
     )
 
 
@@ -172,16 +201,10 @@ def test_finished_attacks_are_kept_unless_they_or_the_model_changed(
     assert made == [("PGD", 20)]
     other = {"params": {"steepness": jnp.float32(19.0)}}
     monkeypatch.setitem(VARIABLES, "params", other["params"])
-    rows = evaluate(
-        logits_functions(Brightness())(other),
-        SPLIT.images,
-        WRONG,
-        [named("pgd-30")],
-        folder=tmp_path,
-        header={},
-        batch_size=32,
-        seed=0,
-    )["evaluation"]
+    logits_fn = logits_functions(Brightness())(other)
+    rows = evaluated(tmp_path, "pgd-30", logits_fn=logits_fn, labels=WRONG)[
+        "evaluation"
+    ]
     assert list(rows) == ["pgd-30"]
     assert made == [("PGD", 20), ("PGD", 30)]
 
@@ -216,23 +239,28 @@ def encoded(monkeypatch):
 @pytest.mark.slow
 def test_images_decoded_on_demand_give_the_figures_of_their_pixels(tmp_path, encoded):
     images, decoded = encoded
-    checked = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
+    threat = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
     found = []
     for name, of in (("encoded", images), ("pixels", np.asarray(images))):
         (tmp_path / name).mkdir()
         decoded.clear()
-        results = evaluate(
-            LOGITS_FN,
-            of,
-            SPLIT.labels,
-            [named("natural"), named("pgd-10-x3"), named("cw-20")],
-            folder=tmp_path / name,
-            header={},
-            batch_size=32,
-            seed=0,
+        evaluated(
+            tmp_path / name,
+            "natural",
+            "pgd-10-x3",
+            "cw-20",
+            images=of,
             examples=50,
             keep_images=True,
-            checked=checked,
+        )
+        results = record_red_flags(
+            LOGITS_FN,
+            of[:50],
+            SPLIT.labels[:50],
+            into=ResultsFolder(tmp_path / name),
+            threat=threat,
+            batch_size=32,
+            seed=0,
         )
         assert bool(decoded) == (name == "encoded")
         assert set(decoded) <= set(LEVELS[:50].tolist())
@@ -255,16 +283,14 @@ def test_no_more_images_are_decoded_than_a_batch_holds(tmp_path, encoded, monkey
         return array(self, *arguments, **fields)
 
     monkeypatch.setattr(EncodedImages, "__array__", counted)
-    fields = {"folder": tmp_path, "header": {}, "batch_size": 16, "seed": 0}
-    attacks = [named("pgd-10-x3")]
-    evaluate(LOGITS_FN, images, SPLIT.labels, attacks, **fields)
+    evaluated(tmp_path, "pgd-10-x3", images=images, batch_size=16)
     assert max(together) == 16
     together.clear()
-    evaluate(LOGITS_FN, images, SPLIT.labels, attacks, **fields)
+    evaluated(tmp_path, "pgd-10-x3", images=images, batch_size=16)
     assert sum(together) == 77  # Only for the logits: the attack is known.
     other = EncodedImages.of([b"@", *images.items[1:]], size=4)
     with pytest.raises(InputError, match="are of other images"):
-        evaluate(LOGITS_FN, other, SPLIT.labels, attacks, **fields)
+        evaluated(tmp_path, "pgd-10-x3", images=other, batch_size=16)
     assert sum(together) == 77  # Told apart by their bytes.
 
 
@@ -312,7 +338,7 @@ def cut_when_used_up(looks, monkeypatch):
 
     monkeypatch.setattr(Campaign, "attack", attack_and_cut)
     monkeypatch.setattr(
-        "freeadv_jax.runs.outcomes.Outcomes.save_sometimes", lambda self: self.save()
+        "freeadv_jax.runs.outcomes.ArrayFile.save_sometimes", lambda self: self.save()
     )
 
 
@@ -422,16 +448,7 @@ def test_rows_of_another_model_go_before_anything_of_this_one_is_saved(
     evaluated(tmp_path, "natural", "pgd-20")
     cut_when_used_up([None], monkeypatch)
     with pytest.raises(Cut):
-        evaluate(
-            OTHER_FN,
-            SPLIT.images,
-            SPLIT.labels,
-            [named("pgd-10-x3")],
-            folder=tmp_path,
-            header={},
-            batch_size=32,
-            seed=0,
-        )
+        evaluated(tmp_path, "pgd-10-x3", logits_fn=OTHER_FN)
     assert json.loads((tmp_path / "results.json").read_text())["evaluation"] == {}
 
 
@@ -440,16 +457,17 @@ def test_red_flags_of_another_ball_lie_beside_and_those_of_fewer_images_do_not_c
 ):
     asked = []
 
-    def red_flags(campaign, logits_fn, images, labels, **checked):
-        asked.append((checked["epsilon"], len(images)))
+    def red_flags(campaign, logits_fn, images, labels, **threat):
+        asked.append((threat["epsilon"], len(images)))
         return []
 
     monkeypatch.setattr("freeadv_jax.runs.results.red_flags", red_flags)
     ball = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
-    evaluated(tmp_path, "natural", checked=ball)
+    evaluated(tmp_path, "natural")
+    flagged(tmp_path, threat=ball)
     other = ball | {"epsilon": 0.2}
-    evaluated(tmp_path, "natural", checked=other, flags_name="red_flags@linf-0.2")
-    results = evaluated(tmp_path, "natural", checked=ball, examples=30)
+    flagged(tmp_path, threat=other, name="red_flags@linf-0.2")
+    results = flagged(tmp_path, threat=ball, examples=30)
     assert asked == [(0.1, 77), (0.2, 77)]
     assert results["red_flags"]["epsilon"] == 0.1
     assert results["red_flags"]["examples"] == 77
@@ -506,8 +524,8 @@ def test_killed_between_its_two_files_an_attack_made_anew_has_no_old_row(
         save(self)
         raise Cut
 
-    save = Outcomes.save
-    monkeypatch.setattr(Outcomes, "save", save_and_die)
+    save = ArrayFile.save
+    monkeypatch.setattr(ArrayFile, "save", save_and_die)
     with pytest.raises(Cut):
         evaluated(tmp_path, other)
     monkeypatch.undo()

@@ -1,0 +1,539 @@
+"""Robust accuracy: the share of images a model classifies correctly under each attack.
+
+`robust_accuracy` evaluates any model in one call. `Evaluation` is the part below it that
+takes one attack at a time and can be interrupted: the command works with that.
+"""
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from freeadv_jax.attacks.autoattack import warn_of_few_classes
+from freeadv_jax.attacks.campaign import Campaign, Images
+from freeadv_jax.attacks.checks import (
+    check_images,
+    check_labels,
+    check_logits,
+    num_classes_of,
+)
+from freeadv_jax.attacks.named import NamedAttack, attack_by_name
+from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, Flag
+from freeadv_jax.attacks.red_flags import red_flags as find_red_flags
+from freeadv_jax.errors import InputError
+from freeadv_jax.intervals import wilson
+from freeadv_jax.pixels import unit_range
+from freeadv_jax.progress import Progress
+
+NATURAL = "natural"
+# The row of the images that are robust to every attack with the same norm and epsilon.
+WORST_CASE = "worst-case"
+# Training measures robust accuracy on the validation images with this attack.
+VALIDATION_ATTACK = "pgd-10"
+
+# Called while an attack runs, with the name of the attack or stage, the attempts decided,
+# the attempts in all, and the accuracy so far.
+Watch = Callable[[str, int, int, float], None]
+
+
+@dataclasses.dataclass
+class AttackState:
+    """How far a named attack has come.
+
+    The arrays are changed in place while the attack runs. An attack that is given a saved
+    state continues there.
+
+    robust    bool[n]: the images that no attempt has broken.
+    finished  bool[attempts, n]: the attempts that the current stage has made.
+    counts    int[stages]: robust images after each stage, -1 for unfinished stages.
+    images    f32[n, h, w, c]: the attacked images, or no image where they are not kept.
+    """
+
+    robust: Bool[np.ndarray, " n"]
+    finished: Bool[np.ndarray, "attempts n"]
+    counts: Int[np.ndarray, " stages"]
+    images: Float[np.ndarray, "kept h w c"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What an attack did to each image.
+
+    `robust` bool[n] marks images that are classified correctly and were not broken.
+    `stages` has the number of robust images after each stage of a cascade. `images`
+    f32[n, h, w, c] are the attacked images; the array is empty where they are not kept.
+    """
+
+    attack: NamedAttack
+    robust: Bool[np.ndarray, " n"]
+    stages: dict[str, int]
+    images: Float[np.ndarray, "kept h w c"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A model with labelled images, checked and classified once, to be attacked by name.
+
+    `images` are [n, h, w, c], uint8 or floats in [0, 1]; `labels` are int32[n];
+    `prediction` int[n] is the model's class for each image as it is.
+    """
+
+    campaign: Campaign
+    logits_fn: Callable
+    images: Images
+    labels: Int[np.ndarray, " n"]
+    prediction: Int[np.ndarray, " n"]
+
+    @classmethod
+    def begin(
+        cls,
+        logits_fn: Callable,
+        images: Images,
+        labels: Int[np.ndarray, " n"],
+        attacks: Iterable[NamedAttack],
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> "Evaluation":
+        """Classify the images and return the evaluation.
+
+        Log a warning where one of the `attacks` has no DLR loss for so few classes. Raise
+        InputError for logits that are not finite or are probabilities, and for labels that
+        the model has no class for.
+        """
+        campaign = Campaign(batch_size=batch_size, seed=seed)
+        logits = campaign.logits(logits_fn, images)
+        check_logits(logits)
+        check_labels(labels, logits.shape[1])
+        stages = [stage for attack in attacks for stage in attack.stages]
+        warn_of_few_classes(logits.shape[1], stages)
+        return cls(campaign, logits_fn, images, labels, logits.argmax(axis=-1))
+
+    def start(self, attack: NamedAttack, *, keep_images: bool = False) -> AttackState:
+        """Return the state before the first attempt of `attack`."""
+        attempts = max((stage.attempts for stage in attack.stages.values()), default=0)
+        kept = self.images if keep_images else self.images[:0]
+        return AttackState(
+            robust=self.prediction == self.labels,
+            finished=np.zeros((attempts, len(self.labels)), bool),
+            counts=np.full(len(attack.stages), -1),
+            images=unit_range(np.asarray(kept)),
+        )
+
+    def attack(
+        self,
+        attack: NamedAttack,
+        state: AttackState,
+        *,
+        known: Mapping[str, int] | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        """Run the stages of `attack` that are unfinished in `state`, and update `state`.
+
+        Images that are not robust in `state` are not attacked. `known` has, for each
+        stage, the number of images that are left out because they are already known to be
+        robust to it; counts and accuracies include them.
+        """
+        known = known or {}
+        for number, (name, stage) in enumerate(attack.stages.items()):
+            if state.counts[number] >= 0:
+                continue
+            title = name if name == attack.name else f"{attack.name}: {name}"
+            before = known.get(name, 0)
+            self._stage(stage, title, state, before=before, watch=watch)
+            state.counts[number] = state.robust.sum() + before
+            state.finished[:] = False
+
+    def _stage(self, stage, title, state, *, before, watch):
+        total = stage.attempts * int(state.robust.sum())
+
+        def update(done, robust):
+            state.robust[:] = robust
+            if watch:
+                accuracy = (robust.sum() + before) / len(self.labels)
+                watch(title, done, total, float(accuracy))
+
+        state.robust[:] = self.campaign.attack(
+            stage,
+            self.logits_fn,
+            self.images,
+            self.labels,
+            state.robust,
+            finished=state.finished[: stage.attempts],
+            adversarial=state.images if len(state.images) else None,
+            watch=update,
+        )
+
+
+def evaluate(
+    logits_fn: Callable,
+    images: Images,
+    labels: Int[np.ndarray, " n"],
+    attacks: Iterable[NamedAttack],
+    *,
+    batch_size: int,
+    seed: int,
+    keep_images: bool = False,
+    states: dict[str, AttackState] | None = None,
+    watch: Watch | None = None,
+) -> dict[str, Outcome]:
+    """Return the outcome of each attack by its name.
+
+    `images` are [n, h, w, c], uint8 or floats in [0, 1]; `labels` are int32[n]. The
+    outcome depends on `seed`, not on `batch_size` or the number of devices. `states` holds
+    the state of each attack by name: states that are found there are continued, the others
+    are added. Raise InputError as `Evaluation.begin` does.
+    """
+    attacks = list(attacks)
+    evaluation = Evaluation.begin(
+        logits_fn, images, labels, attacks, batch_size=batch_size, seed=seed
+    )
+    states = {} if states is None else states
+    outcomes = {}
+    for attack in attacks:
+        if attack.name not in states:
+            states[attack.name] = evaluation.start(attack, keep_images=keep_images)
+        state = states[attack.name]
+        evaluation.attack(attack, state, watch=watch)
+        counts = dict(zip(attack.stages, state.counts.tolist()))
+        outcomes[attack.name] = Outcome(attack, state.robust, counts, state.images)
+    return outcomes
+
+
+def accuracy_row(robust: Bool[np.ndarray, " n"]) -> dict:
+    """Return {accuracy, interval, correct, examples}, with the 95 % interval of Wilson."""
+    correct, examples = int(robust.sum()), len(robust)
+    return {
+        "accuracy": correct / examples,
+        "interval": list(wilson(correct, examples)),
+        "correct": correct,
+        "examples": examples,
+    }
+
+
+def worst_case_rows(
+    rows: Mapping[str, dict],
+    robust: Mapping[str, np.ndarray],
+    *,
+    examples: int,
+) -> dict[str, dict]:
+    """Return a worst-case row for each norm and epsilon that has several attacks.
+
+    `rows` and `robust` are by the name of the attack. The row counts the first `examples`
+    images; attacks on fewer images are left out.
+    """
+    attacks: dict[tuple, list[str]] = {}
+    for name, row in rows.items():
+        made = row["attack"]
+        if name in robust and row["examples"] >= examples and made["epsilon"]:
+            threat = name.partition("@")[2], made["norm"], made["epsilon"]
+            attacks.setdefault(threat, []).append(name)
+    worst = {}
+    for (suffix, norm, epsilon), names in attacks.items():
+        if len(names) > 1:
+            left = np.logical_and.reduce([robust[name][:examples] for name in names])
+            attack = {"norm": norm, "epsilon": epsilon, "attacks": names}
+            name = f"{WORST_CASE}@{suffix}" if suffix else WORST_CASE
+            worst[name] = accuracy_row(left) | {"attack": attack}
+    return worst
+
+
+def is_worst_case(name: str) -> bool:
+    """Return whether this is the name of a worst-case row."""
+    return name.partition("@")[0] == WORST_CASE
+
+
+def flags_as_record(flags: Iterable[Flag]) -> dict[str, dict]:
+    """Return, by the name of each flag, {suspicious, text} and its numbers."""
+    return {
+        flag.name: {"suspicious": flag.suspicious, "text": flag.text} | flag.numbers
+        for flag in flags
+    }
+
+
+def flags_as_text(record: Mapping[str, dict]) -> str:
+    """Return a line for each flag: ok or suspicious, its name and its numbers."""
+    return "\n".join(
+        f"{'suspicious' if flag['suspicious'] else 'ok':12}{name}: {flag['text']}"
+        for name, flag in record.items()
+    )
+
+
+def table_text(rows: Mapping[str, dict], flags: Mapping[str, dict]) -> str:
+    """Return the table of accuracies, worst cases last, and the red flags below.
+
+    `rows` are by the name of the attack; `flags` are records of red flags by their title.
+    """
+    ordered = sorted(rows.items(), key=lambda item: is_worst_case(item[0]))
+    width = max(len(name) for name in [*rows, "attack"]) + 2
+    head = f"{'attack':<{width}}{'accuracy':>9}{'95 % interval':>18}"
+    lines = [f"{head}{'correct':>9}{'images':>8}"]
+    for name, row in ordered:
+        low, high = row["interval"]
+        interval = f"{low:.2%} - {high:.2%}"
+        lines.append(
+            f"{name:<{width}}{row['accuracy']:>9.2%}{interval:>18}"
+            f"{row['correct']:>9}{row['examples']:>8}"
+        )
+    if threat := threat_text(rows):
+        lines.insert(0, f"{threat} (natural is the accuracy without an attack):")
+    for title, record in flags.items():
+        lines += ["", f"{title}:", flags_as_text(record)]
+    return "\n".join(lines)
+
+
+def threat_text(rows: Mapping[str, dict]) -> str:
+    """Return the norm and epsilon of a table, such as 'linf epsilon 8/255'.
+
+    Rows of another norm or epsilon have it in their name, behind an @. The text is empty
+    where the table has no other row than natural and those.
+    """
+    threats = {
+        (row["attack"]["norm"], row["attack"]["epsilon"])
+        for name, row in rows.items()
+        if row["attack"]["epsilon"] and "@" not in name
+    }
+    return " or ".join(
+        f"{norm} epsilon {epsilon_text(epsilon)}" for norm, epsilon in sorted(threats)
+    )
+
+
+def epsilon_text(epsilon: float) -> str:
+    """Return a radius as people write it: 0.2, but 8/255."""
+    levels = epsilon * 255
+    if abs(round(epsilon, 3) - epsilon) > 1e-9 and abs(round(levels) - levels) < 1e-6:
+        return f"{round(levels)}/255"
+    return f"{epsilon:.4g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RobustAccuracy:
+    """The result of `robust_accuracy`; `print` shows it as a table.
+
+    rows       by attack: {accuracy, correct, examples, interval, attack}. `interval` is
+               the 95 % interval of Wilson, `attack` the settings, and `stages` the robust
+               images after each attack of a cascade.
+    robust     by attack: bool[n], the images classified correctly and not broken.
+    red_flags  the answers of `freeadv_jax.attacks.red_flags`; empty if not asked for.
+    images     by attack: f32[n, h, w, c], the attacked images; empty if not asked for.
+    """
+
+    rows: dict[str, dict]
+    robust: dict[str, np.ndarray]
+    red_flags: tuple[Flag, ...] = ()
+    images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        flags = {"red flags": flags_as_record(self.red_flags)} if self.red_flags else {}
+        return table_text(self.rows, flags)
+
+
+def robust_accuracy(
+    logits_fn: Callable,
+    images,
+    labels,
+    *,
+    norm: str = "linf",
+    epsilon: float = 8 / 255,
+    attacks: Sequence[str] = (NATURAL, "pgd-20", "autoattack"),
+    step_size: float | None = None,
+    batch_size: int = 200,
+    seed: int = 0,
+    red_flags: bool = True,
+    keep_images: bool = False,
+    progress: bool | Callable[[str], None] = False,
+) -> RobustAccuracy:
+    """Evaluate a model under each of several attacks.
+
+    `logits_fn` maps images f32[b, h, w, c] in [0, 1] to logits [b, k], normalisation
+    included: a function, a `Classifier`, a Flax NNX module in evaluation mode, a bound
+    Flax Linen module, `functools.partial(model.apply, variables, train=False)`, or any
+    callable pytree such as an Equinox module. `images` are [n, h, w, c], uint8 or floats
+    in [0, 1]; `labels` are n classes, of any integer type or a list.
+
+    `attacks` are names as the command `freeadv-evaluate` takes them: natural, fgsm,
+    pgd-<steps>, cw-<steps> and dlr-<steps> (with -x<restarts>), apgd-ce, apgd-dlr, apgd-t,
+    fab-t, square, autoattack (Croce & Hein, ICML 2020) and autoattack-plus. `epsilon` and
+    `step_size` are in [0, 1] pixels, written `8 / 255`; `step_size` is for the numbered
+    attacks, a quarter of epsilon by default. Several attacks add a row `worst-case`: the
+    images that are robust to all of them.
+
+    All devices take part. The result depends on `seed`, not on `batch_size` or devices.
+    `red_flags` looks for signs that the attacks are too weak for this model, on the first
+    200 images (Carlini et al., 2019). `keep_images` returns the attacked images as well.
+    `progress=print` prints a line now and then, as any function of a line does;
+    `progress=True` writes these lines to standard error.
+
+    Raise InputError for images outside [0, 1] or of another shape, labels that are no
+    integers or that the model has no class for, logits that are not [b, k], not finite or
+    probabilities, a model in training mode or with further arguments, an unknown attack
+    or norm, and an epsilon that the norm does not allow.
+    """
+    images, labels = _arrays(images, labels)
+    num_classes = check_model(logits_fn, images[:1])
+    check_labels(labels, num_classes)
+    logits_fn = _function_of_classifier(logits_fn)
+    threat = {
+        "norm": norm,
+        "epsilon": epsilon,
+        "step_size": epsilon / 4 if step_size is None else step_size,
+    }
+    named = named_attacks(attacks, **threat, num_classes=num_classes)
+    write = _to_standard_error if progress is True else progress
+    outcomes = evaluate(
+        logits_fn,
+        images,
+        labels,
+        named,
+        batch_size=batch_size,
+        seed=seed,
+        keep_images=keep_images,
+        watch=ProgressLines(write) if write else None,
+    )
+    robust = {name: outcome.robust for name, outcome in outcomes.items()}
+    rows = {name: outcome_row(outcome, seed) for name, outcome in outcomes.items()}
+    rows |= worst_case_rows(rows, robust, examples=len(labels))
+    for name in filter(is_worst_case, rows):
+        robust[name] = np.logical_and.reduce(
+            [robust[attack] for attack in rows[name]["attack"]["attacks"]]
+        )
+    flags = ()
+    if red_flags:
+        few = slice(CHECKED_IMAGES)
+        campaign = Campaign(batch_size=batch_size, seed=seed)
+        flags = find_red_flags(campaign, logits_fn, images[few], labels[few], **threat)
+    kept = {name: outcome.images for name, outcome in outcomes.items()}
+    return RobustAccuracy(rows, robust, tuple(flags), kept if keep_images else {})
+
+
+def named_attacks(
+    names: str | Iterable[str],
+    *,
+    norm: str,
+    epsilon: float,
+    step_size: float,
+    num_classes: int,
+) -> list[NamedAttack]:
+    """Return the attacks of these names, each once; see `attack_by_name`.
+
+    A string holds names with commas between them. Raise InputError for an unknown name and
+    for no name at all.
+    """
+    names = names.split(",") if isinstance(names, str) else names
+    threat = {"norm": norm, "epsilon": epsilon, "step_size": step_size}
+    attacks = {
+        name: attack_by_name(name, **threat, num_classes=num_classes)
+        for name in (name.strip() for name in names)
+    }
+    if not attacks:
+        raise InputError("attacks is empty: give at least one, such as 'pgd-20'")
+    return list(attacks.values())
+
+
+def outcome_row(outcome: Outcome, seed: int) -> dict:
+    """Return the row of one attack: its figures, its settings and those of its stages."""
+    stages = {"stages": outcome.stages} if len(outcome.stages) > 1 else {}
+    made = {"attack": outcome.attack.record(seed)}
+    return accuracy_row(outcome.robust) | made | stages
+
+
+class ProgressLines:
+    """A `Watch` that hands a line to `write` now and then: attempts, rate and accuracy."""
+
+    def __init__(self, write: Callable[[str], None]):
+        self._write = write
+        self._attack: tuple[str, int] | None = None
+
+    def __call__(self, title: str, done: int, total: int, accuracy: float) -> None:
+        if self._attack != (title, total):
+            self._attack = title, total
+            self._progress = Progress(
+                title, total=total, unit="attempts", write=self._write
+            )
+        self._progress.show(done, accuracy=accuracy)
+
+
+def _to_standard_error(line):
+    sys.stderr.write(f"{line}\n")
+
+
+def check_model(logits_fn: Callable, images) -> int:
+    """Return the number of classes of a model, from its output's shape for `images`.
+
+    Raise InputError unless it is a function of the images alone, in evaluation mode, that
+    returns logits [b, k].
+    """
+    if not callable(logits_fn):
+        raise InputError(
+            f"the model is a {type(logits_fn).__name__}: must be a function from images "
+            "[b, h, w, c] in [0, 1] to logits [b, k]"
+        )
+    if missing := _missing_arguments(logits_fn):
+        raise InputError(
+            f"the model needs {', '.join(missing)} beside the images: must take images "
+            "alone, such as functools.partial(model.apply, variables, train=False)"
+        )
+    _check_mode(logits_fn)
+    return num_classes_of(logits_fn, images)
+
+
+def _missing_arguments(logits_fn):
+    """The arguments without default that a call with images alone leaves open."""
+    try:
+        parameters = inspect.signature(logits_fn).parameters.values()
+    except (TypeError, ValueError):  # Some built-in callables have no signature.
+        return []
+    optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    required = [
+        parameter
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.kind not in optional
+    ]
+    positional = [p for p in required if p.kind is not p.KEYWORD_ONLY]
+    return [p.name for p in required if p not in positional[:1]]
+
+
+def _check_mode(logits_fn):
+    """InputError for a Flax NNX module, or a part of one, in training mode."""
+    nnx = sys.modules.get("flax.nnx")  # Imported by everyone who has such a module.
+    if nnx is None or not isinstance(logits_fn, nnx.Module):
+        return
+    modes = {"deterministic": False, "use_running_average": False}
+    for _, part in nnx.iter_graph(logits_fn):
+        for name, training in modes.items():
+            if getattr(part, name, None) is training:
+                raise InputError(
+                    f"the model is in training mode ({type(part).__name__} has {name} = "
+                    f"{training}): call model.eval() first"
+                )
+
+
+def _function_of_classifier(logits_fn):
+    """The function of a `Classifier`, which unlike it hands over the weights as arguments.
+
+    The class itself belongs to freeadv_jax.weights, a layer that attacks do not know.
+    """
+    if not dataclasses.is_dataclass(logits_fn):
+        return logits_fn
+    fields = {field.name for field in dataclasses.fields(logits_fn)}
+    known = {"logits_fn", "num_classes", "image_shape"} <= fields
+    return logits_fn.logits_fn if known else logits_fn
+
+
+def _arrays(images, labels):
+    """Images and int32 labels as checked arrays of NumPy.
+
+    A set that decodes its images part by part stays as it is.
+    """
+    lazy = isinstance(images, Images) and not isinstance(images, jax.Array)
+    if not (lazy and isinstance(images.dtype, np.dtype)):
+        images = np.asarray(images)
+    labels = np.asarray(labels)
+    if jax.numpy.issubdtype(images.dtype, np.floating):
+        images = unit_range(np.asarray(images))
+    check_images(images, labels, raw=True)
+    return images, labels.astype(np.int32)
