@@ -1,41 +1,122 @@
-"""What the command lines share: whole numbers, and every fault told in one line."""
+"""One style for all command lines: options, help, numbers and one-line errors."""
 
 import argparse
+import pathlib
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 
+from freeadv_jax.config import parse_number
 from freeadv_jax.console import show_library_messages
-from freeadv_jax.errors import InputError, TrainingStoppedError
+from freeadv_jax.errors import InputError, TrainingStoppedError, unknown_choice
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of `python -m MODULE`, explained by its docstring."""
+    """Options of `python -m MODULE`, explained by its docstring.
+
+    `--help` shows the default and the allowed values of each option. An option without
+    a default says in its help text what happens where it is not given. Every mistake
+    raises InputError.
+    """
 
     def __init__(self, module: str, description: str):
+        typed = pathlib.Path(sys.argv[0]).name
+        script = typed.startswith("freeadv-")
         super().__init__(
-            prog=f"python -m {module}",
+            prog=typed if script else f"python -m {module}",
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
 
+    def parse_args(self, args=None, namespace=None):
+        """Return the given options; raise InputError for an unknown one."""
+        given, rest = self.parse_known_args(args, namespace)
+        if rest:
+            raise self.unknown(rest[0])
+        return given
+
+    def unknown(self, argument: str) -> InputError:
+        """Return the error for an argument that no option takes."""
+        if not argument.startswith("-"):
+            return InputError(
+                f"argument {argument!r} is unknown; options begin with --"
+            )
+        # The fields of a configuration would drown the others.
+        options = [
+            option
+            for option in self._option_string_actions
+            if option.startswith("--") and "config." not in option
+        ]
+        return unknown_choice("option", argument.split("=")[0], options)
+
     def error(self, message):
+        """Raise InputError in place of printing the usage."""
         raise InputError(message)
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help texts that name the allowed values and the default of each option."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=28, width=88)
+
+    def _get_default_metavar_for_optional(self, action):
+        return _METAVARS.get(action.type) or super()._get_default_metavar_for_optional(
+            action
+        )
+
+    def _split_lines(self, text, width):
+        # Names such as fgsm-rs stay on one line.
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+    def _get_help_string(self, action):
+        meaning, semicolon, default = action.help.partition("; default: ")
+        parts = [meaning]
+        if action.type in _ALLOWED:
+            parts.append(_ALLOWED[action.type])
+        if action.required:
+            parts.append("required")
+        if semicolon:
+            parts.append(f"default: {default}")
+        elif action.default not in (None, False, argparse.SUPPRESS):
+            default = {True: "yes"}.get(action.default, "%(default)s")
+            parts.append(f"default: {default}")
+        return "; ".join(parts)
+
+
 def count(text: str) -> int:
-    """An argument that is a whole number above 0."""
+    """Return the whole number above 0 that an argument writes."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be {_ALLOWED[count]}")
     return int(text)
 
 
-def run_command(main: Callable[[list[str]], None]) -> None:
-    """`main` of the command line; what is wrong with it ends it with one line.
+def number(text: str) -> float:
+    """Return the number that an argument writes, such as 0.03 or 8/255."""
+    try:
+        return parse_number(text)
+    except ValueError as fault:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be {_ALLOWED[number]}"
+        ) from fault
 
-    SIGTERM ends it with 143, as a shell says it; a training saves first, and takes that
-    for a good end.
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers, with commas between, that an argument writes."""
+    return tuple(map(number, text.split(",")))
+
+
+_ALLOWED = {count: "a whole number above 0", number: "a number, such as 8/255"}
+_METAVARS = {count: "N", number: "NUMBER", numbers: "A,B"}
+
+
+def run_command(main: Callable[[list[str]], None]) -> None:
+    """Call `main` with the command line, and end with one line for an expected error.
+
+    SIGTERM ends the process with status 143, as shells report it. A training saves
+    first and then ends with status 0.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     show_library_messages()
@@ -43,6 +124,6 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         main(sys.argv)
     except (InputError, TrainingStoppedError) as fault:
         sys.exit(f"error: {fault}")
-    except OSError as fault:  # A full disk, say, or a folder in place of a file.
+    except OSError as fault:  # Such as a full disk, or a folder in place of a file.
         said = [part for part in (fault.filename, fault.strerror) if part] or [fault]
         sys.exit(f"error: {': '.join(map(str, said))}")

@@ -552,7 +552,7 @@ def set_from_text(config: ConfigDict, name: str, text: str) -> None:
     """
     try:
         value = _parsed(text.strip(), _BY_NAME[name])
-    except (ValueError, ZeroDivisionError, OverflowError) as fault:
+    except ValueError as fault:
         raise InputError(wrong_type(name, text)) from fault
     group, _, last = name.rpartition(".")
     (config[group] if group else config)[last] = value
@@ -578,12 +578,18 @@ def _parsed(text: str, field: Field):
 
 
 def parse_number(text: str) -> float:
-    """Return the number that a text such as '0.03' or '8/255' writes.
+    """Return the finite number that a text such as '0.03' or '8/255' writes.
 
-    Raise ValueError, ZeroDivisionError or OverflowError for any other text.
+    Raise ValueError for any other text.
     """
     numerator, slash, denominator = text.partition("/")
-    return float(numerator) / float(denominator) if slash else float(text)
+    try:
+        value = float(numerator) / float(denominator) if slash else float(text)
+    except ZeroDivisionError as fault:
+        raise ValueError(f"{text} divides by 0") from fault
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
 
 
 def field_names() -> list[str]:

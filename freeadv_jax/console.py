@@ -9,6 +9,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def warn(line: str) -> None:
+    """Print a warning to standard error."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
 def show_library_messages() -> None:
     """Show what the library logs: information as plain lines, warnings on stderr."""
     logger = logging.getLogger("freeadv_jax")

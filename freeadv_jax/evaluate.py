@@ -13,7 +13,6 @@ off.
 
 import argparse
 import dataclasses
-import fractions
 import pathlib
 import zipfile
 import zlib
@@ -24,7 +23,7 @@ import numpy as np
 from freeadv_jax.attacks.checks import check_images, check_labels
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.threat import NORMS
-from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.command import Parser, count, number, run_command
 from freeadv_jax.config import replays
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.devices.compilation import keep_compiled
@@ -115,40 +114,73 @@ def main(argv):
 
 def _parser():
     parser = Parser("freeadv_jax.evaluate", __doc__)
-    say = parser.add_argument
-    say("--workdir", required=True, help="a run or an exported model")
-    say(
+    add = parser.add_argument
+    add("--workdir", required=True, help="the run folder or the exported model")
+    add(
         "--attacks",
         default="natural,pgd-20,pgd-100,cw-100,autoattack",
-        help="names with commas between",
+        help="names with commas between: natural, fgsm, pgd-, cw- or "
+        "dlr-STEPS[-xRESTARTS], apgd-ce, apgd-dlr, apgd-t, fab-t, square, autoattack, "
+        "autoattack-plus",
     )
-    say("--examples", type=count, help="only the first so many images")
-    say("--norm", choices=NORMS, help="by default that of the training")
-    say("--epsilon", type=_number, help="in [0, 1] pixels, such as 8/255")
-    say("--step_size", type=_number, help="of pgd-, cw- and dlr-; in [0, 1] pixels")
-    say("--checkpoint", choices=("last", "best"), default="last")
-    say("--data", help="where the data set lies, if not where it did in training")
-    say("--images", help="an .npz file to attack in place of the test set")
-    say("--out", help="for the results on --images; by default RUN/<name of FILE>")
-    say("--batch_size", type=count, help="images at a time, over all devices")
-    say("--save_images", action="store_true", help="keep the attacked images as well")
-    say(
+    add(
+        "--examples", type=count, help="evaluate the first so many images; default: all"
+    )
+    add(
+        "--norm",
+        choices=NORMS,
+        help="norm of the threat; default: that of the training",
+    )
+    add(
+        "--epsilon",
+        type=number,
+        help="radius of the threat in [0, 1] pixels; default: that of the training",
+    )
+    add(
+        "--step_size",
+        type=number,
+        help="step of pgd-, cw- and dlr- in [0, 1] pixels; default: that of the run's "
+        "configuration, elsewhere a quarter of epsilon",
+    )
+    add(
+        "--checkpoint",
+        choices=("last", "best"),
+        default="last",
+        help="the newest, or the best by robust validation accuracy",
+    )
+    add(
+        "--data",
+        metavar="DIR",
+        help="the folder of the data set; default: that of the training",
+    )
+    add(
+        "--images",
+        metavar="FILE.npz",
+        help="images to attack; default: the test set of the training",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        help="folder for the results on --images; default: RUN/NAME of FILE.npz",
+    )
+    add(
+        "--batch_size",
+        type=count,
+        help="images attacked at a time, over all devices together; default: that of "
+        "the run's configuration, of an exported model 200",
+    )
+    add(
+        "--save_images",
+        action="store_true",
+        help="keep the attacked images as well; default: no",
+    )
+    add(
         "--red_flags",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="look for signs that the evaluation is too weak",
     )
     return parser
-
-
-def _number(text):
-    """8/255 or 0.03."""
-    try:
-        return float(fractions.Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError) as fault:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: must be a number, such as 8/255"
-        ) from fault
 
 
 def _run(workdir, given):
@@ -261,5 +293,10 @@ def _read_images(path, subject):
     return images, labels.astype(np.int32)
 
 
-if __name__ == "__main__":
+def run():
+    """Run the command, as the console script does."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,24 +1,30 @@
-"""Models carried out of a run, as safetensors and JSON, and in, also from PyTorch.
+"""Write a trained model as safetensors and JSON, from a run or from PyTorch.
 
-    python -m freeadv_jax.export --workdir=RUN --out=DIR [--checkpoint=best]
-    python -m freeadv_jax.export --torch=FILE --model=resnet-50 --num_classes=1000
+    freeadv-export --workdir=RUN --out=DIR [--checkpoint=best]
+    freeadv-export --torch=FILE --model=resnet-50 --num_classes=1000
         --image_shape=224,224,3 --mean=0.485,0.456,0.406 --std=0.229,0.224,0.225
         --out=DIR [--ignore=NAME,...]
 
-FILE is a PyTorch state_dict, .safetensors or what torch.save writes. Tensors that the
-model does not know are refused, apart from those named by --ignore, where * stands for
-any characters. `freeadv_jax.load(DIR)` is the model.
+`python -m freeadv_jax.export` is the same command. FILE is a PyTorch state_dict, as
+.safetensors or as torch.save writes it. A tensor that the model does not know is an error
+unless --ignore names it. `freeadv_jax.load(DIR)` returns the model.
 """
 
-from absl import flags
+import argparse
+
 from flax import traverse_util
 
-from freeadv_jax.command import run_command
+from freeadv_jax.command import Parser, count, numbers, run_command
 from freeadv_jax.config import replays
 from freeadv_jax.errors import InputError
 from freeadv_jax.runs.folder import read_run
 from freeadv_jax.version import __version__
-from freeadv_jax.weights.exported import import_torch, new_folder, write_exported
+from freeadv_jax.weights.exported import (
+    TORCH_MODELS,
+    import_torch,
+    new_folder,
+    write_exported,
+)
 
 _OF_RUN = ("workdir", "checkpoint")
 _OF_TORCH = ("torch", "model", "num_classes", "image_shape", "mean", "std", "ignore")
@@ -26,7 +32,7 @@ _OPTIONAL = ("checkpoint", "ignore")
 
 
 def export_run(workdir, out, *, checkpoint: str = "last") -> None:
-    """Writes the 'last' or 'best' model of a run into the new folder `out`."""
+    """Write the 'last' or 'best' model of a run into the new folder `out`."""
     out = new_folder(out)
     run = read_run(workdir)
     state = run.trained_state(checkpoint)
@@ -50,39 +56,19 @@ def export_run(workdir, out, *, checkpoint: str = "last") -> None:
 
 
 def main(argv):
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return
-    given = _parse(argv)
+    given = _parse(argv[1:])
     if "workdir" in given:
         export_run(**given)
     else:
-        numbers = {
-            "num_classes": _numbers(given, "num_classes", int, 1)[0],
-            "image_shape": _numbers(given, "image_shape", int, 3),
-            "mean": _numbers(given, "mean", float),
-            "std": _numbers(given, "std", float),
-            "ignore": tuple(filter(None, given.get("ignore", "").split(","))),
-        }
-        import_torch(given.pop("torch"), **given | numbers)
+        ignore = tuple(filter(None, given.pop("ignore", "").split(",")))
+        import_torch(given.pop("torch"), **given, ignore=ignore)
     print(f"written to {given['out']}")
 
 
-def _parse(argv):
-    """{flag: text} of what the command line gives, complete for one of the two uses."""
-    values = flags.FlagValues()
-    for name in (*_OF_RUN, *_OF_TORCH, "out"):
-        flags.DEFINE_string(name, None, "", flag_values=values)
-    try:
-        rest = values(argv)[1:]
-    except flags.UnrecognizedFlagError as fault:
-        allowed = ", ".join(f"--{name}" for name in (*_OF_RUN, *_OF_TORCH, "out"))
-        raise InputError(f"{fault}; allowed: {allowed}") from fault
-    except flags.Error as fault:
-        raise InputError(" ".join(str(fault).split())) from fault
-    if rest:
-        raise InputError(f"argument {rest[0]!r} is unknown; flags begin with --")
-    given = {name: text for name, text in values.flag_values_dict().items() if text}
+def _parse(arguments):
+    """Return {option: value} of the command line, complete for one of the two uses."""
+    given = vars(_parser().parse_args(arguments))
+    given = {name: value for name, value in given.items() if value is not None}
     if ("workdir" in given) == ("torch" in given):
         raise InputError("give either --workdir, a run, or --torch, a file of weights")
     fitting = (*(_OF_RUN if "workdir" in given else _OF_TORCH), "out")
@@ -95,19 +81,67 @@ def _parse(argv):
     return given
 
 
-def _numbers(given, flag, kind, count=None):
-    """The numbers, separated by commas, of a flag."""
-    try:
-        numbers = tuple(map(kind, given[flag].split(",")))
-    except ValueError:
-        numbers = ()
-    if not numbers or len(numbers) != (count or len(numbers)):
-        raise InputError(
-            f"--{flag}={given[flag]}: must be {count or 'comma-separated'} "
-            f"{'whole ' if kind is int else ''}number{'' if count == 1 else 's'}"
+def _parser():
+    parser = Parser("freeadv_jax.export", __doc__)
+    add = parser.add_argument
+    add("--out", metavar="DIR", required=True, help="the new folder to write")
+    add("--workdir", metavar="RUN", help="the run folder; default: --torch is given")
+    add(
+        "--checkpoint",
+        choices=("last", "best"),
+        help="the newest, or the best by robust validation accuracy; default: last",
+    )
+    add(
+        "--torch",
+        metavar="FILE",
+        help="the PyTorch weights; default: --workdir is given",
+    )
+    of_torch = "required with --torch; default: none"
+    add(
+        "--model",
+        metavar="NAME",
+        help=f"one of {', '.join(TORCH_MODELS)}; {of_torch}",
+    )
+    add("--num_classes", type=count, metavar="N", help=f"classes; {of_torch}")
+    add(
+        "--image_shape",
+        type=_image_shape,
+        metavar="H,W,C",
+        help=f"height, width and channels of an image; {of_torch}",
+    )
+    add(
+        "--mean",
+        type=numbers,
+        metavar="A,B",
+        help=f"mean of the pixels in [0, 1], one number or one a channel; {of_torch}",
+    )
+    add(
+        "--std",
+        type=numbers,
+        metavar="A,B",
+        help=f"deviation of the pixels, likewise; {of_torch}",
+    )
+    add(
+        "--ignore",
+        metavar="NAME,...",
+        help="tensors to leave out; * stands for any characters; default: none",
+    )
+    return parser
+
+
+def _image_shape(text):
+    sides = text.split(",")
+    if len(sides) != 3 or not all(side.strip().isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be three whole numbers, such as 224,224,3"
         )
-    return numbers
+    return tuple(map(int, sides))
+
+
+def run():
+    """Run the command, as the console script does."""
+    run_command(main)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run()

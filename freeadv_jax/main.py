@@ -1,51 +1,45 @@
-"""The main job: train, evaluate, results.json.
+"""Train a model, evaluate its robustness and write results.json.
 
-    python -m freeadv_jax.main --config=configs/digits_free8.py [--workdir=DIR]
-        [--config.FIELD=VALUE ...]
+    freeadv-train --config=digits_free8 [--workdir=DIR] [--config.FIELD=VALUE ...]
 
-The same command again continues a run that was cut off. With --multihost it is one of
-several processes that train together; where they cannot find each other by their
-cluster, --coordinator=HOST:PORT --num_processes=N --process_id=I say how.
+`python -m freeadv_jax.main` is the same command. The same command again continues a run
+that was cut off. With --multihost the process is one of several that train together;
+where they cannot find each other through their cluster, --coordinator=HOST:PORT,
+--num_processes=N and --process_id=I say how. Numbers may be written 8/255, and lists
+with commas: --config.evaluation.attacks=natural,pgd-20.
 """
 
+import argparse
 import pathlib
-import re
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from freeadv_jax.command import run_command
-from freeadv_jax.config import field_names, unknown_field, validate, wrong_type
-from freeadv_jax.devices.processes import start
+from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.config import (
+    FIELDS,
+    field_names,
+    set_from_text,
+    unknown_field,
+    validate,
+    without_effect,
+)
+from freeadv_jax.config_files import find_config, read_config
+from freeadv_jax.console import warn
+from freeadv_jax.devices.processes import is_first, start
 from freeadv_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
-_MULTIHOST = flags.DEFINE_boolean(
-    "multihost", False, "One of several processes that train together."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of the first process, where no cluster says it."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them, from 0.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run's folder; by default runs/<name of the config file>."
-)
+_METAVARS = {bool: "true|false", int: "N", float: "NUMBER", str: "TEXT", tuple: "A,B"}
 
 
 def main(argv):
-    if {"--help", "-h"} & set(argv):
-        fields = "".join(f"\n    {name}" for name in field_names())
-        print(f"{__doc__}\nFields, explained in freeadv_jax/config.py:{fields}")
-        return
-    config, workdir = _parse(argv)
-    validate(config)
+    config, given = _parse(argv[1:])
     start(
-        multihost=_MULTIHOST.value,
-        coordinator=_COORDINATOR.value,
-        num_processes=_NUM_PROCESSES.value,
-        process_id=_PROCESS_ID.value,
+        multihost=given.multihost,
+        coordinator=given.coordinator,
+        num_processes=given.num_processes,
+        process_id=given.process_id,
     )
+    if (ignored := without_effect(config, given.fields)) and is_first():
+        warn(f"fields without effect: {', '.join(ignored)}")
+    workdir = given.workdir
     # Imported here, so that a mistyped flag is answered at once.
     from freeadv_jax.data.dataset import load_dataset
     from freeadv_jax.devices.compilation import keep_compiled
@@ -82,53 +76,103 @@ def main(argv):
     print(f"written to {run.workdir / 'results.json'}")
 
 
-def _parse(argv):
-    """The configuration and the folder that the command line asks for."""
-    for argument in argv[1:]:
-        field = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if field and field[1] not in field_names():
-            raise InputError(unknown_field(field[1]))
-    try:
-        rest = flags.FLAGS(argv)[1:]
-        config = _CONFIG.value
-        # Why a file could not be read, it says only when something is asked of it.
-        getattr(config, "to_dict", None)
-    except Exception as fault:  # A config file may raise anything.
-        raise InputError(_one_line(fault)) from fault
+def _parse(arguments):
+    """Return the configuration and the options that the command line asks for."""
+    given, rest = (parser := _parser()).parse_known_args(arguments)
     if rest:
-        raise InputError(f"argument {rest[0]!r} is unknown; flags begin with --")
-    if not _CONFIG.present:
-        raise InputError("--config is missing: give a file of configs/")
-    name = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not isinstance(config, ConfigDict):
-        raise InputError(
-            f"{name}: get_config() must return the ConfigDict of base_config(), "
-            f"not {type(config).__name__}"
-        )
-    return config, _WORKDIR.value or pathlib.Path("runs") / pathlib.Path(name).stem
+        kind, dot, field = rest[0].lstrip("-").partition("=")[0].partition(".")
+        if dot and kind in ("config", "noconfig"):
+            raise InputError(unknown_field(field))
+        raise parser.unknown(rest[0])
+    path = find_config(given.config)
+    config = read_config(path)
+    texts = {name: text for name, text in vars(given).items() if name in field_names()}
+    for name, text in texts.items():
+        set_from_text(config, name, text)
+    validate(config)
+    given.fields = list(texts)
+    given.workdir = given.workdir or pathlib.Path("runs") / path.stem
+    return config, given
 
 
-def _one_line(fault):
-    """What was wrong on the command line or, where not there, in the config file."""
-    text = str(fault).strip()
-    if field := re.search(r'[Kk]ey "([\w.]+)" does not exist', text):
-        return unknown_field(field[1])
-    if field := re.match(r"flag --config\.([\w.]+)=(.*?): ", text):
-        return wrong_type(field[1], field[2])
-    if isinstance(fault, flags.UnrecognizedFlagError):
-        return (
-            f"{text}; allowed: --config, --config.FIELD, --workdir, --multihost, "
-            "--coordinator, --num_processes, --process_id"
+def _parser():
+    parser = Parser("freeadv_jax.main", __doc__)
+    parser.usage = "%(prog)s --config=NAME [options] [--config.FIELD=VALUE ...]"
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        metavar="NAME",
+        help="a configuration by name, such as digits_free8, or a file of one",
+    )
+    add("--workdir", metavar="DIR", help="the run folder; default: runs/NAME")
+    add(
+        "--multihost",
+        action="store_true",
+        help="this process is one of several that train together; default: alone",
+    )
+    add(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of the first process; default: found through the cluster",
+    )
+    add(
+        "--num_processes",
+        type=count,
+        metavar="N",
+        help="number of processes; default: found through the cluster",
+    )
+    add(
+        "--process_id",
+        type=_process_id,
+        metavar="I",
+        help="number of this process, from 0; default: found through the cluster",
+    )
+    group = parser.add_argument_group(
+        "fields of the configuration",
+        "The defaults are those of base_config(); a configuration file may set others.",
+    )
+    for field in FIELDS:
+        boolean = {"nargs": "?", "const": "true"} if field.kind is bool else {}
+        # Absent where not given: the default is that of the configuration file.
+        group.add_argument(
+            f"--config.{field.name}",
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            metavar=_METAVARS[field.kind],
+            help=_help_text(field).replace("%", "%%"),
+            **boolean,
         )
-    if reason := re.search(r"\[Errno \d+\] (.*)", text):
-        return f"--config cannot be read: {reason[1]}; give a file of configs/"
-    if text.startswith("flag --config="):
-        return f"the file of --config fails: {text.splitlines()[-1]}"  # A traceback's.
-    if isinstance(fault, flags.Error):
-        return " ".join(text.split())
-    kind = type(fault).__name__
-    return f"the file of --config fails: {kind}: {' '.join(text.split())}"
+        if field.kind is bool:
+            group.add_argument(
+                f"--noconfig.{field.name}",
+                dest=field.name,
+                default=argparse.SUPPRESS,
+                action="store_const",
+                const="false",
+                help=argparse.SUPPRESS,
+            )
+    return parser
+
+
+def _help_text(field):
+    parts = [field.meaning, field.allowed.text]
+    if field.only:
+        parts.append(f"only with {field.only.text}")
+    default = field.default_text or "none"
+    return "; ".join(filter(None, [*parts, f"default: {default}"]))
+
+
+def _process_id(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 0 or more")
+    return int(text)
+
+
+def run():
+    """Run the command, as the console script does."""
+    run_command(main)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run()

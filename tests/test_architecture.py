@@ -46,8 +46,14 @@ def test_only_parallel_calls_pmap():
     assert callers == {"devices/parallel.py"}
 
 
-def test_only_the_command_line_modules_read_flags():
-    assert importers("absl") <= {"main.py", "export.py", "evaluate.py"}
+def test_only_one_module_parses_command_lines():
+    assert not importers("absl")
+    makers = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if "argparse.ArgumentParser" in path.read_text()
+    }
+    assert makers == {"command.py"}
 
 
 def test_only_one_module_knows_pytorch_and_one_safetensors():

@@ -240,7 +240,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_figures(
         (["--norm=l2"], "--epsilon is missing"),
         (["--norm=l1"], "invalid choice: 'l1'"),
         (["--checkpoint=newest"], "invalid choice: 'newest'"),
-        (["--example=5"], "unrecognized arguments: --example=5"),
+        (["--example=5"], "option '--example' is unknown; did you mean '--examples'?"),
         (["--out=here"], "--out goes with --images"),
         (["--images=nowhere.npz"], "nowhere.npz does not exist"),
         (["--step_size=-1"], "above 0"),

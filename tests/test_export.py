@@ -25,7 +25,7 @@ TORCH_FLAGS = {
     "model": "preact-resnet-18",
     "num_classes": "10",
     "image_shape": "32,32,3",
-    "mean": "0.5",
+    "mean": "127.5/255",
     "std": "0.25,0.2,0.25",
 }
 
@@ -231,14 +231,17 @@ def test_the_command_carries_pytorch_weights_in(tmp_path):
         ({"torch": None}, "give either --workdir, a run, or --torch"),
         ({"workdir": "x"}, "give either --workdir, a run, or --torch"),
         ({"checkpoint": "best"}, "--checkpoint does not go with --torch"),
-        ({"num_classes": "ten"}, "--num_classes=ten: must be 1 whole number"),
-        ({"num_classes": "0"}, "num_classes = 0: must be"),
-        ({"image_shape": "32,32"}, "--image_shape=32,32: must be 3 whole numbers"),
+        (
+            {"num_classes": "ten"},
+            "--num_classes: 'ten': must be a whole number above 0",
+        ),
+        ({"num_classes": "0"}, "--num_classes: '0': must be a whole number above 0"),
+        ({"image_shape": "32,32"}, "--image_shape: '32,32': must be three whole"),
         ({"image_shape": "33,33,3"}, "needs sides divisible by 8"),
-        ({"mean": "a,b"}, "--mean=a,b: must be comma-separated numbers"),
+        ({"mean": "a,b"}, "--mean: 'a': must be a number, such as 8/255"),
         ({"mean": "1,2"}, "has 2 numbers; allowed: 1 or one for each of the 3"),
         ({"std": "0"}, "std above 0"),
-        ({"stdd": "1"}, "Unknown command line flag 'stdd'"),
+        ({"stdd": "1"}, "option '--stdd' is unknown; did you mean '--std'?"),
         ({"torch": "/nowhere.safetensors"}, "there is no file /nowhere.safetensors"),
     ],
     ids=str,
@@ -256,8 +259,9 @@ def test_a_bad_flag_is_answered_in_one_line(changes, reason, tmp_path):
     ("arguments", "reason"),
     [
         (["--workdir=/nowhere", "--out=x"], "error: /nowhere holds no run"),
-        (["--workdir"], "error: Missing value for flag --workdir"),
-        (["stray"], "error: argument 'stray' is unknown"),
+        (["--workdir"], "error: argument --workdir: expected one argument"),
+        (["--out=x", "stray"], "error: argument 'stray' is unknown"),
+        (["--workdir=x"], "error: the following arguments are required: --out"),
     ],
 )
 def test_the_command_ends_with_status_one_and_one_line(arguments, reason):

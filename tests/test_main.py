@@ -5,20 +5,20 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
 import freeadv_jax
+from freeadv_jax.config import FIELDS, validate
+from freeadv_jax.config_files import find_config, read_config
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import sole_writer
 from freeadv_jax.main import main
+from freeadv_jax.runs.folder import read_run
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 # Free-8 on digits in two minibatches.
@@ -47,21 +47,8 @@ def get_config():
 
 
 def call(*arguments):
-    """main() as from the command line; leaves flags and signals as they were."""
-    argv = ["main", *map(str, arguments)]
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with mock.patch.object(sys, "argv", argv):
-            main(argv)
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-        # The next config file would be loaded into the module of this one.
-        sys.modules.pop("config_config", None)
-        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-            delattr(flags.FLAGS, name)
-        for name in ("config", "workdir"):
-            flags.FLAGS[name].unparse()
-        flags.FLAGS.unparse_flags()
+    """Call main() as the command line does."""
+    main(["main", *map(str, arguments)])
 
 
 def content(folder):
@@ -110,27 +97,33 @@ def run_copy(finished, tmp_path):
     ("argument", "wrong", "allowed"),
     [
         # The command line itself.
-        ("stray", "'stray'", "flags begin with --"),
-        ("--workdirr=x", "'workdirr'", "workdir"),
-        ("--nosuch=1", "'nosuch'", "allowed: --config"),
+        ("stray", "'stray'", "options begin with --"),
+        ("--workdirr=x", "'--workdirr'", "did you mean '--workdir'"),
+        (
+            "--nosuch=1",
+            "'--nosuch'",
+            "allowed: --help, --config, --workdir, --multihost",
+        ),
+        ("--config.updatez", "'updatez'", "'updates'"),
         ("--config.updatez=1", "'updatez'", "'updates'"),
         ("--config.attack.epsilonn=1", "'attack.epsilonn'", "'attack.epsilon'"),
         ("--config.atack.epsilon=1", "'atack.epsilon'", "'attack.epsilon'"),
         ("--config.attack=1", "'attack'", "did you mean"),
-        ("--config.updates", "--config.updates", "Missing value"),
+        ("--config.updates", "--config.updates", "expected one argument"),
         # Types.
         ("--config.updates=many", "updates = 'many'", "a whole number"),
         ("--config.updates=8.5", "updates = '8.5'", "a whole number"),
         ("--config.attack.epsilon=eight", "epsilon = 'eight'", "a finite number"),
         ("--config.data.flip=perhaps", "data.flip = 'perhaps'", "true or false"),
-        ("--config.model.mean=(1,'a')", "model.mean = (1, 'a')", "(0.0,)"),
-        ("--config.optimizer.turns=half", "turns = ('half',)", "(0.5, 0.75)"),
+        ("--config.model.mean=(1,'a')", "(1,'a')", "such as (0.0,)"),
+        ("--config.attack.epsilon=8/0", "epsilon = '8/0'", "a finite number"),
+        ("--config.optimizer.turns=half", "turns = 'half'", "(0.5, 0.75)"),
         # Numbers.
         ("--config.attack.epsilon=8", "epsilon = 8.0", "8 / 255"),
         ("--config.attack.epsilon=0", "epsilon = 0.0", "above 0"),
         ("--config.attack.epsilon=-0.1", "epsilon = -0.1", "above 0"),
-        ("--config.attack.epsilon=nan", "epsilon = nan", "a finite number"),
-        ("--config.evaluation.step_size=inf", "step_size = inf", "a finite number"),
+        ("--config.attack.epsilon=nan", "epsilon = 'nan'", "a finite number"),
+        ("--config.evaluation.step_size=inf", "step_size = 'inf'", "a finite number"),
         ("--config.attack.replays=0", "attack.replays = 0", "1 or more"),
         ("--config.updates=0", "updates = 0", "1 or more"),
         ("--config.updates=20", "updates = 20", "nearest: 16 or 24"),
@@ -152,6 +145,7 @@ def run_copy(finished, tmp_path):
         ("--config.model.name=resnet-50", "(8, 8, 1)", "sides of at least 32"),
         ("--config.model.mean=(0.1,0.2)", "2 numbers", "each of the 1 channels"),
         ("--config.optimizer.turns=(0.25,0.5)", "(0.25, 0.5)", "one turn"),
+        ("--config.optimizer.schedule=cosine", "(0.5,)", "cosine none: ()"),
     ],
 )
 def test_a_bad_argument_is_named_with_what_is_allowed(
@@ -165,18 +159,18 @@ def test_a_bad_argument_is_named_with_what_is_allowed(
 
 
 def test_no_config_at_all_is_refused():
-    assert refused().startswith("--config is missing")
+    assert refused() == "the following arguments are required: --config"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "No such file"),
+        (None, "there is no such file and no configuration of this name"),
         ("x = (", "SyntaxError: '(' was never closed"),
         ("import nosuchmodule", "ModuleNotFoundError: No module named 'nosuchmodule'"),
         ("def get_config():\n    raise ValueError('it failed')", "it failed"),
         ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
-        ("x = 1", "no attribute 'get_config'"),
+        ("x = 1", "must define a function get_config()"),
         ("def get_config():\n    pass", "get_config() must return the ConfigDict"),
         ("def get_config():\n    return {'a': 1}", "must return the ConfigDict"),
         (
@@ -203,8 +197,59 @@ def test_a_bad_config_file_is_refused(config_file, tmp_path, text, message):
 
 def test_a_missing_config_file_is_named_whatever_follows(tmp_path):
     message = refused(f"--config={tmp_path / 'none.py'}", "--config.updates=8")
-    assert f"No such file or directory: '{tmp_path / 'none.py'}'" in message
-    assert "give a file of configs/" in message
+    assert message.startswith(f"--config={tmp_path / 'none.py'}: there is no such file")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("digits_fre8", "digits_free8"), ("configs/cifar10_fre2.py", "cifar10_free2")],
+)
+def test_an_unknown_config_is_answered_with_the_nearest_names(name, nearest):
+    assert f"did you mean {nearest} or " in refused(f"--config={name}")
+
+
+def test_a_config_is_found_by_path_then_here_then_with_the_package(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    installed = find_config("digits_free8")
+    assert installed == REPOSITORY / "configs/digits_free8.py"
+    own = pathlib.Path("configs/digits_free8.py")
+    own.parent.mkdir()
+    own.write_text(TINY)
+    assert find_config("digits_free8") == own
+    typed = pathlib.Path("digits_free8")
+    typed.write_text(TINY)
+    assert find_config("digits_free8") == typed
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*.py")), ids=str)
+def test_every_config_is_read_by_its_name(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    validate(read_config(find_config(path.stem)))
+
+
+def test_numbers_may_be_fractions_and_lists_have_commas(config_file, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    call(
+        f"--config={config_file}",
+        f"--workdir={workdir}",
+        "--config.attack.epsilon=51/255",
+        "--config.model.mean=127.5/255",
+        "--config.evaluation.attacks=natural,fgsm",
+        "--noconfig.model.sync_batch_norm",
+        "--config.model.remat",
+        "--config.attack.steps=3",
+        "--config.data.image_size=8",
+    )
+    config = read_run(workdir).config
+    assert (config.attack.epsilon, config.model.mean) == (0.2, (0.5,))
+    assert config.evaluation.attacks == ("natural", "fgsm")
+    assert (config.model.sync_batch_norm, config.model.remat) == (False, True)
+    assert capsys.readouterr().err == (
+        "warning: fields without effect: attack.steps (only with method = pgd or "
+        "trades), data.image_size (only with imagenet and folder:PATH)\n"
+    )
 
 
 def cifar10(folder, *, truncated=False, missing=None, label=0):
@@ -435,8 +480,15 @@ def test_the_command_ends_with_one_line_and_status_1(
     assert not (tmp_path / "run").exists()
 
 
-def test_help_explains_the_command_and_names_the_fields(capsys):
-    call("--help")
-    shown = capsys.readouterr().out
-    assert "python -m freeadv_jax.main --config=configs/digits_free8.py" in shown
-    assert "\n    attack.epsilon\n" in shown
+def test_help_shows_each_field_with_default_allowed_values_and_meaning(capsys):
+    with pytest.raises(SystemExit) as ended:
+        call("--help")
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "freeadv-train --config=digits_free8" in shown
+    for field in FIELDS:
+        _, _, text = shown.partition(f" --config.{field.name} ")
+        text = text.partition(" --config.")[0]
+        assert field.meaning in text
+        assert field.allowed.text in text
+        assert f"default: {field.default_text or 'none'}" in text

@@ -60,5 +60,10 @@ def _parser():
     return parser
 
 
-if __name__ == "__main__":
+def run():
+    """Run the command, as the console script does."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    run()
