@@ -141,7 +141,7 @@ def load_folder(
         name=name,
         train=train.take(kept),
         validation=train.take(held),
-        test=test,
+        test=test.shuffled(),
         class_names=class_names,
         image_shape=(image_size, image_size, 3),
         flip=flip,

@@ -75,8 +75,8 @@ class ImageNet:
 
     @functools.cached_property
     def test(self) -> Split:
-        """The 50,000 validation images."""
-        return self._read("validation")
+        """Read the 50,000 validation images, in a fixed random order."""
+        return self._read("validation").shuffled()
 
     def steps_per_pass(self, batch_size: int) -> int:
         """See `Dataset`."""
@@ -173,9 +173,7 @@ class ImageNet:
         try:
             rows = list(examples.as_numpy_iterator())
         except tf.errors.OpError as error:
-            raise InputError(
-                f"{source} cannot be read ({first_line(error)})"
-            ) from error
+            raise InputError(f"{source} cannot be read ({first_line(error)})") from error
         labels = np.array([row["label"] for row in rows], np.int32)
         images = EncodedImages.of(
             [row["image"] for row in rows], size=self.image_size, source=source

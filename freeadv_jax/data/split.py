@@ -18,8 +18,17 @@ class Split:
     labels: Int32[np.ndarray, " n"]
 
     def take(self, indices: np.ndarray) -> "Split":
-        """The images numbered `indices`, in that order."""
+        """Return the images numbered `indices`, in that order."""
         return Split(self.images[indices], self.labels[indices])
+
+    def shuffled(self) -> "Split":
+        """Return the same images in a fixed order that depends on their number alone.
+
+        The first N images then are a sample of all classes, also where files list one
+        class after another. Every test split whose source may be sorted goes through
+        this: folders, ImageNet and the sets of tensorflow-datasets.
+        """
+        return self.take(np.random.default_rng(0).permutation(len(self.labels)))
 
 
 def labelled(

@@ -53,7 +53,7 @@ def read_tfds(name: str, directory: str) -> tuple[Split, Split, tuple[str, ...]]
         )
         for split in _SPLITS
     )
-    return train, test, tuple(label.names)
+    return train, test.shuffled(), tuple(label.names)
 
 
 def _read_whole(tfds, builder, split: str) -> tuple[np.ndarray, np.ndarray]:

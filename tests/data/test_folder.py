@@ -12,6 +12,7 @@ from freeadv_jax.data.dataset import Dataset, load_dataset
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
+from freeadv_jax.runs.outcomes import Outcomes
 
 TRAIN, VAL = 31, 6
 OPTIONS = {
@@ -80,6 +81,37 @@ def test_classes_and_images_are_those_of_the_folders(root):
     assert sorted(found) == list(range(TRAIN, TRAIN + VAL))
     labels = [(number - TRAIN) % 3 for number in found]
     np.testing.assert_array_equal(dataset.test.labels, labels)
+
+
+@pytest.mark.tensorflow
+def test_the_first_test_images_of_a_folder_are_of_all_classes(tf, tmp_path):
+    root = write_folder(tmp_path / "images", train=3, val=120)
+    test = load(root).test
+    counts = np.bincount(test.labels[:40], minlength=3)
+    # A sample of 40 from 3 classes of 40 images: 13.3 on average, deviation 2.4.
+    assert counts.min() >= 6
+    assert sorted(map(str, test.images.items)) == sorted(
+        str(path) for path in (root / "val").glob("*/*")
+    )
+    assert list(test.images.items) == list(load(root).test.images.items)
+    labels = [("cat", "dog", "fox").index(p.parent.name) for p in test.images.items]
+    np.testing.assert_array_equal(test.labels, labels)
+
+
+@pytest.mark.tensorflow
+def test_outcomes_on_the_images_in_the_order_of_their_files_are_refused(root):
+    """Older versions evaluated the files in sorted order: their rows never mix in."""
+    test = load(root).test
+    in_order = EncodedImages.of(sorted(test.images.items), size=32)
+    outcomes = Outcomes(
+        root / "evaluation.npz", {"model": 1, "images": in_order.fingerprint()}
+    )
+    outcomes.arrays["natural"] = np.ones(VAL, bool)
+    outcomes.save()
+    with pytest.raises(InputError, match="evaluation.npz .* of other images"):
+        Outcomes(
+            root / "evaluation.npz", {"model": 1, "images": test.images.fingerprint()}
+        )
 
 
 @pytest.mark.tensorflow

@@ -110,6 +110,11 @@ def test_the_prepared_set_has_every_image_with_its_label(prepared, caplog):
     official = [65, 970, 230, 809, 516, 57, 334, 415, 674, 332]
     expected = [official[number - TRAIN] for number in found]
     np.testing.assert_array_equal(dataset.test.labels, expected)
+    stored = [
+        number_of(image) for image in np.asarray(dataset._read("validation").images)
+    ]
+    order = np.random.default_rng(0).permutation(VAL)
+    assert found == [stored[place] for place in order]
     messages = " ".join(record.getMessage() for record in caplog.records)
     assert "50 images in its part train, all of ImageNet are 1,281,167" in messages
 

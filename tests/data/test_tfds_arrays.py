@@ -52,18 +52,24 @@ def test_a_set_of_tensorflow_datasets_is_loaded_whole(tfds, tmp_path):
     assert loaded.class_names == tuple("0123456789")  # mock_data knows no names
 
 
-def builder_of(tfds, name, features, splits):
-    """Registers the set `name`; example i of split s is {feature: (i + s) * ones}."""
+def builder_of(tfds, name, features, splits, *, sorted_=0):
+    """Register the set `name` of 6 images of one value each, 10 * image + split.
+
+    With `sorted_` it has so many images, kept in the order of their two classes.
+    """
 
     def info(self):
         return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features)
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=bool(sorted_),
         )
 
     def examples(number):
-        for index in range(6):
-            values = {"image": np.full((4, 5, 3), 10 * index + number, np.uint8)}
-            values["label"] = index % 2
+        for index in range(sorted_ or 6):
+            value = index + number if sorted_ else 10 * index + number
+            values = {"image": np.full((4, 5, 3), value, np.uint8)}
+            values["label"] = index // (sorted_ // 2) if sorted_ else index % 2
             yield index, {key: values[key] for key in features}
 
     members = {
@@ -93,6 +99,23 @@ def test_a_prepared_set_keeps_its_images_and_its_class_names(tfds, tmp_path):
         assert sorted(values) == [10 * index + number for index in range(6)]
         assert (part.images == part.images[:, :1, :1, :1]).all()
         np.testing.assert_array_equal(part.labels, values // 10 % 2)
+
+
+@pytest.mark.tensorflow
+def test_the_first_test_images_of_a_set_sorted_by_class_are_of_all_classes(
+    tfds, tmp_path
+):
+    features = {
+        "image": tfds.features.Image(shape=(4, 5, 3), encoding_format="png"),
+        "label": tfds.features.ClassLabel(names=["low", "high"]),
+    }
+    builder_of(tfds, "sorted_by_class", features, ("train", "test"), sorted_=60)
+    test = load_arrays("tfds:sorted_by_class", tmp_path, validation_examples=0).test
+    counts = np.bincount(test.labels[:20], minlength=2)
+    # A sample of 20 from 2 classes of 30 images: 10 on average, deviation 1.8.
+    assert counts.min() >= 5
+    assert sorted(test.images[:, 0, 0, 0]) == list(range(1, 61))
+    np.testing.assert_array_equal(test.labels, test.images[:, 0, 0, 0] > 30)
 
 
 @pytest.mark.tensorflow
