@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import make_threat
 
 # Grid points in one pass of the network.
 _POINTS_A_PASS = 128
@@ -59,7 +59,7 @@ def flatness(
     Qin et al. (NeurIPS 2019): 0 where the loss is linear. Both are the
     best of two ascents from a random start, one for each, so from below.
     """
-    ball = Threat(norm, epsilon)
+    ball = make_threat(norm, epsilon)
 
     def loss(points):
         return cross_entropy(logits_fn(points), labels)

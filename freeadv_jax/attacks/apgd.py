@@ -22,7 +22,7 @@ from freeadv_jax.attacks.attack import (
 )
 from freeadv_jax.attacks.checks import check_call, num_classes_of
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
-from freeadv_jax.attacks.threat import Real, Threat
+from freeadv_jax.attacks.threat import Real, make_threat
 from freeadv_jax.errors import require_choice
 
 GOALS = ("untargeted", "multi-target")
@@ -103,9 +103,9 @@ class APGD:
         return misclassified(logits, labels)
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
-        threat = Threat(self.norm, self.epsilon)
+        threat = make_threat(self.norm, self.epsilon)
         noise = threat.random_start(_keys(batch, 0), batch.images.shape[1:])
-        noise = self.epsilon * _unit(noise, self.norm)
+        noise = self.epsilon * threat.scaled_to_one(noise)
         point = threat.inside(batch.images, batch.images + noise)
         targets = self._targets(logits_fn, batch)
         here, logits = self._look(logits_fn, batch, targets, point, 2)
@@ -143,7 +143,7 @@ class APGD:
 
     def _move(self, batch, state):
         """x^(k+1), from the gradient at x^(k) and the step that led there."""
-        threat = Threat(self.norm, self.epsilon)
+        threat = make_threat(self.norm, self.epsilon)
         x, x_old = state.here.point, state.previous
         eta = state.step_size[:, None, None, None]
         first = (batch.iteration == 0)[:, None, None, None]
@@ -251,10 +251,3 @@ def _keys(batch, number):
     """A key for each image and use: 0 the noise, 1 the targets, then evaluations."""
     number = jnp.broadcast_to(number, batch.keys.shape)
     return jax.vmap(jax.random.fold_in)(batch.keys, number)
-
-
-def _unit(noise, norm):
-    """The perturbations scaled to norm 1, each."""
-    order = {"linf": jnp.inf, "l2": 2}[norm]
-    sizes = jnp.linalg.norm(noise.reshape(len(noise), -1), order, axis=-1)
-    return noise / sizes[:, None, None, None]

@@ -3,18 +3,18 @@
 import jax
 import numpy as np
 
-from freeadv_jax.attacks.threat import Real, Threat
+from freeadv_jax.attacks.threat import Real, make_threat
 from freeadv_jax.errors import InputError
 
 
 def check_threat(norm: str, epsilon: Real) -> None:
     """InputError unless there is such a ball and it holds more than one point."""
-    Threat(norm, epsilon)
+    threat = make_threat(norm, epsilon)
     if isinstance(epsilon, jax.core.Tracer):
         return
-    most = 1 if norm == "linf" else np.inf
-    if not 0 < epsilon <= most:
-        limit = "0 to 1" if norm == "linf" else "above 0"
+    if not 0 < epsilon <= threat.largest_epsilon:
+        most = threat.largest_epsilon
+        limit = f"0 to {most:g}" if np.isfinite(most) else "above 0"
         raise InputError(
             f"epsilon = {epsilon}: must be above 0, in [0, 1] pixels ({limit} for "
             f"{norm}): eight of 255 levels are 8 / 255"

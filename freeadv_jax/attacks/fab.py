@@ -21,14 +21,11 @@ from freeadv_jax.attacks.attack import (
 )
 from freeadv_jax.attacks.checks import check_call, num_classes_of
 from freeadv_jax.attacks.losses import targeted_margin
-from freeadv_jax.attacks.threat import Real
+from freeadv_jax.attacks.threat import NORMS, Real, make_threat
 from freeadv_jax.errors import require_choice
 
 GOALS = ("multi-target", "untargeted")
 
-# Newton's climbs of a projection: 3 to 6 are usual, 19 were the most in trials with
-# all but 0.01 % of the room used up.
-_MOST_CLIMBS = 50
 # What a gradient or slope is at least where it is divided by.
 _TINY = 1e-30
 # What a step is at least where two are weighed against each other.
@@ -85,7 +82,8 @@ class FAB:
         The paper takes half of the smaller of epsilon and the least distance so far,
         which for an image still standing is epsilon.
         """
-        noise = _noise(batch.keys, batch.images.shape[1:], self.norm)
+        threat = make_threat(self.norm, self.epsilon)
+        noise = threat.random_direction(batch.keys, batch.images.shape[1:])
         random = jnp.clip(batch.images + 0.5 * self.epsilon * noise, 0, 1)
         point = where(batch.attempt // self._targets > 0, random, batch.images)
         targets = batch.labels
@@ -95,16 +93,17 @@ class FAB:
         return State(batch.images, jnp.zeros(len(point), bool), point, targets)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
+        threat = make_threat(self.norm, self.epsilon)
         f, w = self._boundary(logits_fn, batch, state)
         clean, point, w = _flat(batch.images), _flat(state.point), _flat(w)
 
         # b - w.x without b, whose float32 would swallow a small f.
-        d1 = project_onto_hyperplane(point, w, -f, norm=self.norm)
+        d1 = threat.project_onto_hyperplane(point, w, -f)
         need = -f - jnp.sum(w * (clean - point), axis=-1)
-        d2 = project_onto_hyperplane(clean, w, need, norm=self.norm)
+        d2 = threat.project_onto_hyperplane(clean, w, need)
 
-        size1 = jnp.maximum(_size(d1, self.norm), _LEAST_STEP)
-        size2 = jnp.maximum(_size(d2, self.norm), _LEAST_STEP)
+        size1 = jnp.maximum(threat.size(d1), _LEAST_STEP)
+        size2 = jnp.maximum(threat.size(d2), _LEAST_STEP)
         alpha = jnp.minimum(size1 / (size1 + size2), self.alpha_max)[:, None]
         ahead = (1 - alpha) * (point + self.overshoot * d1)
         biased = ahead + alpha * (clean + self.overshoot * d2)
@@ -112,7 +111,7 @@ class FAB:
 
         new = point.reshape(batch.images.shape)
         wrong = self.success(logits_fn(new), batch.labels)
-        broken = wrong & (_size(point - clean, self.norm) <= self.epsilon)
+        broken = wrong & (threat.size(point - clean) <= self.epsilon)
         back = batch.images + self.backward * (new - batch.images)
         adversarial = where(broken, new, batch.images)
         return State(adversarial, broken, where(wrong, back, new), state.targets)
@@ -120,7 +119,9 @@ class FAB:
     def _boundary(self, logits_fn, batch, state):
         """f and w: the margin z_t - z_y at the point and its gradient."""
         if self.goal == "untargeted":
-            return _nearest_boundary(logits_fn, batch.labels, state.point, self.norm)
+            return _nearest_boundary(
+                logits_fn, batch.labels, state.point, NORMS[self.norm]
+            )
 
         def objective(point):
             logits = logits_fn(point)
@@ -154,48 +155,7 @@ def fab(
     return run_attack(attack, logits_fn, images, labels, seed=seed)
 
 
-def project_onto_hyperplane(
-    points: Float[Array, "b n"],
-    w: Float[Array, "b n"],
-    need: Float[Array, " b"],
-    *,
-    norm: str,
-) -> Float[Array, "b n"]:
-    """The smallest d in the norm with w . d = need and points + d in [0, 1].
-
-    Where there is none, all the room in the direction of the hyperplane. Pixel i moves
-    min(level, reach_i), for L2 times |w_i|, with one level for all, at which the sum of
-    cost_i * min(level, reach_i) is |need|. That sum is concave in the level, so that
-    Newton's method from 0 climbs to the root and never past it: no sort is needed.
-    """
-    scale = jnp.max(jnp.abs(w), axis=-1, keepdims=True)
-    scale = jnp.where(scale > 0, scale, 1.0)
-    slant, need = jnp.abs(w) / scale, need[:, None] / scale
-    direction = jnp.sign(w) * jnp.sign(need)
-    room = jnp.where(direction > 0, 1 - points, points)
-    pace = jnp.ones_like(slant) if norm == "linf" else slant
-    cost = slant * pace
-    reach = room / jnp.maximum(pace, _TINY)
-    highest = jnp.max(reach, axis=-1, keepdims=True)
-
-    def climb(carry):
-        climbs, _, level = carry
-        found = jnp.sum(cost * jnp.minimum(level, reach), axis=-1, keepdims=True)
-        slope = jnp.sum(jnp.where(reach > level, cost, 0.0), axis=-1, keepdims=True)
-        missing = jnp.maximum(jnp.abs(need) - found, 0)
-        higher = level + missing / jnp.maximum(slope, _TINY)
-        return climbs + 1, level, jnp.minimum(higher, highest)
-
-    def unfinished(carry):
-        climbs, before, level = carry
-        return (climbs < _MOST_CLIMBS) & jnp.any(level > before)
-
-    ground = jnp.zeros_like(highest)
-    _, _, level = jax.lax.while_loop(unfinished, climb, climb((0, ground, ground)))
-    return direction * pace * jnp.minimum(level, reach)
-
-
-def _nearest_boundary(logits_fn, labels, point, norm):
+def _nearest_boundary(logits_fn, labels, point, kind):
     """f and w of the class other than the label with least |f| / dual norm of w."""
     logits, pullback = jax.vjp(logits_fn, point)
     classes = logits.shape[-1]
@@ -207,7 +167,7 @@ def _nearest_boundary(logits_fn, labels, point, norm):
         towards = one_hot((labels + offset) % classes) - one_hot(labels)
         f = jnp.sum(towards * logits, axis=-1)
         (w,) = pullback(towards)
-        distance = jnp.abs(f) / (_dual_size(_flat(w), norm) + _TINY)
+        distance = jnp.abs(f) / (kind.dual_size(w) + _TINY)
         return where(distance < best[0], (distance, f, w), best)
 
     # One class after another: the gradients of all would not fit in memory.
@@ -217,23 +177,5 @@ def _nearest_boundary(logits_fn, labels, point, norm):
     return f, w
 
 
-def _noise(keys, image_shape, norm):
-    """A random perturbation of size 1 for each image, from that image's own key."""
-    draw = jax.random.uniform if norm == "linf" else jax.random.normal
-    bounds = {"minval": -1.0, "maxval": 1.0} if norm == "linf" else {}
-    noise = jax.vmap(lambda key: draw(key, image_shape, **bounds))(keys)
-    return noise / _size(_flat(noise), norm)[:, None, None, None]
-
-
 def _flat(images):
     return images.reshape(len(images), -1)
-
-
-def _size(delta, norm):
-    order = {"linf": jnp.inf, "l2": 2}[norm]
-    return jnp.linalg.norm(delta, order, axis=-1)
-
-
-def _dual_size(w, norm):
-    order = {"linf": 1, "l2": 2}[norm]
-    return jnp.linalg.norm(w, order, axis=-1)

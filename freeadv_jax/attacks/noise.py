@@ -6,14 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from freeadv_jax.attacks.attack import Batch, Count, misclassified, where
 from freeadv_jax.attacks.losses import margin
-from freeadv_jax.attacks.threat import Real, Threat
-
-# In L-inf a draw is of cells of so many pixels a side.
-_CELLS = (1, 2, 4)
+from freeadv_jax.attacks.threat import Real, make_threat
 
 
 class State(NamedTuple):
@@ -50,26 +47,11 @@ class Noise:
         return State(batch.images, jnp.zeros(batch.labels.shape, bool), nothing)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
-        threat = Threat(self.norm, self.epsilon)
+        threat = make_threat(self.norm, self.epsilon)
         keys = jax.vmap(jax.random.fold_in)(batch.keys, batch.iteration)
-        if self.norm == "linf":
-            noise = self.epsilon * jax.vmap(_corner, (0, 0, None))(
-                keys, batch.iteration, batch.images.shape[1:]
-            )
-        else:
-            noise = threat.random_start(keys, batch.images.shape[1:])
+        noise = threat.wide_noise(keys, batch.iteration, batch.images.shape[1:])
         points = threat.inside(batch.images, batch.images + noise)
         logits = logits_fn(points)
         broken = self.success(logits, batch.labels)
         loss = margin(logits, batch.labels)
         return where(broken | (loss > state.loss), State(points, broken, loss), state)
-
-
-def _corner(
-    key: Key[Array, ""], iteration: Count, shape: tuple[int, int, int]
-) -> Float[Array, "h w c"]:
-    """A corner of the cube [-1, 1], constant over cells of the size that is next."""
-    cell = jnp.asarray(_CELLS)[iteration % len(_CELLS)]
-    signs = jax.random.rademacher(key, shape, jnp.float32)
-    rows, columns = (jnp.arange(side) // cell for side in shape[:2])
-    return signs[rows][:, columns]

@@ -22,7 +22,7 @@ from freeadv_jax.attacks.attack import (
 )
 from freeadv_jax.attacks.checks import check_call, num_classes_of
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
-from freeadv_jax.attacks.threat import Real, Threat
+from freeadv_jax.attacks.threat import Real, Threat, make_threat
 from freeadv_jax.errors import require_choice
 
 GOALS = ("untargeted", "least-likely", "random-target", "multi-target", "given-target")
@@ -70,7 +70,7 @@ class PGD:
         return ~wrong if self.goal == "given-target" else wrong
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
-        threat = Threat(self.norm, self.epsilon)
+        threat = make_threat(self.norm, self.epsilon)
         noise = threat.random_start(batch.keys, batch.images.shape[1:])
         start = batch.images + jnp.where(self.random_start, noise, 0)
         point = threat.inside(batch.images, start)
@@ -80,7 +80,7 @@ class PGD:
         return State(point, broken, loss, point, gradient, targets)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
-        threat = Threat(self.norm, self.epsilon)
+        threat = make_threat(self.norm, self.epsilon)
         point = state.point + self.step_size * threat.direction(state.gradient)
         point = threat.inside(batch.images, point)
         loss, success, gradient = self._look(logits_fn, batch, state.targets, point)

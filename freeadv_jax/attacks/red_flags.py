@@ -16,6 +16,7 @@ from freeadv_jax.attacks.checks import is_probabilities
 from freeadv_jax.attacks.noise import Noise
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.attacks.square import Square
+from freeadv_jax.attacks.threat import NORMS
 
 # Enough to look on.
 CHECKED_IMAGES = 200
@@ -76,8 +77,7 @@ def red_flags(
     right = logits.argmax(axis=-1) == labels
     threat = {"norm": norm, "epsilon": epsilon}
     pgd = functools.partial(PGD, **threat, steps=STEPS, step_size=step_size)
-    # The radius of a ball that holds all images, whichever its centre.
-    largest = 1.0 if norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
+    largest = NORMS[norm].box_radius(images.shape[1:])
 
     def attack(attack, of=right, **options):
         """Which of the images withstand, bool[n]."""

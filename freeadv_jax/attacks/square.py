@@ -21,7 +21,7 @@ from freeadv_jax.attacks.attack import (
 )
 from freeadv_jax.attacks.checks import check_call
 from freeadv_jax.attacks.losses import margin
-from freeadv_jax.attacks.threat import Real, Threat
+from freeadv_jax.attacks.threat import Real, make_threat
 
 Image = Float[Array, "h w c"]
 
@@ -89,7 +89,7 @@ class Square:
 
     def _query(self, logits_fn, batch, points):
         """The points within ball and box, whether they succeed, and their margins."""
-        points = Threat(self.norm, self.epsilon).inside(batch.images, points)
+        points = make_threat(self.norm, self.epsilon).inside(batch.images, points)
         logits = logits_fn(points)
         broken = self.success(logits, batch.labels)
         return points, broken, margin(logits, batch.labels)

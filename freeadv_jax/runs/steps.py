@@ -8,7 +8,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from freeadv_jax import config as fields
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import make_threat
 from freeadv_jax.devices import parallel
 from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.training.free import free_train_step
@@ -55,10 +55,10 @@ def make_train_steps(config: ConfigDict, *, model, tx):
         "axis_name": parallel.AXIS,
     }
     adversarial = common | {
-        "threat": Threat(attack.norm, attack.epsilon),
+        "threat": make_threat(attack.norm, attack.epsilon),
         "step_size": attack.step_size,
     }
-    natural = common | {"threat": Threat(attack.norm, 0.0), "step_size": 0.0}
+    natural = common | {"threat": make_threat(attack.norm, 0.0), "step_size": 0.0}
     partial = functools.partial
     methods = {
         "natural": partial(free_train_step, **natural, replays=1),

@@ -7,7 +7,7 @@ import pytest
 
 from freeadv_jax.analysis.flatness import flatness, loss_grid, random_direction
 from freeadv_jax.attacks.losses import cross_entropy
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Linf
 from freeadv_jax.runs.load import load
 
 IMAGES = np.random.default_rng(0).uniform(0.3, 0.7, (4, 4, 4, 2)).astype(np.float32)
@@ -93,7 +93,7 @@ def test_worst_point_is_inside_ball_and_box_and_as_high_as_said(trained_pair):
     keys = jax.random.split(jax.random.key(1), 6)
     found = flatness(model.logits_fn, images, labels, keys, norm="linf", epsilon=0.2)
     points = images + found["worst"]
-    inside = Threat("linf", 0.2).inside(images, points)
+    inside = Linf(0.2).inside(images, points)
     np.testing.assert_allclose(points, inside, atol=1e-6)
     risen = cross_entropy(model(points), labels) - cross_entropy(model(images), labels)
     assert (found["rise"] >= risen - 1e-4).all()

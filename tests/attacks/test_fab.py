@@ -7,7 +7,8 @@ import pytest
 import scipy.optimize
 
 from freeadv_jax.attacks.attack import Batch, run_attack
-from freeadv_jax.attacks.fab import FAB, fab, project_onto_hyperplane
+from freeadv_jax.attacks.fab import FAB, fab
+from freeadv_jax.attacks.threat import L2, NORMS, Linf
 from freeadv_jax.errors import InputError
 
 SHAPE = (5, 3, 2)
@@ -90,9 +91,7 @@ def planes():
 
 def test_linf_projection_is_the_linear_programs():
     points, w, need = planes()
-    found = np.asarray(
-        project_onto_hyperplane(*map(jnp.float32, planes()), norm="linf")
-    )
+    found = np.asarray(Linf.project_onto_hyperplane(*map(jnp.float32, planes())))
     reached = 0
     for x, w_i, need_i, d in zip(points, w, need, found, strict=True):
         # Variables d and the bound on |d|, which is to be least.
@@ -119,7 +118,7 @@ def test_linf_projection_is_the_linear_programs():
 
 def test_l2_projection_is_the_quadratic_programs():
     points, w, need = planes()
-    found = np.asarray(project_onto_hyperplane(*map(jnp.float32, planes()), norm="l2"))
+    found = np.asarray(L2.project_onto_hyperplane(*map(jnp.float32, planes())))
     reached = 0
     for x, w_i, need_i, d in zip(points, w, need, found, strict=True):
         room = np.where(w_i * need_i > 0, 1 - x, x)
@@ -156,7 +155,7 @@ def test_projection_holds_for_gradients_of_any_scale_in_float32(norm, scale):
     room = np.where(w > 0, 1 - points, points)
     need = np.linspace(0.01, 0.999, 8) * (np.abs(w) * room).sum(-1)
     scaled = map(jnp.float32, (points, w * scale, need * scale))
-    found = project_onto_hyperplane(*scaled, norm=norm)
+    found = NORMS[norm].project_onto_hyperplane(*scaled)
     wanted = [project_by_bisection(*each, norm) for each in zip(points, w, need)]
     np.testing.assert_allclose(found, wanted, atol=1e-3)
     reached = (np.asarray(found, np.float64) * w).sum(-1)
@@ -167,7 +166,8 @@ def test_projection_holds_for_gradients_of_any_scale_in_float32(norm, scale):
 def test_projection_without_slope_need_or_room_does_not_move(norm):
     points = jnp.array([[0.3, 0.6], [0.3, 0.6], [1.0, 0.0]])
     w = jnp.array([[0.0, 0.0], [1.0, -2.0], [1.0, -2.0]])
-    d = project_onto_hyperplane(points, w, jnp.array([1.0, 0.0, 1.0]), norm=norm)
+    need = jnp.array([1.0, 0.0, 1.0])
+    d = NORMS[norm].project_onto_hyperplane(points, w, need)
     np.testing.assert_array_equal(d, 0)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from freeadv_jax.attacks.attack import run_attack
 from freeadv_jax.attacks.pgd import PGD, fgsm, pgd, projected_ascent
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Linf, make_threat
 from freeadv_jax.errors import InputError
 
 IMAGES = jax.random.uniform(jax.random.key(0), (4, 5, 3, 2))
@@ -23,7 +23,7 @@ def test_linear_objective_is_driven_to_its_maximum_in_ball_and_box(start):
         objective,
         IMAGES,
         jnp.full_like(IMAGES, start),
-        threat=Threat("linf", 0.1),
+        threat=Linf(0.1),
         steps=10,
         step_size=0.04,
     )
@@ -36,7 +36,7 @@ def test_result_is_within_ball_and_box_to_one_ulp(norm, epsilon):
     def wild(images):
         return jnp.sin(37 * images).sum((1, 2, 3))
 
-    threat = Threat(norm, epsilon)
+    threat = make_threat(norm, epsilon)
     start = threat.random_start(jax.random.split(jax.random.key(2), 4), (5, 3, 2))
     adversarial = projected_ascent(
         wild, IMAGES, start, threat=threat, steps=9, step_size=epsilon
@@ -54,7 +54,7 @@ def test_no_step_gives_the_start_clipped_to_the_box():
         objective,
         IMAGES,
         jnp.full_like(IMAGES, 0.3),
-        threat=Threat("linf", 0.3),
+        threat=Linf(0.3),
         steps=0,
         step_size=0.1,
     )

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import L2, Linf, make_threat
 from freeadv_jax.errors import InputError
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -16,7 +16,7 @@ def norms(delta, norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_projection_shortens_what_is_outside_and_keeps_what_is_inside(norm):
-    threat = Threat(norm, 0.5)
+    threat = make_threat(norm, 0.5)
     outside = 3 * jax.random.normal(jax.random.key(1), (4, 5, 6, 3))
     np.testing.assert_allclose(norms(threat.project(outside), norm), 0.5, rtol=1e-6)
     inside = outside * 0.001
@@ -26,30 +26,30 @@ def test_projection_shortens_what_is_outside_and_keeps_what_is_inside(norm):
 def test_linf_step_goes_by_the_sign_and_stays_where_there_is_no_gradient():
     gradient = jnp.array([[3.0, -1e-20, 0.0]])
     delta = jnp.array([[0.1, 0.1, 0.1]])
-    moved = Threat("linf", 0.25).ascend(delta, gradient, 0.2)
+    moved = Linf(0.25).ascend(delta, gradient, 0.2)
     np.testing.assert_allclose(moved, [[0.25, -0.1, 0.1]], atol=1e-7)
 
 
 def test_l2_step_goes_along_the_gradient_whatever_its_length():
     gradient = jnp.array([[3.0, 4.0], [3e-6, 4e-6], [0.0, 0.0]])
-    moved = Threat("l2", 1.0).ascend(jnp.zeros((3, 2)), gradient, 0.5)
+    moved = L2(1.0).ascend(jnp.zeros((3, 2)), gradient, 0.5)
     np.testing.assert_allclose(moved, [[0.3, 0.4], [0.3, 0.4], [0, 0]], rtol=1e-5)
 
 
 def test_l2_step_is_projected_radially():
     delta, gradient = jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 0.0]])
-    moved = Threat("l2", 1.0).ascend(delta, gradient, 1.0)
+    moved = L2(1.0).ascend(delta, gradient, 1.0)
     np.testing.assert_allclose(moved, [[0.5**0.5, 0.5**0.5]], rtol=1e-6)
 
 
 def test_epsilon_zero_never_uses_the_gradient():
     delta = jnp.zeros((1, 2))
-    assert Threat("linf", 0.0).ascend(delta, jnp.full((1, 2), jnp.nan), 1.0) is delta
+    assert Linf(0.0).ascend(delta, jnp.full((1, 2), jnp.nan), 1.0) is delta
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_random_start_is_inside_fills_the_ball_and_depends_on_its_key_alone(norm):
-    threat = Threat(norm, 0.3)
+    threat = make_threat(norm, 0.3)
     keys = jax.random.split(jax.random.key(2), 2000)
     start = threat.random_start(keys, (1, 2, 1))
     radii = norms(start, norm)
@@ -61,4 +61,4 @@ def test_random_start_is_inside_fills_the_ball_and_depends_on_its_key_alone(norm
 
 def test_unknown_norm_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match=r"'l1' is unknown; allowed: .*linf.*l2"):
-        Threat("l1", 0.1)
+        make_threat("l1", 0.1)

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.contender import configured_run
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Linf
 from freeadv_jax.config import base_config
 from freeadv_jax.runs.folder import Run
 from freeadv_jax.runs.results import logits_functions
@@ -180,7 +180,7 @@ def our_replay(run, batch, state, *, straight_through=False):
         free_train_step,
         model=run.model(),
         tx=run.optimizer(),
-        threat=Threat("linf", BALL["epsilon"]),
+        threat=Linf(BALL["epsilon"]),
         step_size=BALL["step_size"],
         replays=1,
         straight_through=straight_through,
@@ -246,7 +246,7 @@ def test_natural_update_in_pytorch_has_the_same_gradients():
     run, batch, state = trained_on("wrn-10-1", "natural", pixels=8, batch_size=16)
     learner, torch_batch, before = in_pytorch(run, batch, state)
     natural_step(learner, torch_batch)
-    natural = {"threat": Threat("linf", 0.0), "step_size": 0.0, "replays": 1}
+    natural = {"threat": Linf(0.0), "step_size": 0.0, "replays": 1}
     step = functools.partial(
         free_train_step, model=run.model(), tx=run.optimizer(), **natural
     )
@@ -260,7 +260,7 @@ def test_pgd_update_in_pytorch_has_the_same_gradients():
 
     run, batch, state = trained_on("wrn-10-1", "3-pgd", pixels=8, batch_size=16)
     learner, torch_batch, before = in_pytorch(run, batch, state)
-    threat = Threat("linf", 8 / 255)
+    threat = Linf(8 / 255)
     start = threat.random_start(state.attack_keys(), run.image_shape)
     options = {"step_size": 2 / 255, "steps": 3}
     theirs = pgd_step(learner, torch_batch, to_torch(start), epsilon=8 / 255, **options)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import L2, Linf
 from freeadv_jax.devices import parallel
 from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
@@ -18,7 +18,7 @@ from freeadv_jax.training.pgd import pgd_train_step
 from freeadv_jax.training.state import create_state
 from freeadv_jax.training.trades import trades_train_step
 
-LINF, L2 = Threat("linf", 8 / 255), Threat("l2", 0.5)
+LINF, L2 = Linf(8 / 255), L2(0.5)
 METHODS = {
     "free": partial(free_train_step, threat=LINF, step_size=8 / 255, replays=2),
     "free, random start": partial(

@@ -10,7 +10,7 @@ import pytest
 from jax.interpreters import partial_eval
 from linear_model import Linear
 
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import L2, Linf, make_threat
 from freeadv_jax.models.conv import Conv
 from freeadv_jax.training.free import free_train_step
 from freeadv_jax.training.optim import sgd
@@ -50,7 +50,7 @@ def test_weights_are_averaged_after_every_update(batch, make_state):
             free_train_step,
             model=Linear(),
             tx=optax.sgd(0.1),
-            threat=Threat("linf", EPSILON),
+            threat=Linf(EPSILON),
             step_size=EPSILON,
             average_decay=0.99,
         )
@@ -87,7 +87,7 @@ def test_step_agrees_with_a_numpy_oracle_in_float64(batch, make_state):
             batch | {"label": jnp.array(labels, int)},
             model=model,
             tx=tx,
-            threat=Threat("linf", EPSILON),
+            threat=Linf(EPSILON),
             step_size=EPSILON,
             replays=4,
         )
@@ -116,7 +116,7 @@ def test_four_replays_are_four_steps_of_one_replay_to_the_bit(norm, batch, make_
         free_train_step,
         model=Linear(),
         tx=optax.sgd(0.1, 0.9),
-        threat=Threat(norm, EPSILON),
+        threat=make_threat(norm, EPSILON),
         step_size=EPSILON,
     )
     start = make_state(tx=optax.sgd(0.1, 0.9))
@@ -140,7 +140,7 @@ def test_epsilon_zero_and_one_replay_is_plain_sgd(batch, make_state):
         batch,
         model=Linear(),
         tx=optax.sgd(0.1),
-        threat=Threat("linf", 0.0),
+        threat=Linf(0.0),
         step_size=0.0,
         replays=1,
     )
@@ -183,7 +183,7 @@ def test_free_costs_one_convolution_more_than_natural(
         free_train_step,
         model=model,
         tx=optax.sgd(0.1),
-        threat=Threat("linf", epsilon),
+        threat=Linf(epsilon),
         step_size=epsilon,
         replays=4,
     )
@@ -203,7 +203,7 @@ def test_a_pixel_pushed_out_of_the_box_is_stuck_unless_straight_through(
             batch,
             model=Linear(),
             tx=optax.sgd(0.1),
-            threat=Threat("linf", EPSILON),
+            threat=Linf(EPSILON),
             step_size=EPSILON,
             replays=1,
             straight_through=straight_through,
@@ -220,7 +220,7 @@ def test_a_pixel_pushed_out_of_the_box_is_stuck_unless_straight_through(
 def test_a_start_of_its_own_takes_the_place_of_what_was_carried(
     start, batch, make_state
 ):
-    threat = Threat("linf", EPSILON)
+    threat = Linf(EPSILON)
     step = partial(
         free_train_step,
         model=Linear(),
@@ -249,7 +249,7 @@ def test_l2_delta_stays_in_its_ball_and_reaches_its_edge(batch, make_state):
         batch,
         model=Linear(),
         tx=optax.sgd(0.1),
-        threat=Threat("l2", 0.5),
+        threat=L2(0.5),
         step_size=0.5,
         replays=3,
     )

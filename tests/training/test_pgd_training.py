@@ -8,7 +8,7 @@ import pytest
 from linear_model import Linear
 from test_free import softmax
 
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Linf
 from freeadv_jax.models.small_cnn import SmallCNN
 from freeadv_jax.training.free import free_train_step
 from freeadv_jax.training.pgd import pgd_train_step
@@ -20,7 +20,7 @@ EPSILON = 0.1
 def test_step_is_sgd_on_images_attacked_as_numpy_attacks_them(steps, batch, make_state):
     """One step of 1.25 epsilon is FGSM-RS."""
     step_size = 1.25 * EPSILON if steps == 1 else EPSILON / 4
-    threat, state = Threat("linf", EPSILON), make_state()
+    threat, state = Linf(EPSILON), make_state()
     after, _ = pgd_train_step(
         state,
         batch,
@@ -51,12 +51,10 @@ def test_inner_attack_leaves_the_running_averages_alone(batch, make_state):
     state = make_state(model)
     options = {"model": model, "tx": optax.sgd(0.1)}
     free = partial(
-        free_train_step, **options, threat=Threat("linf", 0.0), step_size=0.0, replays=1
+        free_train_step, **options, threat=Linf(0.0), step_size=0.0, replays=1
     )
     # Too small a ball to change the images, and so the averages, visibly.
-    pgd = partial(
-        pgd_train_step, **options, threat=Threat("linf", 1e-7), step_size=1e-7, steps=7
-    )
+    pgd = partial(pgd_train_step, **options, threat=Linf(1e-7), step_size=1e-7, steps=7)
     plain, attacked = (jax.jit(step)(state, batch)[0] for step in (free, pgd))
     moved = jax.tree.map(
         lambda a, b: float(abs(a - b).max()), plain.batch_stats, state.batch_stats
@@ -80,7 +78,7 @@ def test_inner_attack_uses_the_statistics_of_its_batch(batch, make_state):
             batch,
             model=model,
             tx=optax.sgd(0.1),
-            threat=Threat("linf", EPSILON),
+            threat=Linf(EPSILON),
             step_size=EPSILON / 4,
             steps=steps,
         )[1]["loss"]
@@ -94,7 +92,7 @@ def test_inner_attack_uses_the_statistics_of_its_batch(batch, make_state):
 
 
 def test_random_start_is_new_each_step_and_for_each_image(make_state):
-    threat = Threat("linf", EPSILON)
+    threat = Linf(EPSILON)
     first, second = (
         np.array(
             threat.random_start(

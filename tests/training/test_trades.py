@@ -5,7 +5,7 @@ import optax
 from linear_model import Linear
 from test_free import softmax
 
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Linf
 from freeadv_jax.models.small_cnn import SmallCNN
 from freeadv_jax.training.trades import trades_train_step
 
@@ -18,7 +18,7 @@ def step(state, batch, *, beta, model=None, steps=10):
         batch,
         model=model or Linear(),
         tx=optax.sgd(0.1),
-        threat=Threat("linf", EPSILON),
+        threat=Linf(EPSILON),
         step_size=EPSILON / 4,
         steps=steps,
         beta=beta,
