@@ -1,8 +1,8 @@
-"""The figures of the README and docs/, written from the records in benchmarks/results.
+"""Write the figures of the README and of docs/ from the records in benchmarks/results.
 
     python -m benchmarks.readme
 
-renews what stands between `<!-- NAME -->` and `<!-- end -->`, for each NAME of BLOCKS.
+replaces the text between `<!-- NAME -->` and `<!-- end -->`, for each NAME of BLOCKS.
 """
 
 import itertools
@@ -29,11 +29,7 @@ from freeadv_jax.attacks.robustness import WORST_CASE
 from freeadv_jax.files import read_json
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = (
-    ROOT / "README.md",
-    ROOT / "docs" / "ablation.md",
-    ROOT / "docs" / "performance.md",
-)
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- (\w+) -->.*?<!-- end -->", re.DOTALL)
 # The records of benchmarks.training, by block.
