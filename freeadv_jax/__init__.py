@@ -1,17 +1,23 @@
 """Adversarial training at the price of natural training, in JAX and Flax."""
 
+import importlib
+
 from freeadv_jax.version import __version__
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "robust_accuracy"]
+
+# Imported when somebody asks for them: JAX, Flax and Orbax take seconds to import.
+_MODULES = {
+    "load": "freeadv_jax.runs.load",
+    "robust_accuracy": "freeadv_jax.attacks.robustness",
+}
 
 
-def load(workdir, *, checkpoint: str = "last"):
-    """The trained model of a run folder: images in [0, 1] to logits.
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
-    See `freeadv_jax.weights.classifier.Classifier` for its shapes. `checkpoint` is 'last' or 'best'
-    (by robust validation accuracy). InputError where the folder holds no such model.
-    """
-    # Orbax takes a second to import, which `import freeadv_jax` need not cost.
-    from freeadv_jax.runs import load as loading
 
-    return loading.load(workdir, checkpoint=checkpoint)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

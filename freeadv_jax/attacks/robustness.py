@@ -461,7 +461,7 @@ def _to_standard_error(line):
     sys.stderr.write(f"{line}\n")
 
 
-def check_model(logits_fn: Callable, images) -> int:
+def check_model(logits_fn, images) -> int:
     """Return the number of classes of a model, from its output's shape for `images`.
 
     Raise InputError unless it is a function of the images alone, in evaluation mode, that
