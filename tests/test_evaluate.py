@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import ROOT, environment, tiny_config
 
+import freeadv_jax
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.errors import InputError
 from freeadv_jax.evaluate import main
 from freeadv_jax.export import export_run
 from freeadv_jax.files import sole_writer
-from freeadv_jax.runs.folder import open_run
+from freeadv_jax.runs.folder import open_run, read_run
 from freeadv_jax.runs.results import evaluate_run
 from freeadv_jax.runs.train import train
 
@@ -54,6 +56,10 @@ def outcomes(folder, name="evaluation"):
         return dict(file)
 
 
+def read_variables(folder):
+    return read_run(folder).trained_state("last").variables
+
+
 def content(folder):
     return {
         path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
@@ -75,6 +81,40 @@ def test_rows_are_added_to_those_of_the_training(run, capsys):
     assert "95 % interval" in shown
     assert "programs compiled" in shown
     assert f"{row['accuracy']:.2%}" in shown
+
+
+def test_command_says_first_what_it_does_and_over_the_table_within_which_epsilon(
+    run, capsys
+):
+    call(f"--workdir={run}", "--attacks=natural", "--examples=48", "--epsilon=8/255")
+    first, *lines = capsys.readouterr().out.splitlines()
+    size = sum(array.size for array in jax.tree.leaves(read_variables(run)["params"]))
+    assert first == (
+        f"evaluating small-cnn-bn ({size:,} parameters, Free-2 on digits with linf "
+        "epsilon 0.2, update 128) on 48 images within linf epsilon 8/255, on 8 cpu devices"
+    )
+    assert "linf epsilon 0.2 (natural is the accuracy without an attack):" in lines
+
+
+def test_library_call_gives_the_rows_and_the_table_of_the_command(run, capsys):
+    names = "natural,pgd-20,cw-5"
+    call(f"--workdir={run}", f"--attacks={names}", "--examples=48")
+    printed = capsys.readouterr().out
+    config = results(run)["config"]
+    result = freeadv_jax.robust_accuracy(
+        freeadv_jax.load(run),
+        DIGITS.test.images[:48],
+        DIGITS.test.labels[:48],
+        epsilon=config["attack"]["epsilon"],
+        step_size=config["evaluation"]["step_size"],
+        seed=config["seed"],
+        attacks=names,
+        red_flags=False,
+    )
+    assert result.rows == results(run)["evaluation"]
+    assert str(result) in printed
+    for name in names.split(","):
+        np.testing.assert_array_equal(result.robust[name], outcomes(run)[name])
 
 
 def test_other_ball_gets_rows_of_its_own_name(run):

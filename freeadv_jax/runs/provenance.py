@@ -1,4 +1,4 @@
-"""What a result says of how it came about."""
+"""Record how a result came about: versions, devices and commit."""
 
 import functools
 import importlib.metadata
@@ -23,7 +23,7 @@ _PACKAGES = (
 
 
 def environment() -> dict:
-    """Versions, devices and commit."""
+    """Return the versions, devices and commit that made a result, for results.json."""
     return {
         "versions": {
             "python": platform.python_version(),
@@ -36,6 +36,12 @@ def environment() -> dict:
         "cpu_count": os.cpu_count(),
         "commit": _commit(),
     }
+
+
+def devices_text() -> str:
+    """Return the number and kind of devices, such as '8 cpu devices'."""
+    count, kind = jax.device_count(), jax.devices()[0].device_kind
+    return f"{count} {kind} device{'s' * (count > 1)}"
 
 
 def _version(package):
@@ -51,7 +57,7 @@ def _commit():
     here = ["git", "-C", source.parent]
     git = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
     try:
-        # An installed copy may lie inside somebody else's checkout: not its commit.
+        # An installed copy may lie in another checkout, whose commit is not its own.
         git([*here, "ls-files", "--error-unmatch", source.name])
         described = git(
             [*here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -1,0 +1,167 @@
+"""A trained model on disk, opened to be evaluated: a run folder or an exported folder."""
+
+import dataclasses
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from freeadv_jax.attacks.checks import check_images, check_labels
+from freeadv_jax.attacks.robustness import epsilon_text
+from freeadv_jax.config import replays
+from freeadv_jax.data.dataset import load_dataset
+from freeadv_jax.errors import InputError
+from freeadv_jax.files import local_path, read_json
+from freeadv_jax.runs.folder import read_run
+from freeadv_jax.runs.load import load
+from freeadv_jax.runs.results import logits_functions
+from freeadv_jax.training.methods import METHODS
+from freeadv_jax.weights.exported import EXPORTED
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A trained model with the threat it was trained for and its test set.
+
+    `logits_fn` maps images f32[b, h, w, c] in [0, 1] to logits f32[b, num_classes];
+    `image_shape` is (h, w, c). `title` says in a few words which model it is. `threat` is
+    {norm, epsilon} in [0, 1] pixels, or None where it is unknown. `test_set()` returns the
+    test images and labels; an exported model has none. `header` is for results.json.
+    """
+
+    logits_fn: Callable
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    title: str
+    threat: dict | None
+    step_size: float | None
+    test_set: Callable | None
+    header: dict
+    batch_size: int = 200
+    seed: int = 0
+
+
+def open_trained_model(
+    workdir, *, checkpoint: str = "last", data: str | None = None
+) -> TrainedModel:
+    """Return the model of a run folder or of an exported folder.
+
+    `checkpoint` is 'last' or 'best', by robust validation accuracy. `data` is the folder
+    of the data set, if it has moved since the training. Raise InputError where the folder
+    holds no such model.
+    """
+    folder = local_path(workdir)
+    if (folder / EXPORTED).exists():
+        return _open_exported(folder, checkpoint)
+    return _open_run(folder, checkpoint, data)
+
+
+def _open_run(folder, checkpoint, data):
+    run = read_run(folder)
+    config = run.config
+    state = run.trained_state(checkpoint)
+
+    def test_set():
+        given = config.data.to_dict()
+        dataset = load_dataset(**given | {"dir": data or given["dir"]})
+        run.require_classes(dataset.class_names)
+        return dataset.test.images, dataset.test.labels
+
+    updates = int(state.step) * replays(config)
+    results = folder / "results.json"
+    training = read_json(results).get("training") if results.exists() else None
+    # The training time of another checkpoint is unknown.
+    if not training or training["updates"] != updates:
+        training = {"updates": updates}
+    threat = {"norm": config.attack.norm, "epsilon": config.attack.epsilon}
+    method = METHODS[config.method].title(config.attack)
+    return TrainedModel(
+        logits_fn=logits_functions(run.model())(state.variables),
+        num_classes=run.num_classes,
+        image_shape=run.image_shape,
+        title=f"{config.model.name} ({_size(state.variables)} parameters, {method} on "
+        f"{config.data.name} with {_text(threat)}, update {updates:,})",
+        threat=threat,
+        step_size=config.evaluation.step_size,
+        test_set=test_set,
+        header={"config": config.to_dict(), "training": training},
+        batch_size=config.evaluation.batch_size,
+        seed=config.seed,
+    )
+
+
+def _open_exported(folder, checkpoint):
+    classifier = load(folder, checkpoint=checkpoint)
+    description = read_json(folder / EXPORTED)
+    threat = description.get("threat")
+    trained = f", trained with {_text(threat)}" if threat else ""
+    size = _size(classifier.logits_fn)
+    return TrainedModel(
+        logits_fn=classifier.logits_fn,
+        num_classes=classifier.num_classes,
+        image_shape=classifier.image_shape,
+        title=f"{description['model']} ({size} parameters, exported{trained})",
+        threat=threat,
+        step_size=None,
+        test_set=None,
+        header={"model": description},
+    )
+
+
+def _text(threat):
+    return f"{threat['norm']} epsilon {epsilon_text(threat['epsilon'])}"
+
+
+def _size(variables):
+    """The number of trained parameters, without BatchNorm's running averages."""
+    paths = jax.tree_util.tree_leaves_with_path(variables)
+    return format(
+        sum(
+            array.size
+            for path, array in paths
+            if not any(getattr(key, "key", None) == "batch_stats" for key in path)
+        ),
+        ",",
+    )
+
+
+def read_images(
+    path: pathlib.Path, model: TrainedModel
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the user's images [n, h, w, c] and labels [n] of an .npz file.
+
+    The images are uint8, or floats in [0, 1]. Raise InputError where the file cannot be
+    read, where it lacks `images` or `labels`, and where they do not fit the model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file["images"], file["labels"]
+    except FileNotFoundError as fault:
+        raise InputError(f"{path} does not exist") from fault
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        TypeError,  # The file is no archive but a single array.
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as fault:
+        reason = " ".join(str(fault).split())
+        raise InputError(
+            f"{path} must be an .npz file with images and labels: {reason}"
+        ) from fault
+    if images.shape[1:] != model.image_shape:
+        raise InputError(
+            f"{path}: images of shape {images.shape}, the model takes "
+            f"[n, {', '.join(map(str, model.image_shape))}]"
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32)
+    check_images(images, labels, raw=True)
+    check_labels(labels, model.num_classes)
+    return images, labels.astype(np.int32)
