@@ -143,7 +143,7 @@ def check_program(module, arguments):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_name_existing_modules_options_extras_and_files(page):
-    scripts = PROJECT.get("scripts", {})
+    scripts = PROJECT["scripts"]
     for words in commands(page):
         if words[:2] == ["python", "-m"] and words[2] not in ("venv", "pytest"):
             check_program(words[2], words[3:])
@@ -152,7 +152,7 @@ def test_commands_name_existing_modules_options_extras_and_files(page):
         elif words[:2] == ["pip", "install"]:
             for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
                 assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
-        elif words[0].startswith("launch/"):
+        elif words[0].startswith(("launch/", "freeadv-")):
             assert (ROOT / words[0]).is_file(), words
 
 
