@@ -1,8 +1,14 @@
 """Adversarial training at the price of natural training, in JAX and Flax."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from freeadv_jax.version import __version__
+
+# Type checkers and the documentation read these imports, and do not run the code below.
+if TYPE_CHECKING:
+    from freeadv_jax.attacks.robustness import robust_accuracy
+    from freeadv_jax.runs.load import load
 
 __all__ = ["__version__", "load", "robust_accuracy"]
 
