@@ -53,7 +53,7 @@ TRAINING = {
         "training_avx512_small_cnn_mnist",
     ),
 }
-# Those of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
+# The records of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
 CONVOLUTIONS = ("convolutions_avx2", "convolutions_avx512")
 NETWORKS_CONVOLUTIONS = (
     "convolutions_avx512_32",
@@ -63,7 +63,8 @@ NETWORKS_CONVOLUTIONS = (
 )
 PROFILES = ("profile", "profile_resnet_50", "profile_128")
 STEP_CHANGES = ("step_changes", "step_changes_128")
-# The records of benchmarks.ablation, and the attacks to show; gains are in the last.
+# The records of benchmarks.ablation, and the attacks to show. Gains are measured under the
+# last attack.
 ABLATIONS = {
     "ablation": ("natural", WORST_CASE),
     "ablation_test": ("natural", "pgd-20", "autoattack"),
@@ -99,7 +100,10 @@ _NAMES = {
 
 
 def rendered(text: str) -> str:
-    """`text` with every block as the records say; KeyError for an unknown name."""
+    """Return `text` with the figures of the records in every block.
+
+    Raise KeyError for a block of an unknown name.
+    """
     return _BLOCK.sub(
         lambda block: f"<!-- {block[1]} -->{BLOCKS[block[1]]()}<!-- end -->", text
     )
@@ -150,7 +154,10 @@ def _digits():
 
 
 def _reproduced(record):
-    """Ours above the published, row by row; what is missing is said to be."""
+    """Return our figures above the published ones, row by row.
+
+    A row without a record reads "not yet run".
+    """
     heads = ["training", *map(_NAMES.get, ATTACKS), "minutes"]
     rows = []
     for name, title in sorted(TABLES["cifar10"].items(), key=_by_strength):
@@ -168,7 +175,7 @@ def _reproduced(record):
 
 
 def _by_strength(item):
-    """Natural training, Free-m by m, K-PGD."""
+    """Sort natural training first, then Free-m by m, then K-PGD."""
     title = item[1]
     kind = ("natural", "Free", "7").index(title.split("-")[0])
     return kind, int(title.split("-")[1]) if kind == 1 else 0
@@ -202,7 +209,7 @@ def _milliseconds(row):
 
 
 def _measured(setting):
-    """The network, its images where they are not CIFAR-10's or ImageNet's, and the rest."""
+    """Return network, precision and batch; also the images, unless CIFAR-10 or ImageNet."""
     network = _on_images(setting["network"], setting["images"])
     return f"{network}, {setting['dtype']}, {setting['batch']}"
 
@@ -235,7 +242,7 @@ def _training(records):
 
 
 def _against_pytorch():
-    """PyTorch's time for an update of Free-8 over ours, by network and instructions."""
+    """Return PyTorch's time for an update of Free-8 divided by ours."""
     columns = {
         heading: {
             _measured(result["setting"]): ratio
@@ -263,7 +270,7 @@ def _against_pytorch():
 
 
 def _reference_style():
-    """The time of an update of Free-8 in the reference code's style, over ours."""
+    """Return the time of an update in the style of the reference code, divided by ours."""
     return ", ".join(
         f"{ratio:.2f} ({result['setting']['network']})"
         for name in itertools.chain(*TRAINING.values())
@@ -273,7 +280,7 @@ def _reference_style():
 
 
 def _waiting():
-    """The largest share of the time that any of the trainings waited for batches."""
+    """Return the largest share of its time that any training waited for batches."""
     shares = (
         sides["ours"]["input_wait_fraction"]
         for name in itertools.chain(*TRAINING.values())
@@ -284,7 +291,7 @@ def _waiting():
 
 
 def _both(sides, said):
-    """Ours and, where it was run, PyTorch's."""
+    """Return our figure and, where PyTorch was run, PyTorch's."""
     return " / ".join(said(sides[who]) for who in ("ours", "pytorch") if who in sides)
 
 
@@ -313,7 +320,7 @@ def _convolutions(name):
 
 
 def _convolutions_of_networks():
-    """What all convolutions of a network take, one after the other, ours and PyTorch's."""
+    """Return the time of all convolutions of a network in turn, ours and PyTorch's."""
     rows = []
     for record in map(results, NETWORKS_CONVOLUTIONS):
         for network, layers in record["networks"].items():
@@ -342,7 +349,7 @@ def _convolutions_of_networks():
 
 
 def _channels_first():
-    """The rate with channels first over that with channels last, by pass: the median."""
+    """Return the median rate with channels first over that with channels last, by pass."""
     said = []
     for which, title in _PASSES.items():
         shares = (
@@ -354,7 +361,7 @@ def _channels_first():
 
 
 def _profile():
-    """Kinds in rows, networks in columns, with the time of an update in the heads."""
+    """Return kinds in rows and networks in columns, with the time of an update on top."""
     records = map(results, PROFILES)
     columns = {
         f"{name}, {record['batch']}, {_milliseconds(row)}": row["shares"]
@@ -385,7 +392,7 @@ def _changes():
 
 
 def _on_h100():
-    """What an update moves, and what the rest would be with each variant."""
+    """Return the bytes that an update moves, and the bytes of the rest in each variant."""
     record = results("accelerators_h100")
     found = {}
     for row in record["rows"]:
@@ -417,7 +424,7 @@ def _gigabytes(kind):
 
 
 def _beside(name):
-    """Convolutions beside a byte of the gradients, on the most chips."""
+    """Return how many convolutions run beside the all-reduces, on the most chips."""
     rows = results("accelerators_h100")["rows"]
     chips = max(row["devices"] for row in rows)
     return ", ".join(
@@ -438,7 +445,7 @@ def _on_v5e():
 
 
 def _gathered():
-    """What the variant costs on MNIST's size and on digits, relative to the step."""
+    """Return the cost of the variant on MNIST's size and on digits, relative to the step."""
     shares = []
     for images in ("mnist", "digits"):
         (rows,) = results(f"step_changes_small_cnn_{images}").values()
@@ -447,13 +454,13 @@ def _gathered():
 
 
 def _of_resnet_50(variant):
-    """What the variant costs ResNet-50, relative to the step."""
+    """Return the cost of the variant for ResNet-50, relative to the step."""
     (rows,) = results("step_changes_resnet_50").values()
     return f"{rows[variant]['/ as it is']:.2f}"
 
 
 def _at_128(variant):
-    """What the variant costs the small networks with BatchNorm, relative to the step."""
+    """Return the cost of the variant for small networks with BatchNorm, relative to the step."""
     return ", ".join(
         f"{rows[variant]['/ as it is']:.2f} ({name.split(',')[0]})"
         for name, rows in results("step_changes_small").items()
@@ -470,7 +477,7 @@ def _gain(figure):
 
 
 def _gains(name):
-    """A row for each variant, and what it gains in the last column's attack."""
+    """Return a row for each variant, with its gain under the attack of the last column."""
     record, attacks = results(name), ABLATIONS[name]
     images = "test images" if record["part"] == "test" else "held-out images"
     rows = [
@@ -486,7 +493,7 @@ def _gains(name):
 
 
 def _random_start():
-    """What it adds to four replays, seed by seed."""
+    """Return the gain of a random start over four replays alone, seed by seed."""
     record = results("ablation_6000_random_start")["variants"]
     names = ("four replays, random start", "four replays")
     values = (record[name]["accuracy"]["apgd-t"]["values"] for name in names)

@@ -1,4 +1,4 @@
-"""The checker of annotations in the tests: an int is a float, as PEP 484 has it."""
+"""The checker of annotations in the tests: an int counts as a float, as in PEP 484."""
 
 from beartype import BeartypeConf, beartype
 

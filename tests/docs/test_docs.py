@@ -1,4 +1,4 @@
-"""The examples in docs/: small enough, and of the committed measurements."""
+"""The pictures and the report in docs/: their size, and the figures of the records."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""launch/colab.ipynb: as it lies in git, and what it shows when it is run."""
+"""launch/colab.ipynb: its form in git, and the output of its cells."""
 
 import base64
 import json
@@ -25,15 +25,15 @@ def test_notebook_in_git_is_valid_and_holds_no_outputs():
     assert "widgets" not in NOTEBOOK.metadata
 
 
-def test_every_configuration_it_names_exists():
+def test_every_configuration_named_exists():
     named = re.findall(r"configs/\w+\.py", "\n".join(cell.source for cell in CODE))
     assert len(named) == 3
     for path in named:
         assert (ROOT / path).exists(), path
 
 
-def test_it_holds_no_algorithm_only_commands_and_drawing():
-    """It neither touches JAX, nor anything below the commands but what reads a run."""
+def test_the_notebook_holds_no_algorithm():
+    """The notebook uses neither JAX nor the package, except to read a run and its data."""
     imported = re.findall(
         r"^(?:import|from) (\S+)", "\n".join(cell.source for cell in CODE), re.MULTILINE
     )
@@ -45,13 +45,13 @@ def test_it_holds_no_algorithm_only_commands_and_drawing():
 
 
 @pytest.mark.slow
-def test_its_quick_path_shows_that_free_8_stands_what_natural_training_does_not(
+def test_its_quick_path_shows_that_free_8_is_robust_and_natural_training_is_not(
     tmp_path, monkeypatch
 ):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     pytest.importorskip("matplotlib")
-    # The kernel and the commands it calls: this package, on one device.
+    # The kernel and its commands use this package, on one device.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("XLA_FLAGS", "")
     notebook = nbformat.read(PATH, as_version=4)
@@ -80,7 +80,7 @@ def test_its_quick_path_shows_that_free_8_stands_what_natural_training_does_not(
         for attack, row in rows[name].items():
             assert f" {attack} " in table
             assert f"**{100 * row['accuracy']:.1f}** " in table
-        # The pictures are of what the attack counted.
+        # The pictures show the images that the attack counted.
         said = evaluation(f"runs/{name}/attacked")["natural"]["correct"]
         assert said == rows[name]["pgd-20"]["correct"]
         assert rows[name]["natural"]["accuracy"] > 0.95

@@ -64,7 +64,7 @@ def test_every_block_has_its_place_and_is_filled(name):
     assert re.search(r"\d", block)
 
 
-def test_no_block_within_a_sentence_begins_a_line():
+def test_a_block_within_a_sentence_begins_no_line():
     """Markdown takes the rest of such a line for HTML."""
     for line in "".join(path.read_text() for path in DOCUMENTS).splitlines():
         if line.startswith("<!--"):

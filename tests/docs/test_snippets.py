@@ -22,9 +22,9 @@ PAGES = [
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# A block that begins with the first line goes on from the block before it; one with the
-# second expects the folder of a trained run.
+# Begins a block that continues the program of the block before it.
 _CONTINUES = "# continues\n"
+# Names the folder of a trained run that a block expects.
 _NEEDS = re.compile(r"# needs: (\S+)\n")
 
 
