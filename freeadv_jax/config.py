@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from freeadv_jax.attacks.threat import NORMS
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import DTYPES, NORMALIZATIONS
+from freeadv_jax.models.imported import PREFIX
 from freeadv_jax.training.free import STARTS
 from freeadv_jax.training.methods import METHODS
 from freeadv_jax.training.optim import DECAYED, SCHEDULES
@@ -103,7 +104,7 @@ def _with_setting(setting: str) -> Rule:
 
 
 def _is_module(config) -> bool:
-    return config.model.name.startswith("module:")
+    return config.model.name.startswith(PREFIX)
 
 
 ANY = Rule("", lambda value, _: True)
@@ -144,11 +145,18 @@ FIELDS = (
         "everything random is a function of the seed and the step",
     ),
     Field(
+        "init",
+        "",
+        ANY,
+        "a run folder or an exported folder whose weights the training begins with; the "
+        "last layer is new where the number of classes differs",
+    ),
+    Field(
         "data.name",
         "cifar10",
         Rule(
             "digits, mnist, fashion_mnist, cifar10, cifar100, tfds:NAME, imagenet, "
-            "folder:PATH",
+            "folder:PATH, npz:FILE",
             ANY.holds,
         ),
         "the data set",
@@ -175,6 +183,13 @@ FIELDS = (
         0,
         ZERO_OR_MORE,
         "training images held out for validation and to choose the best checkpoint",
+    ),
+    Field(
+        "data.test_examples",
+        0,
+        ZERO_OR_MORE,
+        "test images taken from an .npz file that holds training images alone",
+        only=Rule("data.name = npz:FILE", lambda c: c.data.name.startswith("npz:")),
     ),
     Field(
         "data.pad",
@@ -213,10 +228,18 @@ FIELDS = (
         "wrn-32-10-madry",
         Rule(
             "wrn-32-10-madry, wrn-DEPTH-WIDTH, preact-resnet-18, resnet-50, resnet-101, "
-            "resnet-152, small-cnn, small-cnn-bn",
+            "resnet-152, small-cnn, small-cnn-bn, module:PACKAGE.MODULE:NAME",
             ANY.holds,
         ),
-        "the network",
+        "the network; module: names a model of one's own: a Flax module class, or a "
+        "function that returns a model",
+    ),
+    Field(
+        "model.arguments",
+        "",
+        Rule("a JSON object or name=value,...", ANY.holds),
+        "keyword arguments of the class or function",
+        only=Rule("model.name = module:...", _is_module),
     ),
     Field(
         "model.normalization",

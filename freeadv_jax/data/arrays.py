@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from freeadv_jax.data.cifar import read_cifar
 from freeadv_jax.data.idx import read_idx_set
+from freeadv_jax.data.npz import NPZ, read_npz
 from freeadv_jax.data.sampling import array_batches, steps_per_pass
 from freeadv_jax.data.split import Split, held_out, labelled
 from freeadv_jax.data.tfds_arrays import read_tfds
@@ -102,6 +103,7 @@ def load_arrays(
     directory: str | Path,
     *,
     validation_examples: int,
+    test_examples: int = 0,
     pad: int = 0,
     flip: bool = False,
 ) -> ArrayDataset:
@@ -109,12 +111,13 @@ def load_arrays(
 
     `name` is digits (scikit-learn's; `directory` is ignored), mnist, fashion_mnist,
     cifar10, cifar100, or tfds:<name> for an in-memory set of tensorflow-datasets
-    (`directory` may be '' there). Which images are held out depends only on their
+    (`directory` may be '' there), or npz:<file> for a
+    file of the user's own (see `read_npz`, which `test_examples` is for). Which images are held out depends only on their
     number, never on a run's seed, and fewer are a part of more; the others keep the
     order of the files. `pad` and `flip` are for its batches (see `array_batches`).
     InputError names the value or file that is unusable.
     """
-    train, test, class_names = _load(name, directory)
+    train, test, class_names = _load(name, directory, test_examples)
     kept, held = held_out(validation_examples, examples=len(train.labels), name=name)
     return ArrayDataset(
         name=name,
@@ -127,7 +130,11 @@ def load_arrays(
     )
 
 
-def _load(name: str, directory: str | Path) -> tuple[Split, Split, tuple[str, ...]]:
+def _load(
+    name: str, directory: str | Path, test_examples: int
+) -> tuple[Split, Split, tuple[str, ...]]:
+    if name.startswith(NPZ) and name != NPZ:
+        return read_npz(name, directory, test_examples=test_examples)
     if name.startswith(_TFDS) and name != _TFDS:
         return read_tfds(name.removeprefix(_TFDS), str(directory))
     if name not in _CLASS_NAMES:
@@ -136,7 +143,7 @@ def _load(name: str, directory: str | Path) -> tuple[Split, Split, tuple[str, ..
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(
             f"unknown data set {name!r}{hint}, "
-            f"expected one of {', '.join(_CLASS_NAMES)}, {_TFDS}<name>, "
+            f"expected one of {', '.join(_CLASS_NAMES)}, {NPZ}<file>, {_TFDS}<name>, "
             f"{', '.join(ENCODED)}"
         )
     class_names = _CLASS_NAMES[name]

@@ -45,6 +45,7 @@ def load_dataset(
     dir: str,
     manual_dir: str,
     validation_examples: int,
+    test_examples: int = 0,
     pad: int,
     flip: bool,
     image_size: int,
@@ -66,5 +67,10 @@ def load_dataset(
     if name.startswith(FOLDER) and name != FOLDER:
         return load_folder(name, dir, max_corrupt=max_corrupt, **encoded)
     return load_arrays(
-        name, dir, validation_examples=validation_examples, pad=pad, flip=flip
+        name,
+        dir,
+        validation_examples=validation_examples,
+        test_examples=test_examples,
+        pad=pad,
+        flip=flip,
     )

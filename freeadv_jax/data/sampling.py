@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, Key, UInt8, UInt32
+from jaxtyping import Array, Float32, Int32, Key, UInt8, UInt32
 
 from freeadv_jax.data.split import Split
 from freeadv_jax.devices import parallel
@@ -90,7 +90,7 @@ def _order_of_pass(
 
 
 def _draw(
-    images: UInt8[Array, "n h w c"],
+    images: UInt8[Array, "n h w c"] | Float32[Array, "n h w c"],
     labels: Int32[Array, " n"],
     order: Int32[Array, " n"],
     seed: UInt32[Array, ""],
@@ -111,8 +111,12 @@ def _draw(
 
 
 def _augment(
-    images: UInt8[Array, "b h w c"], key: Key[Array, ""], *, pad: int, flip: bool
-) -> UInt8[Array, "b h w c"]:
+    images: UInt8[Array, "b h w c"] | Float32[Array, "b h w c"],
+    key: Key[Array, ""],
+    *,
+    pad: int,
+    flip: bool,
+) -> UInt8[Array, "b h w c"] | Float32[Array, "b h w c"]:
     crop_key, flip_key = jax.random.split(key)
     if pad:
         shape = images.shape[1:]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.errors import InputError
@@ -12,9 +12,13 @@ from freeadv_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Split:
-    """Images as raw pixels 0..255 and their class numbers; may hold 0 images."""
+    """Images, uint8 or float32 in [0, 1], and their class numbers; may hold 0 images."""
 
-    images: UInt8[np.ndarray, "n h w c"] | UInt8[EncodedImages, "n h w c"]
+    images: (
+        UInt8[np.ndarray, "n h w c"]
+        | Float32[np.ndarray, "n h w c"]
+        | UInt8[EncodedImages, "n h w c"]
+    )
     labels: Int32[np.ndarray, " n"]
 
     def take(self, indices: np.ndarray) -> "Split":
@@ -32,7 +36,7 @@ class Split:
 
 
 def labelled(
-    images: UInt8[np.ndarray, "n h w c"],
+    images: UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"],
     labels: np.ndarray,
     *,
     num_classes: int,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from freeadv_jax.devices import parallel
 from freeadv_jax.models import build_model
+from freeadv_jax.models.imported import PREFIX, import_model
 from freeadv_jax.training import optim
 from freeadv_jax.training.state import TrainState, create_state
 
@@ -17,12 +18,21 @@ from freeadv_jax.training.state import TrainState, create_state
 def configured_model(
     config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, int]
 ):
-    """Return the network of `config.model` behind its normalisation.
+    """Return the network of `config.model`.
 
-    The model takes images f32[b, h, w, c] in [0, 1] of `image_shape` (h, w, c). Raise
-    InputError where the network is unknown or cannot take these images.
+    The model takes images f32[b, h, w, c] in [0, 1] of `image_shape` (h, w, c). A network
+    of ours has its normalisation in front; a user's own, 'module:...', is as it was
+    imported. Raise InputError where the network is unknown or cannot take these images.
     """
     model = config.model
+    if model.name.startswith(PREFIX):
+        return import_model(
+            model.name,
+            model.arguments,
+            num_classes=num_classes,
+            image_shape=image_shape,
+            seed=config.seed,
+        )
     return build_model(
         model.name,
         num_classes=num_classes,

@@ -70,8 +70,8 @@ def test_held_out_images_must_leave_some_to_train_on(number):
 def test_an_unknown_name_is_answered_with_the_nearest_and_all_allowed():
     message = (
         r"^unknown data set 'cifar_10' \(did you mean 'cifar10'\?\), expected one of "
-        "digits, mnist, fashion_mnist, cifar10, cifar100, tfds:<name>, imagenet, "
-        "folder:<path>$"
+        "digits, mnist, fashion_mnist, cifar10, cifar100, npz:<file>, tfds:<name>, "
+        "imagenet, folder:<path>$"
     )
     with pytest.raises(InputError, match=message):
         load_arrays("cifar_10", "", validation_examples=0)
