@@ -1,4 +1,4 @@
-"""Files that are never half, and folders with one writer."""
+"""Files that are written whole or not at all, and folders with one writer at a time."""
 
 import contextlib
 import json
@@ -16,14 +16,14 @@ from freeadv_jax.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows has none.
+except ImportError:  # Windows has no fcntl.
     fcntl = None
 
 _LOGGER = logging.getLogger(__name__)
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """InputError where the file does not hold a JSON object."""
+    """Return the JSON object in a file; raise InputError where the file has none."""
     try:
         content = json.loads(path.read_text())
     except ValueError as fault:
@@ -34,7 +34,10 @@ def read_json(path: pathlib.Path) -> dict:
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:
-    """By the first process; all of it or nothing: a reader never sees half a file."""
+    """Write a JSON object; only the first process writes.
+
+    A reader never sees half a file.
+    """
     if not is_first():
         return
     with whole_file(path) as partial:
@@ -42,7 +45,7 @@ def write_json(path: pathlib.Path, content: dict) -> None:
 
 
 def checksum(tree) -> int:
-    """Of all arrays of a pytree."""
+    """Return the CRC-32 of all arrays of a pytree, in their order."""
     crc = 0
     for array in jax.tree.leaves(tree):
         crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8), crc)
@@ -51,11 +54,11 @@ def checksum(tree) -> int:
 
 @contextlib.contextmanager
 def sole_writer(folder: pathlib.Path) -> Iterator[None]:
-    """Nobody else writes in `folder` meanwhile; InputError where somebody does.
+    """Hold a lock on `folder`; raise InputError where another process holds it.
 
-    Each writer keeps what it found there, and would undo what the other added. For the
-    first process of several, and against others on its machine; where the file system
-    has no locks, for nobody.
+    Two writers would each write what they found plus their own additions, and undo the
+    additions of the other. The lock is held by the first of several processes and excludes
+    other processes on the same machine. File systems without locks have no protection.
     """
     with contextlib.ExitStack() as stack:
         with agreement():
@@ -75,24 +78,33 @@ def sole_writer(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Where to write it; it gets its name at the end. An OSError names `path`."""
+    """Yield a path to write to, which is renamed to `path` at the end.
+
+    An OSError names `path`.
+    """
     partial = partial_path(path)
     try:
         yield partial
         os.replace(partial, path)
     except OSError as fault:
-        # NumPy's has nothing but a text.
+        # An OSError of NumPy has a text but no number.
         reason = fault.strerror or str(fault)
         raise OSError(fault.errno, reason, str(path)) from fault
 
 
 def partial_path(path: pathlib.Path) -> pathlib.Path:
-    """Where a file is written before it gets its name; a kill may leave it there."""
+    """Return where a file is written before it is renamed to `path`.
+
+    A kill may leave a file there.
+    """
     return path.with_name(f".{path.name}.tmp")
 
 
 def local_path(workdir) -> pathlib.Path:
-    """InputError for what lies in a bucket: `Path` would make a folder of this machine."""
+    """Return the path of a local folder; raise InputError for the address of a bucket.
+
+    `Path` would take such an address for a local folder.
+    """
     if "://" in str(workdir):
         raise InputError(
             f"{workdir} is no folder of this machine: mount the bucket, with gcsfuse "

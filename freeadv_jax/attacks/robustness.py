@@ -5,7 +5,6 @@ takes one attack at a time and can be interrupted: the command works with that.
 """
 
 import dataclasses
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -19,11 +18,11 @@ from freeadv_jax.attacks.checks import (
     check_images,
     check_labels,
     check_logits,
-    num_classes_of,
 )
 from freeadv_jax.attacks.named import NamedAttack, attack_by_name
 from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, Flag
 from freeadv_jax.attacks.red_flags import red_flags as find_red_flags
+from freeadv_jax.attacks.user_model import arrays_as_leaves, check_model
 from freeadv_jax.errors import InputError
 from freeadv_jax.intervals import wilson
 from freeadv_jax.pixels import unit_range
@@ -60,7 +59,7 @@ class AttackState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class EvaluatedAttack:
     """What an attack did to each image.
 
     `robust` bool[n] marks images that are classified correctly and were not broken.
@@ -180,7 +179,7 @@ def evaluate(
     keep_images: bool = False,
     states: dict[str, AttackState] | None = None,
     watch: Watch | None = None,
-) -> dict[str, Outcome]:
+) -> dict[str, EvaluatedAttack]:
     """Return the outcome of each attack by its name.
 
     `images` are [n, h, w, c], uint8 or floats in [0, 1]; `labels` are int32[n]. The
@@ -200,7 +199,9 @@ def evaluate(
         state = states[attack.name]
         evaluation.attack(attack, state, watch=watch)
         counts = dict(zip(attack.stages, state.counts.tolist()))
-        outcomes[attack.name] = Outcome(attack, state.robust, counts, state.images)
+        outcomes[attack.name] = EvaluatedAttack(
+            attack, state.robust, counts, state.images
+        )
     return outcomes
 
 
@@ -376,7 +377,7 @@ def robust_accuracy(
     images, labels = _arrays(images, labels)
     num_classes = check_model(logits_fn, images[:1])
     check_labels(labels, num_classes)
-    logits_fn = _function_of_classifier(logits_fn)
+    logits_fn = arrays_as_leaves(logits_fn)
     threat = {
         "norm": norm,
         "epsilon": epsilon,
@@ -434,7 +435,7 @@ def named_attacks(
     return list(attacks.values())
 
 
-def outcome_row(outcome: Outcome, seed: int) -> dict:
+def outcome_row(outcome: EvaluatedAttack, seed: int) -> dict:
     """Return the row of one attack: its figures, its settings and those of its stages."""
     stages = {"stages": outcome.stages} if len(outcome.stages) > 1 else {}
     made = {"attack": outcome.attack.record(seed)}
@@ -459,69 +460,6 @@ class ProgressLines:
 
 def _to_standard_error(line):
     sys.stderr.write(f"{line}\n")
-
-
-def check_model(logits_fn, images) -> int:
-    """Return the number of classes of a model, from its output's shape for `images`.
-
-    Raise InputError unless it is a function of the images alone, in evaluation mode, that
-    returns logits [b, k].
-    """
-    if not callable(logits_fn):
-        raise InputError(
-            f"the model is a {type(logits_fn).__name__}: must be a function from images "
-            "[b, h, w, c] in [0, 1] to logits [b, k]"
-        )
-    if missing := _missing_arguments(logits_fn):
-        raise InputError(
-            f"the model needs {', '.join(missing)} beside the images: must take images "
-            "alone, such as functools.partial(model.apply, variables, train=False)"
-        )
-    _check_mode(logits_fn)
-    return num_classes_of(logits_fn, images)
-
-
-def _missing_arguments(logits_fn):
-    """The arguments without default that a call with images alone leaves open."""
-    try:
-        parameters = inspect.signature(logits_fn).parameters.values()
-    except (TypeError, ValueError):  # Some built-in callables have no signature.
-        return []
-    optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    required = [
-        parameter
-        for parameter in parameters
-        if parameter.default is parameter.empty and parameter.kind not in optional
-    ]
-    positional = [p for p in required if p.kind is not p.KEYWORD_ONLY]
-    return [p.name for p in required if p not in positional[:1]]
-
-
-def _check_mode(logits_fn):
-    """InputError for a Flax NNX module, or a part of one, in training mode."""
-    nnx = sys.modules.get("flax.nnx")  # Imported by everyone who has such a module.
-    if nnx is None or not isinstance(logits_fn, nnx.Module):
-        return
-    modes = {"deterministic": False, "use_running_average": False}
-    for _, part in nnx.iter_graph(logits_fn):
-        for name, training in modes.items():
-            if getattr(part, name, None) is training:
-                raise InputError(
-                    f"the model is in training mode ({type(part).__name__} has {name} = "
-                    f"{training}): call model.eval() first"
-                )
-
-
-def _function_of_classifier(logits_fn):
-    """The function of a `Classifier`, which unlike it hands over the weights as arguments.
-
-    The class itself belongs to freeadv_jax.weights, a layer that attacks do not know.
-    """
-    if not dataclasses.is_dataclass(logits_fn):
-        return logits_fn
-    fields = {field.name for field in dataclasses.fields(logits_fn)}
-    known = {"logits_fn", "num_classes", "image_shape"} <= fields
-    return logits_fn.logits_fn if known else logits_fn
 
 
 def _arrays(images, labels):

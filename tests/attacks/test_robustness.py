@@ -15,12 +15,12 @@ from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.red_flags import Flag
 from freeadv_jax.attacks.robustness import (
     AttackState,
-    check_model,
     evaluate,
     is_worst_case,
     robust_accuracy,
     table_text,
 )
+from freeadv_jax.attacks.user_model import arrays_as_leaves, check_model
 from freeadv_jax.errors import InputError
 from freeadv_jax.intervals import wilson
 from freeadv_jax.weights.classifier import as_classifier
@@ -59,13 +59,16 @@ class NNX(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Pytree:
-    """A callable pytree with a static field, as an Equinox module is one."""
+    """A callable pytree with a function and a flag among its leaves, as in Equinox."""
 
     steepness: jax.Array
-    function: object = dataclasses.field(metadata={"static": True})
+    activation: object = jax.nn.relu
+    inference: bool = True
+    name: str = dataclasses.field(default="", metadata={"static": True})
 
     def __call__(self, images):
-        return self.function(images, self.steepness)
+        assert self.inference
+        return brightness(images, self.activation(self.steepness))
 
 
 def linen():
@@ -134,7 +137,7 @@ MODELS = {
     "Linen, by partial": linen_partial,
     "Linen, bound": linen_bound,
     "NNX": nnx_module,
-    "callable pytree": lambda: Pytree(STEEPNESS, brightness),
+    "callable pytree": lambda: Pytree(STEEPNESS),
     "Haiku": haiku_like,
     "Classifier": classifier,
     "Equinox": equinox_module,
@@ -355,6 +358,10 @@ def with_random_dropout():
             "the model returns probabilities",
         ),
         ({"model": lambda images: brightness(images) * jnp.nan}, "are not finite"),
+        (
+            {"model": lambda images: np.asarray(images).mean((1, 2))},
+            "must be written in jax.numpy",
+        ),
         ({"model": in_training_mode()}, "call model.eval() first"),
         ({"model": with_random_dropout()}, "Dropout has deterministic = False"),
     ],
@@ -364,6 +371,17 @@ def test_bad_input_is_answered_in_one_line(changed, message):
         evaluated(**changed)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_pytrees_of_one_structure_differ_in_their_arrays_alone():
+    one, other = (arrays_as_leaves(Pytree(jnp.float32(size))) for size in (20, 3))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert jax.tree.leaves(one) == [20]
+    assert jax.tree.leaves(other) == [3]
+    images = IMAGES[:4] / np.float32(255)
+    np.testing.assert_allclose(other(images), brightness(images, 3.0), rtol=1e-6)
+    changed = arrays_as_leaves(Pytree(jnp.float32(20), activation=jnp.abs))
+    assert jax.tree.structure(one) != jax.tree.structure(changed)
 
 
 def test_model_that_is_no_function_is_refused():
