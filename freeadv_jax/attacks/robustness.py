@@ -217,30 +217,50 @@ def accuracy_row(robust: Bool[np.ndarray, " n"]) -> dict:
 
 
 def worst_case_rows(
-    rows: Mapping[str, dict],
-    robust: Mapping[str, np.ndarray],
-    *,
-    examples: int,
+    rows: Mapping[str, dict], robust: Mapping[str, np.ndarray]
 ) -> dict[str, dict]:
     """Return a worst-case row for each norm and epsilon that has several attacks.
 
-    `rows` and `robust` are by the name of the attack. The row counts the first `examples`
-    images; attacks on fewer images are left out.
+    `rows` and `robust` bool[n] are by the name of the attack. The row counts the images
+    that are robust to all these attacks. Attacks may have been run on different numbers of
+    images, always the first ones: the row is about the images that all attacks have.
     """
     attacks: dict[tuple, list[str]] = {}
     for name, row in rows.items():
         made = row["attack"]
-        if name in robust and row["examples"] >= examples and made["epsilon"]:
+        if name in robust and made["epsilon"] and not is_worst_case(name):
             threat = name.partition("@")[2], made["norm"], made["epsilon"]
             attacks.setdefault(threat, []).append(name)
     worst = {}
     for (suffix, norm, epsilon), names in attacks.items():
         if len(names) > 1:
+            examples = min(rows[name]["examples"] for name in names)
             left = np.logical_and.reduce([robust[name][:examples] for name in names])
             attack = {"norm": norm, "epsilon": epsilon, "attacks": names}
             name = f"{WORST_CASE}@{suffix}" if suffix else WORST_CASE
             worst[name] = accuracy_row(left) | {"attack": attack}
     return worst
+
+
+def rows_on_common_images(
+    rows: Mapping[str, dict], robust: Mapping[str, np.ndarray]
+) -> dict[str, dict]:
+    """Return the rows counted on the images that all of them have.
+
+    Attacks are run on the first images of one order, so these are the first images of the
+    smallest row. The result is empty where all rows have the same images, because then
+    they can be compared as they are.
+    """
+    rows = {name: row for name, row in rows.items() if name in robust}
+    counts = {row["examples"] for row in rows.values()}
+    if len(counts) < 2:
+        return {}
+    few = slice(min(counts))
+    common = {
+        name: accuracy_row(robust[name][few]) | {"attack": row["attack"]}
+        for name, row in rows.items()
+    }
+    return common | worst_case_rows(common, robust)
 
 
 def is_worst_case(name: str) -> bool:
@@ -264,27 +284,41 @@ def flags_as_text(record: Mapping[str, dict]) -> str:
     )
 
 
-def table_text(rows: Mapping[str, dict], flags: Mapping[str, dict]) -> str:
+def table_text(
+    rows: Mapping[str, dict],
+    flags: Mapping[str, dict],
+    *,
+    common: Mapping[str, dict] | None = None,
+) -> str:
     """Return the table of accuracies, worst cases last, and the red flags below.
 
     `rows` are by the name of the attack; `flags` are records of red flags by their title.
+    `common` are the rows on the images that all rows have, where their images differ.
     """
-    ordered = sorted(rows.items(), key=lambda item: is_worst_case(item[0]))
+    threat = threat_text(rows)
+    lines = [f"{threat} (natural is the accuracy without an attack):"] * bool(threat)
+    lines += _table_lines(rows)
+    if common:
+        examples = next(iter(common.values()))["examples"]
+        lines += ["", f"on the first {examples} images, which all attacks have:"]
+        lines += _table_lines(common)
+    for title, record in flags.items():
+        lines += ["", f"{title}:", flags_as_text(record)]
+    return "\n".join(lines)
+
+
+def _table_lines(rows):
     width = max(len(name) for name in [*rows, "attack"]) + 2
     head = f"{'attack':<{width}}{'accuracy':>9}{'95 % interval':>18}"
     lines = [f"{head}{'correct':>9}{'images':>8}"]
-    for name, row in ordered:
+    for name, row in sorted(rows.items(), key=lambda item: is_worst_case(item[0])):
         low, high = row["interval"]
         interval = f"{low:.2%} - {high:.2%}"
         lines.append(
             f"{name:<{width}}{row['accuracy']:>9.2%}{interval:>18}"
             f"{row['correct']:>9}{row['examples']:>8}"
         )
-    if threat := threat_text(rows):
-        lines.insert(0, f"{threat} (natural is the accuracy without an attack):")
-    for title, record in flags.items():
-        lines += ["", f"{title}:", flags_as_text(record)]
-    return "\n".join(lines)
+    return lines
 
 
 def threat_text(rows: Mapping[str, dict]) -> str:
@@ -397,7 +431,7 @@ def robust_accuracy(
     )
     robust = {name: outcome.robust for name, outcome in outcomes.items()}
     rows = {name: outcome_row(outcome, seed) for name, outcome in outcomes.items()}
-    rows |= worst_case_rows(rows, robust, examples=len(labels))
+    rows |= worst_case_rows(rows, robust)
     for name in filter(is_worst_case, rows):
         robust[name] = np.logical_and.reduce(
             [robust[attack] for attack in rows[name]["attack"]["attacks"]]

@@ -22,6 +22,7 @@ from freeadv_jax.attacks.robustness import (
     accuracy_row,
     flags_as_record,
     named_attacks,
+    rows_on_common_images,
     table_text,
     worst_case_rows,
 )
@@ -38,6 +39,8 @@ from freeadv_jax.runs.provenance import environment
 # The key of the red flags for the norm and epsilon of the training. The key for another
 # norm or epsilon goes on with @ and its name.
 RED_FLAGS = "red_flags"
+# The key of the rows on the images that all attacks have, where their images differ.
+COMMON = "evaluation_on_common_images"
 # The keys of results.json in their order. A model from elsewhere has no config or training.
 _FIELDS = ("model", "config", "environment", "training", "evaluation")
 
@@ -172,9 +175,7 @@ def evaluate_and_record(
             rows[attack.name] = row | made | stages
             file.save()
             write_json(into.path, results)
-    for name, row in worst_case_rows(rows, file.arrays, examples=len(labels)).items():
-        rows.pop(name, None)  # The worst case comes last.
-        rows[name] = row
+    _summarise(results, file.arrays)
     write_json(into.path, results)
     say(f"{evaluation.campaign.compilations} programs compiled")
     return results
@@ -187,6 +188,16 @@ def _results_before(into, *, known):
     found = before | into.header | {"environment": environment(), "evaluation": rows}
     results = {name: found[name] for name in _FIELDS if name in found}
     return results | {name: found[name] for name in found if name.startswith(RED_FLAGS)}
+
+
+def _summarise(results, robust):
+    """Bring the rows up to date that are made of several attacks."""
+    rows = results["evaluation"]
+    for name, row in worst_case_rows(rows, robust).items():
+        rows.pop(name, None)  # The worst case comes last.
+        rows[name] = row
+    if common := rows_on_common_images(rows, robust):
+        results[COMMON] = common
 
 
 def _keep_prediction(file, prediction):
@@ -251,7 +262,8 @@ def table(results: dict) -> str:
         for name in results
         if name.startswith(RED_FLAGS)
     }
-    return table_text(results["evaluation"], flags)
+    common = results.get(COMMON)
+    return table_text(results["evaluation"], flags, common=common)
 
 
 def _identity(images):

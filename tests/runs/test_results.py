@@ -319,6 +319,46 @@ def test_fewer_images_of_a_known_attack_are_known_too(tmp_path):
     assert less["worst-case"]["correct"] == ROBUST[:30].sum()
 
 
+def test_worst_case_is_about_the_images_that_all_attacks_have(tmp_path):
+    """Whatever the number of images of the last evaluation."""
+    evaluated(tmp_path, "pgd-20", "pgd-1")
+    rows = evaluated(tmp_path, "natural", examples=30)["evaluation"]
+    assert rows["worst-case"]["examples"] == 77
+    evaluated(tmp_path, "fgsm", examples=30)
+    rows = evaluated(tmp_path, "pgd-20", "pgd-1")["evaluation"]
+    assert rows["worst-case"]["examples"] == 30
+    assert rows["worst-case"]["attack"]["attacks"] == ["pgd-20", "pgd-1", "fgsm"]
+    assert list(rows)[-1] == "worst-case"
+
+
+def test_rows_of_different_images_are_compared_on_those_that_all_have(tmp_path):
+    evaluated(tmp_path, "natural", "pgd-20", labels=WRONG)
+    results = evaluated(tmp_path, "pgd-1", labels=WRONG, examples=30)
+    common = results["evaluation_on_common_images"]
+    assert list(common) == ["natural", "pgd-20", "pgd-1", "worst-case"]
+    arrays = outcomes(tmp_path)
+    for name in ("natural", "pgd-20", "pgd-1"):
+        assert (common[name]["examples"], common[name]["correct"]) == (
+            30,
+            arrays[name][:30].sum(),
+        )
+        assert common[name]["attack"] == results["evaluation"][name]["attack"]
+    assert results["evaluation"]["pgd-20"]["examples"] == 77
+    lines = table(results).splitlines()
+    below = lines[lines.index("on the first 30 images, which all attacks have:") + 2 :]
+    assert [line.split()[0] for line in below] == list(common)
+    assert {line.split()[-1] for line in below} == {"30"}
+    same = evaluated(tmp_path, "pgd-1", labels=WRONG)
+    assert "evaluation_on_common_images" not in same
+    assert "on the first" not in table(same)
+
+
+def test_predicted_classes_of_more_images_are_kept(tmp_path):
+    evaluated(tmp_path, "natural")
+    evaluated(tmp_path, "natural", examples=30)
+    assert len(outcomes(tmp_path)["prediction"]) == 77
+
+
 class Cut(Exception):
     pass
 
