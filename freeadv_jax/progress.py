@@ -26,10 +26,11 @@ class Progress:
         self._begun: tuple[int, float] | None = None
         self._next = time.perf_counter() + 1
 
-    def show(self, done: int, **values: float) -> None:
+    def show(self, done: int, **values: float | str) -> None:
         """Write a line if the last is old enough, or the work is finished.
 
-        The rate counts from the first call: what came before it was compilation.
+        Numbers are shown with four decimals, and texts as they are. The rate counts from
+        the first call, because compilation comes before it.
         """
         now = time.perf_counter()
         first, start = self._begun = self._begun or (done, now)
@@ -37,7 +38,11 @@ class Progress:
             return
         # Every second at first, then ever more rarely, up to every half minute.
         self._next = now + min(30, max(1, (now - start) / 10))
-        shown = "".join(f"  {name} {value:.4f}" for name, value in values.items())
+        texts = {
+            name: value if isinstance(value, str) else f"{value:.4f}"
+            for name, value in values.items()
+        }
+        shown = "".join(f"  {name} {text}" for name, text in texts.items())
         if done > first:
             rate = (done - first) / (now - start)
             left = duration((self._total - done) / rate)

@@ -1,4 +1,4 @@
-"""The command that attacks a trained run: its figures, its files, and bad input."""
+"""The command that evaluates a trained model: its results, files, and bad input."""
 
 import json
 import shutil
@@ -83,9 +83,7 @@ def test_rows_are_added_to_those_of_the_training(run, capsys):
     assert f"{row['accuracy']:.2%}" in shown
 
 
-def test_command_says_first_what_it_does_and_over_the_table_within_which_epsilon(
-    run, capsys
-):
+def test_command_opens_with_what_it_does_and_puts_epsilon_over_the_table(run, capsys):
     call(f"--workdir={run}", "--attacks=natural", "--examples=48", "--epsilon=8/255")
     first, *lines = capsys.readouterr().out.splitlines()
     size = sum(array.size for array in jax.tree.leaves(read_variables(run)["params"]))
@@ -117,7 +115,7 @@ def test_library_call_gives_the_rows_and_the_table_of_the_command(run, capsys):
         np.testing.assert_array_equal(result.robust[name], outcomes(run)[name])
 
 
-def test_other_ball_gets_rows_of_its_own_name(run):
+def test_rows_of_another_epsilon_have_it_in_their_name(run):
     arguments = ("--attacks=natural,pgd-5", "--examples=32", "--norm=l2")
     call(f"--workdir={run}", *arguments, "--epsilon=1/2")
     row = results(run)["evaluation"]["pgd-5@l2-0.5"]
@@ -127,7 +125,7 @@ def test_other_ball_gets_rows_of_its_own_name(run):
     assert "pgd-20" in results(run)["evaluation"]
 
 
-def test_best_checkpoint_has_files_of_its_own(run):
+def test_best_checkpoint_has_its_own_files(run):
     before = results(run)
     call(f"--workdir={run}", "--attacks=natural", "--checkpoint=best")
     best = results(run, "results-best")
@@ -136,7 +134,7 @@ def test_best_checkpoint_has_files_of_its_own(run):
     assert results(run) == before
 
 
-def test_own_images_are_attacked_and_kept_when_asked(run, tmp_path):
+def test_own_images_are_attacked_and_kept_on_request(run, tmp_path):
     images = DIGITS.test.images[:20] / np.float64(255)
     np.savez(tmp_path / "mine.npz", images=images, labels=DIGITS.test.labels[:20])
     call(
@@ -152,7 +150,7 @@ def test_own_images_are_attacked_and_kept_when_asked(run, tmp_path):
     assert 0.1 < np.abs(delta).max() <= 0.2 + 1.2e-7
 
 
-def test_two_models_have_not_one_folder_for_their_results(run, tmp_path):
+def test_two_models_cannot_share_a_folder_of_results(run, tmp_path):
     file, out = tmp_path / "mine.npz", tmp_path / "out"
     np.savez(file, images=DIGITS.test.images[:8], labels=DIGITS.test.labels[:8])
     arguments = (f"--images={file}", f"--out={out}", "--attacks=natural")
@@ -181,7 +179,7 @@ def test_data_of_other_classes_is_refused(run):
     assert content(run) == before
 
 
-def test_a_run_that_another_process_works_on_is_refused(run):
+def test_run_in_use_by_another_process_is_refused(run):
     before = content(run)
     with (
         sole_writer(run),
@@ -213,8 +211,8 @@ def test_exported_model_is_evaluated_without_a_run(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_figures_are_the_same_for_any_number_of_devices_and_batch_size(run):
-    """This process has eight devices, and another batch size."""
+def test_results_are_the_same_for_any_number_of_devices_and_batch_size(run):
+    """This process has eight devices and another batch size."""
     arguments = ("--attacks=pgd-2-x3,square", "--examples=48")
     call(f"--workdir={run}", *arguments)
     here = outcomes(run)
@@ -233,9 +231,7 @@ def test_figures_are_the_same_for_any_number_of_devices_and_batch_size(run):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_figures(
-    finished, tmp_path
-):
+def test_kills_at_any_moment_do_not_change_the_results(finished, tmp_path):
     attacks = "--attacks=natural,pgd-20-x3,apgd-ce,square,fab-t"
     whole = shutil.copytree(finished, tmp_path / "whole")
     call(f"--workdir={whole}", attacks)
@@ -289,7 +285,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_in_the_same_figures(
         (["--images=mine.npz", "--out=gs://bucket/x"], "mount the bucket"),
     ],
 )
-def test_bad_arguments_are_refused_in_one_line_and_harm_nothing(
+def test_bad_arguments_are_refused_in_one_line_and_change_no_file(
     run, arguments, message
 ):
     before = content(run)
@@ -323,13 +319,13 @@ def test_unusable_images_are_refused_in_one_line(run, tmp_path, arrays, message)
     assert "\n" not in str(refused.value)
 
 
-def test_an_array_alone_is_refused(run, tmp_path):
+def test_file_of_a_single_array_is_refused(run, tmp_path):
     np.save(tmp_path / "mine.npy", np.zeros((3, 8, 8, 1)))
     with pytest.raises(InputError, match="must be an .npz file with images and labels"):
         call(f"--workdir={run}", f"--images={tmp_path / 'mine.npy'}")
 
 
-def test_results_of_a_run_are_not_given_up_for_those_on_other_images(run, tmp_path):
+def test_results_of_a_run_are_not_replaced_by_results_on_other_images(run, tmp_path):
     images, labels = DIGITS.test.images[:8], DIGITS.test.labels[:8]
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
     before = content(run)
@@ -338,7 +334,7 @@ def test_results_of_a_run_are_not_given_up_for_those_on_other_images(run, tmp_pa
     assert content(run) == before
 
 
-def test_seconds_of_another_state_are_not_told(run):
+def test_training_time_of_another_checkpoint_is_not_reported(run):
     before = results(run)
     before["training"]["updates"] = 64
     (run / "results.json").write_text(json.dumps(before))
@@ -361,7 +357,7 @@ def test_folder_without_a_run_is_refused(tmp_path):
 def test_corrupt_state_file_is_refused_and_kept(run):
     (run / "evaluation.npz").write_bytes(b"PK\x03\x04 cut")
     before = content(run)
-    with pytest.raises(InputError, match=r"evaluation.npz is damaged: .*begin anew"):
+    with pytest.raises(InputError, match=r"evaluation.npz is damaged: .*start again"):
         call(f"--workdir={run}", "--attacks=natural")
     assert content(run) == before
 

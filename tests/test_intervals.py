@@ -23,22 +23,22 @@ def test_interval_has_the_published_ends(correct, examples, lowest, highest):
     ("correct", "examples"),
     [(0, 1), (1, 1), (3, 7), (23, 100), (100, 100), (0, 10_000), (4682, 10_000)],
 )
-def test_interval_is_scipys(correct, examples):
+def test_interval_is_that_of_scipy(correct, examples):
     interval = binomtest(correct, examples).proportion_ci(method="wilson")
     assert wilson(correct, examples) == pytest.approx(tuple(interval), abs=1e-7)
 
 
-def test_none_begin_at_0_and_all_end_at_1_exactly():
+def test_interval_starts_at_0_for_none_and_ends_at_1_for_all():
     for examples in range(1, 300):
         assert wilson(0, examples)[0] == 0
         assert wilson(examples, examples)[1] == 1
 
 
-def test_nothing_is_known_without_examples():
+def test_interval_without_examples_is_everything():
     assert wilson(0, 0) == (0, 1)
 
 
-def test_larger_z_is_a_wider_interval():
+def test_larger_z_gives_a_wider_interval():
     low, high = wilson(23, 100)
     wider_low, wider_high = wilson(23, 100, z=2.575829)
     assert wider_low < low < 0.23 < high < wider_high

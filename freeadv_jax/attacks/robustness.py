@@ -489,7 +489,7 @@ class ProgressLines:
             self._progress = Progress(
                 title, total=total, unit="attempts", write=self._write
             )
-        self._progress.show(done, accuracy=accuracy)
+        self._progress.show(done, accuracy=f"{accuracy:.2%}")
 
 
 def _to_standard_error(line):

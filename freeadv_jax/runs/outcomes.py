@@ -103,5 +103,5 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         zlib.error,
     ) as fault:
         raise InputError(
-            f"{path} is damaged: {' '.join(str(fault).split())}; remove it to begin anew"
+            f"{path} is damaged: {' '.join(str(fault).split())}; remove it to start again"
         ) from fault

@@ -13,7 +13,7 @@ def path(tmp_path):
     return tmp_path / "evaluation.npz"
 
 
-def test_what_was_saved_is_there_for_the_same_model_alone(path):
+def test_saved_arrays_are_read_for_the_same_model_only(path):
     outcomes = ArrayFile(path, ABOUT)
     outcomes.arrays["pgd-20"] = np.array([True, False])
     outcomes.save()
@@ -34,7 +34,9 @@ def test_what_was_saved_is_there_for_the_same_model_alone(path):
         ({"model": 2, "images": 2}, True, "are of another model or other images"),
     ],
 )
-def test_what_is_of_other_images_is_not_dropped(path, about, of_one_model, said):
+def test_arrays_of_other_images_are_refused_and_not_dropped(
+    path, about, of_one_model, said
+):
     outcomes = ArrayFile(path, ABOUT)
     outcomes.arrays["pgd-20"] = np.array([True, False])
     outcomes.save()
@@ -42,7 +44,7 @@ def test_what_is_of_other_images_is_not_dropped(path, about, of_one_model, said)
         ArrayFile(path, about, of_one_model=of_one_model)
 
 
-def test_attack_under_way_goes_on_from_what_was_saved(path):
+def test_unfinished_attack_continues_from_the_saved_state(path):
     outcomes = ArrayFile(path, ABOUT)
     state = outcomes.under_way({"name": "square"}, standing=np.ones(3, bool))
     state["standing"][1] = False
@@ -59,12 +61,12 @@ def test_attack_under_way_goes_on_from_what_was_saved(path):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"text"])
 def test_damaged_file_is_named_and_kept(path, content):
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"evaluation.npz is damaged: .*begin anew"):
+    with pytest.raises(InputError, match=r"evaluation.npz is damaged: .*start again"):
         ArrayFile(path, ABOUT)
     assert path.read_bytes() == content
 
 
-def test_half_of_a_file_is_damaged(path):
+def test_half_a_file_is_refused_as_damaged(path):
     outcomes = ArrayFile(path, ABOUT)
     outcomes.arrays["pgd-20"] = np.zeros(10_000, bool)
     outcomes.save()
@@ -82,7 +84,7 @@ def test_half_of_a_file_is_damaged(path):
         (b"PK\x01\x02", 10, "That compression method is not supported"),
     ],
 )
-def test_a_damaged_byte_of_a_compressed_file_is_told(path, mark, offset, reason):
+def test_damaged_byte_of_a_compressed_file_is_reported(path, mark, offset, reason):
     np.savez_compressed(path, a=np.zeros(100))
     content = bytearray(path.read_bytes())
     content[content.index(mark) + offset] = 0xFF
@@ -91,7 +93,7 @@ def test_a_damaged_byte_of_a_compressed_file_is_told(path, mark, offset, reason)
         ArrayFile(path, ABOUT)
 
 
-def test_a_file_that_cannot_be_written_is_named(path):
+def test_file_that_cannot_be_written_is_named(path):
     partial_path(path).symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as raised:
         ArrayFile(path, ABOUT).save()

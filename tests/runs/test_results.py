@@ -30,7 +30,7 @@ from freeadv_jax.runs.results import (
 
 
 class Brightness(nn.Module):
-    """Class 1 for images whose mean pixel exceeds a half: a margin known exactly."""
+    """A model of known margin: class 1 for images whose mean pixel exceeds a half."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -105,24 +105,24 @@ def outcomes(folder, suffix=""):
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd-20", "cw-20", "pgd-10-x3", "autoattack"])
-def test_exactly_the_images_within_epsilon_of_the_boundary_fall(name, tmp_path):
+def test_exactly_the_images_within_epsilon_of_the_boundary_are_broken(name, tmp_path):
     results = evaluated(tmp_path, name)
     np.testing.assert_array_equal(outcomes(tmp_path)[name], ROBUST)
     assert 0 < results["evaluation"][name]["correct"] == ROBUST.sum() < 77
 
 
-def test_natural_is_plain_accuracy(tmp_path):
+def test_natural_is_the_accuracy_without_an_attack(tmp_path):
     results = evaluated(tmp_path, "natural", labels=WRONG)
     np.testing.assert_array_equal(outcomes(tmp_path)["natural"], np.arange(77) >= 5)
     assert results["evaluation"]["natural"]["accuracy"] == 72 / 77
 
 
-def test_image_misclassified_as_it_is_never_counts_as_robust(tmp_path):
+def test_misclassified_image_never_counts_as_robust(tmp_path):
     evaluated(tmp_path, "pgd-20", labels=WRONG)
     assert not outcomes(tmp_path)["pgd-20"][:5].any()
 
 
-def test_rows_state_the_wilson_interval_the_images_and_the_attack(tmp_path):
+def test_rows_have_the_wilson_interval_the_images_and_the_attack(tmp_path):
     results = evaluated(tmp_path, "cw-100-x7", seed=3)
     row = results["evaluation"]["cw-100-x7"]
     correct = int(ROBUST.sum())
@@ -148,7 +148,7 @@ def test_rows_state_the_wilson_interval_the_images_and_the_attack(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
-def test_worst_case_is_what_stands_under_every_attack_of_a_ball(tmp_path):
+def test_worst_case_counts_images_robust_to_every_attack_of_one_epsilon(tmp_path):
     weak, strong = named("pgd-1"), named("pgd-20")
     results = evaluated(tmp_path, "natural", weak, strong)
     arrays = outcomes(tmp_path)
@@ -160,8 +160,8 @@ def test_worst_case_is_what_stands_under_every_attack_of_a_ball(tmp_path):
     assert "worst-case" not in evaluated(tmp_path / "one", "pgd-1")["evaluation"]
 
 
-def test_cascade_says_what_each_of_its_attacks_left_standing(tmp_path, caplog):
-    """And that two classes have no DLR loss."""
+def test_cascade_counts_the_robust_images_after_each_of_its_attacks(tmp_path, caplog):
+    """It also warns that two classes have no DLR loss."""
     stages = evaluated(tmp_path, "autoattack")["evaluation"]["autoattack"]["stages"]
     assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert set(stages.values()) == {int(ROBUST.sum())}
@@ -169,19 +169,19 @@ def test_cascade_says_what_each_of_its_attacks_left_standing(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["apgd-dlr", "apgd-t"])
-def test_an_attack_by_itself_says_that_its_loss_gave_way(name, tmp_path, caplog):
+def test_single_attack_warns_that_its_loss_was_replaced(name, tmp_path, caplog):
     evaluated(tmp_path, name, "pgd-5")
     assert caplog.text.count("the margin is attacked instead") == 1
 
 
-def test_of_three_classes_the_targeted_loss_alone_gives_way(caplog):
+def test_three_classes_replace_only_the_targeted_loss(caplog):
     warn_of_few_classes(3, ["natural", "apgd-ce", "apgd-dlr"])
     assert not caplog.records
     warn_of_few_classes(3, ["apgd-dlr", "apgd-t"])
     assert "on 3 classes the targeted DLR loss" in caplog.text
 
 
-def test_finished_attacks_are_kept_unless_they_or_the_model_changed(
+def test_finished_attacks_are_kept_unless_settings_or_model_change(
     tmp_path, monkeypatch
 ):
     made = []
@@ -209,7 +209,7 @@ def test_finished_attacks_are_kept_unless_they_or_the_model_changed(
     assert made == [("PGD", 20), ("PGD", 30)]
 
 
-def test_rows_of_this_model_on_other_images_are_not_given_up(tmp_path):
+def test_rows_of_this_model_are_not_replaced_by_rows_on_other_images(tmp_path):
     evaluated(tmp_path, "pgd-20")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(
@@ -221,7 +221,7 @@ def test_rows_of_this_model_on_other_images_are_not_given_up(tmp_path):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """The images of SPLIT in color, each a byte to decode, and a list of the decoded."""
+    """The images of SPLIT in colour, one byte each, and the list of decoded bytes."""
     decoded = []
 
     def decoder(size):
@@ -237,7 +237,7 @@ def encoded(monkeypatch):
 
 
 @pytest.mark.slow
-def test_images_decoded_on_demand_give_the_figures_of_their_pixels(tmp_path, encoded):
+def test_images_decoded_on_demand_give_the_results_of_their_pixels(tmp_path, encoded):
     images, decoded = encoded
     threat = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
     found = []
@@ -273,7 +273,9 @@ def test_images_decoded_on_demand_give_the_figures_of_their_pixels(tmp_path, enc
         np.testing.assert_array_equal(its_arrays[name], arrays[name])
 
 
-def test_no_more_images_are_decoded_than_a_batch_holds(tmp_path, encoded, monkeypatch):
+def test_at_most_one_batch_of_images_is_decoded_at_a_time(
+    tmp_path, encoded, monkeypatch
+):
     images, _ = encoded
     together = []
     array = EncodedImages.__array__
@@ -291,7 +293,7 @@ def test_no_more_images_are_decoded_than_a_batch_holds(tmp_path, encoded, monkey
     other = EncodedImages.of([b"@", *images.items[1:]], size=4)
     with pytest.raises(InputError, match="are of other images"):
         evaluated(tmp_path, "pgd-10-x3", images=other, batch_size=16)
-    assert sum(together) == 77  # Told apart by their bytes.
+    assert sum(together) == 77  # The bytes tell them apart.
 
 
 def test_attacks_of_a_later_evaluation_are_added(tmp_path):
@@ -299,7 +301,7 @@ def test_attacks_of_a_later_evaluation_are_added(tmp_path):
     assert list(evaluated(tmp_path, "fgsm")["evaluation"]) == ["natural", "fgsm"]
 
 
-def test_images_asked_for_are_those_that_break_the_model(tmp_path):
+def test_kept_images_are_those_that_break_the_model(tmp_path):
     evaluated(tmp_path, "pgd-1", "autoattack", keep_images=True)
     arrays = outcomes(tmp_path)
     for name in ("pgd-1", "autoattack"):
@@ -311,7 +313,7 @@ def test_images_asked_for_are_those_that_break_the_model(tmp_path):
         assert images.max() <= 1
 
 
-def test_fewer_images_of_a_known_attack_are_known_too(tmp_path):
+def test_first_images_of_a_known_attack_are_known(tmp_path):
     more = evaluated(tmp_path, "pgd-20", "pgd-1")["evaluation"]
     less = evaluated(tmp_path, "pgd-20", "fgsm", examples=30)["evaluation"]
     assert less["pgd-20"] == more["pgd-20"]
@@ -320,7 +322,7 @@ def test_fewer_images_of_a_known_attack_are_known_too(tmp_path):
 
 
 def test_worst_case_is_about_the_images_that_all_attacks_have(tmp_path):
-    """Whatever the number of images of the last evaluation."""
+    """The number of images of the last evaluation does not matter."""
     evaluated(tmp_path, "pgd-20", "pgd-1")
     rows = evaluated(tmp_path, "natural", examples=30)["evaluation"]
     assert rows["worst-case"]["examples"] == 77
@@ -364,7 +366,7 @@ class Cut(Exception):
 
 
 def cut_when_used_up(looks, monkeypatch):
-    """Saves at each look at the batch, of which each takes one from the list `looks`."""
+    """Save at each look at the batch, and cut when the list `looks` is used up."""
     attack = Campaign.attack
 
     def attack_and_cut(self, *arguments, watch, **fields):
@@ -383,10 +385,10 @@ def cut_when_used_up(looks, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["natural", "pgd-1-x3", "autoattack"])
-def test_more_images_of_a_known_attack_are_attacked_alone_to_the_same_figures(
+def test_known_attack_on_more_images_attacks_only_the_new_ones(
     name, tmp_path, monkeypatch
 ):
-    """Cut off on the way, too; the attacked images are the same."""
+    """A cut on the way changes nothing, and the attacked images are the same."""
     for folder in ("whole", "grown"):
         (tmp_path / folder).mkdir()
     whole = evaluated(tmp_path / "whole", name, keep_images=True)["evaluation"]
@@ -414,22 +416,22 @@ def test_more_images_of_a_known_attack_are_attacked_alone_to_the_same_figures(
         np.testing.assert_array_equal(found[key], array)
 
 
-def test_progress_goes_up_to_the_whole_with_the_accuracy_so_far(tmp_path, capsys):
+def test_progress_ends_at_100_percent_with_the_accuracy_so_far(tmp_path, capsys):
     evaluated(tmp_path, "pgd-10-x3", examples=30)
     capsys.readouterr()
     evaluated(tmp_path, "pgd-10-x3")
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("pgd-10")]
     assert lines[-1].startswith(f"pgd-10-x3 {3 * 47}/{3 * 47} attempts (100%)")
-    assert f"accuracy {ROBUST.mean():.4f}" in lines[-1]
+    assert f"accuracy {ROBUST.mean():.2%}" in lines[-1]
     (tmp_path / "at once").mkdir()
     evaluated(tmp_path / "at once", "pgd-10-x3")
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("pgd-10")]
     assert lines[-1].startswith(f"pgd-10-x3 {3 * 77}/{3 * 77} attempts (100%)")
-    assert f"accuracy {ROBUST.mean():.4f}" in lines[-1]
+    assert f"accuracy {ROBUST.mean():.2%}" in lines[-1]
 
 
 @pytest.mark.slow
-def test_evaluation_cut_off_anywhere_ends_in_the_same_figures(tmp_path, monkeypatch):
+def test_evaluation_cut_off_anywhere_ends_with_the_same_results(tmp_path, monkeypatch):
     """Cut within each attack again and again, after ever more looks at the batch."""
     names = ("natural", "pgd-1-x5", "autoattack")
     for name in ("whole", "cut"):
@@ -463,7 +465,7 @@ def run(tmp_path, monkeypatch):
     return Run(tmp_path, config, num_classes=2, image_shape=(4, 4, 1))
 
 
-def test_results_of_a_run_are_of_its_configured_attacks_and_images(run):
+def test_run_is_evaluated_with_its_configured_attacks_and_images(run):
     results = evaluate_run(run, VARIABLES, SPLIT, training={"updates": 8})
     assert results["training"] == {"updates": 8}
     assert results["config"]["method"] == "free"
@@ -482,7 +484,7 @@ def test_configured_attacks_take_threat_and_step_from_the_configuration():
 OTHER_FN = logits_functions(Brightness())({"params": {"steepness": jnp.float32(9.0)}})
 
 
-def test_rows_of_another_model_go_before_anything_of_this_one_is_saved(
+def test_rows_of_another_model_are_removed_before_this_one_is_saved(
     tmp_path, monkeypatch
 ):
     evaluated(tmp_path, "natural", "pgd-20")
@@ -492,7 +494,7 @@ def test_rows_of_another_model_go_before_anything_of_this_one_is_saved(
     assert json.loads((tmp_path / "results.json").read_text())["evaluation"] == {}
 
 
-def test_red_flags_of_another_ball_lie_beside_and_those_of_fewer_images_do_not_count(
+def test_red_flags_are_kept_by_epsilon_and_not_replaced_by_fewer_images(
     tmp_path, monkeypatch
 ):
     asked = []
@@ -515,7 +517,7 @@ def test_red_flags_of_another_ball_lie_beside_and_those_of_fewer_images_do_not_c
     assert "red flags@linf-0.2:" in table(results)
 
 
-def test_images_kept_are_never_those_of_another_attack(tmp_path):
+def test_kept_images_are_never_those_of_other_settings(tmp_path):
     evaluated(tmp_path, "pgd-20", keep_images=True)
     evaluated(tmp_path, named("pgd-20", step_size=0.01))
     assert "pgd-20/images" not in outcomes(tmp_path)
@@ -523,7 +525,7 @@ def test_images_kept_are_never_those_of_another_attack(tmp_path):
     assert len(outcomes(tmp_path)["pgd-20/images"]) == 77
 
 
-def test_a_row_of_more_images_is_not_given_up_for_those_that_were_not_kept(tmp_path):
+def test_row_of_more_images_is_not_replaced_to_keep_attacked_images(tmp_path):
     evaluated(tmp_path, "pgd-20")
     before = (tmp_path / "results.json").read_bytes()
     with pytest.raises(InputError, match="pgd-20 was made on 77 images, with"):
@@ -531,7 +533,7 @@ def test_a_row_of_more_images_is_not_given_up_for_those_that_were_not_kept(tmp_p
     assert (tmp_path / "results.json").read_bytes() == before
 
 
-def test_a_row_of_more_images_is_not_given_up_for_other_settings(tmp_path):
+def test_row_of_more_images_is_not_replaced_by_other_settings(tmp_path):
     evaluated(tmp_path, "natural", "pgd-20")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(InputError, match="pgd-20 was made on 77 images, with other"):
@@ -539,7 +541,7 @@ def test_a_row_of_more_images_is_not_given_up_for_other_settings(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_rows_whose_turn_has_not_come_outlive_a_cut(tmp_path, monkeypatch):
+def test_rows_of_later_attacks_survive_a_cut(tmp_path, monkeypatch):
     evaluated(tmp_path, "pgd-20", "pgd-30")
     looks = [None]
     cut_when_used_up(looks, monkeypatch)
@@ -554,7 +556,7 @@ def test_rows_whose_turn_has_not_come_outlive_a_cut(tmp_path, monkeypatch):
     assert rows["pgd-30"]["attack"]["step_size"] == 0.05
 
 
-def test_killed_between_its_two_files_an_attack_made_anew_has_no_old_row(
+def test_kill_between_the_two_files_leaves_no_row_of_old_settings(
     tmp_path, monkeypatch
 ):
     evaluated(tmp_path, "natural", "pgd-20")
@@ -575,7 +577,7 @@ def test_killed_between_its_two_files_an_attack_made_anew_has_no_old_row(
     assert row["attack"]["step_size"] == 0.05
 
 
-def test_an_attack_cut_off_without_its_images_is_made_anew_with_them(
+def test_attack_cut_off_without_keeping_images_starts_again_to_keep_them(
     tmp_path, monkeypatch
 ):
     looks = [None] * 2
