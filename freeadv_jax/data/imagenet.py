@@ -20,9 +20,9 @@ from freeadv_jax.data.stream import (
     deterministic_options,
     device_batches,
 )
-from freeadv_jax.data.tf_import import first_line, import_tensorflow
+from freeadv_jax.data.tf_import import import_tensorflow
 from freeadv_jax.devices import parallel
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, one_line
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class ImageNet:
         try:
             rows = list(examples.as_numpy_iterator())
         except tf.errors.OpError as error:
-            raise InputError(f"{source} cannot be read ({first_line(error)})") from error
+            raise InputError(f"{source} cannot be read ({one_line(error)})") from error
         labels = np.array([row["label"] for row in rows], np.int32)
         images = EncodedImages.of(
             [row["image"] for row in rows], size=self.image_size, source=source
@@ -218,7 +218,7 @@ def load_imagenet(
     except Exception as error:  # tfds raises nearly anything, by how it reads.
         raise InputError(
             f"'imagenet' cannot be read in '{directory}' "
-            f"({type(error).__name__}: {first_line(error)}); expected the data_dir "
+            f"({type(error).__name__}: {one_line(error)}); expected the data_dir "
             "of tensorflow-datasets, a folder or a bucket that this machine may read"
         ) from error
     for split, whole in EXAMPLES.items():

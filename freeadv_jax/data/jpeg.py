@@ -1,13 +1,30 @@
-"""Encoded images to pixels of one size: for training at random, for testing the same.
+"""Decode images to pixels of one size: random crops to train on, the center to test on.
 
-The only module that decodes, with TensorFlow, which is imported here and not before.
+The pixels of an image are those of Pillow's `Image.open(file).convert("RGB")`, in
+training and in evaluation alike:
+
+- An alpha channel, or a transparent color, is dropped; the colors stored beneath it stay.
+- An EXIF orientation is not applied, as in torchvision's ImageFolder.
+- Of an animation the first frame is taken.
+- One exception: 16-bit gray keeps its upper 8 bits, as 16-bit color does in Pillow too,
+  where Pillow turns everything above 255 to white.
+
+TensorFlow decodes JPEG and PNG, to the same values and faster. Pillow decodes CMYK JPEG,
+GIF, BMP and WebP, which TensorFlow decodes to other values or refuses. Both libraries are
+imported by these functions and not before.
 """
 
 import functools
+import io
 import math
 
-# Of a random resized crop: part of the area, and width over height (Szegedy et al.,
-# CVPR 2015, as torchvision has it).
+import numpy as np
+from jaxtyping import UInt8
+
+from freeadv_jax.errors import one_line
+
+# A random resized crop: its part of the area, and its width over its height (Szegedy et
+# al., CVPR 2015; the same numbers as torchvision's RandomResizedCrop).
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
@@ -15,13 +32,16 @@ TRIES = 10
 RESIZED = 256 / 224
 # Pillow's pixels; TensorFlow's own choice is the faster and less exact IFAST.
 _DCT = "INTEGER_ACCURATE"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_CMYK_CHANNELS = 4
 
 
 def random_crop(encoded, seed, *, size: int, flip: bool):
-    """A random resized crop uint8[size, size, 3] of an encoded image, perhaps mirrored.
+    """Return a random resized crop uint8[size, size, 3] of an encoded image.
 
-    A function of the image and of `seed`, int64[2]. Of a JPEG the crop alone is
-    decoded.
+    `flip` mirrors it with probability 1/2. The crop is a function of the image and of
+    `seed`, int64[2]. A JPEG is decoded within the crop alone; where its color is
+    subsampled, values at the border of the crop then differ by a few of the 256 levels.
     """
     import tensorflow as tf
 
@@ -29,18 +49,18 @@ def random_crop(encoded, seed, *, size: int, flip: bool):
     uniform = tf.random.stateless_uniform([4 * TRIES + 1], seed, alg="philox")
     tries, mirrored = tf.reshape(uniform[:-1], [4, TRIES]), uniform[-1] < 0.5
 
-    def of_jpeg():
+    def crop_of_jpeg():
         window = _crop_window(tf.io.extract_jpeg_shape(encoded), tries)
         return tf.io.decode_and_crop_jpeg(
             encoded, tf.stack(window), channels=3, dct_method=_DCT
         )
 
-    def of_other():
+    def crop_of_pixels():
         pixels = _decode_other(encoded)
         top, left, height, width = _crop_window(tf.shape(pixels), tries)
         return pixels[top : top + height, left : left + width]
 
-    pixels = tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_other)
+    pixels = tf.cond(_is_plain_jpeg(encoded), crop_of_jpeg, crop_of_pixels)
     pixels = _resize(pixels, [size, size])
     if flip:
         pixels = tf.cond(mirrored, lambda: pixels[:, ::-1], lambda: pixels)
@@ -48,9 +68,9 @@ def random_crop(encoded, seed, *, size: int, flip: bool):
 
 
 def _crop_window(shape, tries):
-    """(top, left, height, width) of the first of the tries that lies in the image.
+    """Return (top, left, height, width) of the first try that lies within the image.
 
-    If none does, of the largest center crop of an allowed ratio.
+    Without one, return the largest center crop of an allowed ratio.
     """
     import tensorflow as tf
 
@@ -64,7 +84,7 @@ def _crop_window(shape, tries):
 
     def drawn():
         rest = tf.stack([height - heights[at], width - widths[at]]) + 1
-        # A product of a number just below 1 may be rounded up to `rest` itself.
+        # The product with a number just below 1 may be rounded up to `rest` itself.
         corner = tf.minimum(tf.floor(tries[2:, at] * rest), rest - 1)
         return tf.stack([corner[0], corner[1], heights[at], widths[at]])
 
@@ -83,9 +103,10 @@ def _crop_window(shape, tries):
 
 @functools.cache
 def center_decoder(size: int):
-    """encoded image -> uint8[size, size, 3], its center after resizing to 8/7 of that.
+    """Return a function from an encoded image to its center, uint8[size, size, 3].
 
-    Compiled once; safe to call from several threads.
+    The short side is resized to 8/7 of `size` first. The function is compiled once and
+    may be called from several threads.
     """
     import tensorflow as tf
 
@@ -97,7 +118,7 @@ def center_decoder(size: int):
         shape = tf.shape(pixels)[:2]
         sides = short * shape // tf.reduce_min(shape)
         pixels = _resize(pixels, sides)
-        # Halves to the even side, as torchvision rounds them.
+        # Halves are rounded to the even side, as in torchvision.
         corner = tf.cast(tf.round((sides - size) / 2), tf.int32)
         pixels = pixels[corner[0] : corner[0] + size, corner[1] : corner[1] + size]
         return tf.ensure_shape(pixels, [size, size, 3])
@@ -107,14 +128,14 @@ def center_decoder(size: int):
 
 @functools.cache
 def whole_decoder():
-    """encoded image -> uint8[h, w, 3]."""
+    """Return a function from an encoded image to all of its pixels, uint8[h, w, 3]."""
     import tensorflow as tf
 
     return tf.function(_decode, input_signature=[tf.TensorSpec([], tf.string)])
 
 
 def undecodable() -> type[Exception]:
-    """What a decoder raises where an image is damaged."""
+    """Return the class of the errors that a decoder raises for a damaged image."""
     import tensorflow as tf
 
     return tf.errors.OpError
@@ -124,22 +145,53 @@ def _decode(encoded):
     import tensorflow as tf
 
     return tf.cond(
-        tf.io.is_jpeg(encoded),
+        _is_plain_jpeg(encoded),
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method=_DCT),
         lambda: _decode_other(encoded),
     )
 
 
-def _decode_other(encoded):
-    """PNG, GIF (its first frame) and BMP; gray ones become colored."""
+def _is_plain_jpeg(encoded):
+    """Return whether the image is a JPEG that TensorFlow decodes as Pillow does."""
     import tensorflow as tf
 
-    pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.io.extract_jpeg_shape(encoded)[2] != _CMYK_CHANNELS,
+        lambda: False,
+    )
+
+
+def _decode_other(encoded):
+    """Decode any image but a JPEG of one or three channels; gray becomes colored."""
+    import tensorflow as tf
+
+    pixels = tf.cond(
+        tf.strings.substr(encoded, 0, len(_PNG)) == _PNG,
+        lambda: tf.io.decode_png(encoded, channels=3),
+        # Not numpy_function, which outside of a graph cuts zeros off the end.
+        lambda: tf.py_function(
+            lambda image: _decode_by_pillow(image.numpy()), [encoded], tf.uint8
+        ),
+    )
     return tf.ensure_shape(pixels, [None, None, 3])
 
 
+def _decode_by_pillow(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    from PIL import Image
+
+    try:
+        # The formats of the file names that a folder data set reads.
+        formats = ("JPEG", "GIF", "BMP", "WEBP")
+        with Image.open(io.BytesIO(encoded), formats=formats) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow raises nearly anything for damaged files.
+        # TensorFlow hands a ValueError on as one of the `undecodable` errors.
+        raise ValueError(one_line(error)) from error
+
+
 def _resize(pixels, sides):
-    """Bilinear, averaging where it shrinks, like Pillow."""
+    """Resize bilinearly and average where it shrinks, as Pillow does."""
     import tensorflow as tf
 
     resized = tf.image.resize(pixels, sides, antialias=True)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from jaxtyping import Array
 
 from freeadv_jax.data import jpeg
-from freeadv_jax.data.tf_import import first_line
 from freeadv_jax.devices import parallel
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, one_line
 
 
 def decoded_batches(examples, *, rows: int, seed: int, size: int, flip: bool):
@@ -66,7 +65,7 @@ def device_batches(
                 yield waiting.popleft()
         except unreadable as error:
             raise InputError(
-                f"{name!r}: training images cannot be read ({first_line(error)})"
+                f"{name!r}: training images cannot be read ({one_line(error)})"
             ) from error
 
     return batches

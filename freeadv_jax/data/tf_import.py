@@ -1,29 +1,38 @@
-"""TensorFlow, imported where it is needed and kept away from the accelerator."""
+"""Import TensorFlow where it is needed, and keep it away from the accelerator."""
 
-from freeadv_jax.errors import InputError
+import importlib
+
+from freeadv_jax.errors import InputError, one_line
+
+# The modules of each extra of setup.py, in the order of the message that names them.
+# tensorflow-datasets needs importlib_resources and does not declare it.
+_MODULES = {
+    "tfds": ("importlib_resources", "tensorflow", "tensorflow_datasets"),
+    "imagenet": ("importlib_resources", "tensorflow", "tensorflow_datasets", "PIL"),
+}
+_NEEDED = {
+    "tfds": "TensorFlow and tensorflow-datasets",
+    "imagenet": "TensorFlow, tensorflow-datasets and Pillow",
+}
 
 
 def import_tensorflow(name: str, *, extra: str):
-    """(tensorflow, tensorflow_datasets), for the data set `name`.
+    """Return (tensorflow, tensorflow_datasets) for the data set `name`.
 
-    InputError naming the `extra` that brings them, where one is missing.
+    Raise InputError naming `extra`, 'tfds' or 'imagenet', if one of its modules is
+    missing. TensorFlow sees no GPU afterwards: it would claim the memory that belongs to
+    JAX.
     """
     try:
-        # tensorflow-datasets needs importlib_resources and does not declare it.
-        import importlib_resources  # noqa: F401
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
+        for module in _MODULES[extra]:
+            importlib.import_module(module)
     except ImportError as error:
         raise InputError(
-            f"{name!r} needs TensorFlow and tensorflow-datasets "
-            f"({first_line(error)}); pip install 'freeadv_jax[{extra}]'"
+            f"{name!r} needs {_NEEDED[extra]} ({one_line(error)}); "
+            f"pip install 'freeadv_jax[{extra}]'"
         ) from error
-    # TensorFlow would claim the accelerator's memory, which belongs to JAX.
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
     tf.config.set_visible_devices([], "GPU")
     return tf, tfds
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else "no reason given"

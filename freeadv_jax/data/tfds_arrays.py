@@ -3,8 +3,8 @@
 import numpy as np
 
 from freeadv_jax.data.split import Split, labelled
-from freeadv_jax.data.tf_import import first_line, import_tensorflow
-from freeadv_jax.errors import InputError
+from freeadv_jax.data.tf_import import import_tensorflow
+from freeadv_jax.errors import InputError, one_line
 
 _SPLITS = ("train", "test")
 _READ_AT_ONCE = 1000
@@ -75,7 +75,7 @@ def _feature(features, field: str, name: str):
 
 
 def _unusable(name: str, error: Exception, expected: str) -> InputError:
-    reason = f"{type(error).__name__}: {first_line(error)}"
+    reason = f"{type(error).__name__}: {one_line(error)}"
     return InputError(
         f"'tfds:{name}' cannot be read ({reason}), expected {expected}, "
         "and the network if it was not downloaded before"

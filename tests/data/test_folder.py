@@ -12,7 +12,7 @@ from freeadv_jax.data.dataset import Dataset, load_dataset
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
-from freeadv_jax.runs.outcomes import Outcomes
+from freeadv_jax.runs.outcomes import ArrayFile
 
 TRAIN, VAL = 31, 6
 OPTIONS = {
@@ -25,6 +25,7 @@ OPTIONS = {
     "prefetch": 2,
     "max_corrupt": 0.01,
 }
+INSTALL = "pip install 'freeadv_jax[imagenet]'"
 ASSEMBLE = parallel.assemble
 
 
@@ -103,13 +104,13 @@ def test_outcomes_on_the_images_in_the_order_of_their_files_are_refused(root):
     """Older versions evaluated the files in sorted order: their rows never mix in."""
     test = load(root).test
     in_order = EncodedImages.of(sorted(test.images.items), size=32)
-    outcomes = Outcomes(
+    outcomes = ArrayFile(
         root / "evaluation.npz", {"model": 1, "images": in_order.fingerprint()}
     )
     outcomes.arrays["natural"] = np.ones(VAL, bool)
     outcomes.save()
     with pytest.raises(InputError, match="evaluation.npz .* of other images"):
-        Outcomes(
+        ArrayFile(
             root / "evaluation.npz", {"model": 1, "images": test.images.fingerprint()}
         )
 
@@ -223,19 +224,27 @@ def damage(root, which):
     return [str(path) for path in paths]
 
 
+def warnings_of(caplog):
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "freeadv_jax.data.folder"
+    ]
+
+
 @pytest.mark.tensorflow
-def test_damaged_images_are_named_and_left_out(root, caplog, capsys):
+def test_damaged_images_are_named_and_left_out(root, caplog):
+    caplog.set_level("INFO")
     paths = damage(root, ())
     dataset = load(root, max_corrupt=0.12)
     assert len(dataset.train.labels) == TRAIN
     names = [str(path) for path in dataset.train.images.items]
     assert not set(paths) & set(names)
     assert set(numbers(drawn(dataset, 3))) <= set(range(TRAIN))
-    (record,) = [r for r in caplog.records if r.name == "freeadv_jax.data.folder"]
-    message = record.getMessage()
+    (message,) = warnings_of(caplog)
     assert message.startswith(f"{root}/train: 4 of 35 images are damaged, and left out")
     assert all(path in message for path in paths)
-    assert f"checking {root}/train 35/35 images (100%)" in capsys.readouterr().out
+    assert f"checking {root}/train 35/35 images (100%)" in caplog.text
 
 
 @pytest.mark.tensorflow
@@ -351,8 +360,16 @@ def test_an_image_gone_since_the_start_ends_the_run_in_one_line(root):
 def test_without_tensorflow_the_message_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     message = message_of(tmp_path)
-    assert message.startswith(f"'folder:{tmp_path}' needs TensorFlow and tensorflow-")
-    assert message.endswith("pip install 'freeadv_jax[imagenet]'")
+    needed = "needs TensorFlow, tensorflow-datasets and Pillow ("
+    assert message.startswith(f"'folder:{tmp_path}' {needed}")
+    assert message.endswith(INSTALL)
+
+
+@pytest.mark.tensorflow
+def test_without_pillow_the_message_names_the_extra(tf, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    message = message_of(tmp_path)
+    assert message.endswith("of PIL halted; None in sys.modules); " + INSTALL)
 
 
 @pytest.mark.tensorflow

@@ -343,7 +343,8 @@ def message_of(*arguments, **fields):
 def test_without_tensorflow_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     message = message_of("")
-    assert message.startswith("'imagenet' needs TensorFlow and tensorflow-datasets (")
+    needed = "needs TensorFlow, tensorflow-datasets and Pillow ("
+    assert message.startswith(f"'imagenet' {needed}")
     assert message.endswith("pip install 'freeadv_jax[imagenet]'")
 
 

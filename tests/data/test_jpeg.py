@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -69,46 +70,177 @@ def test_test_pixels_of_photographs_are_those_of_pillow(tf):
         assert difference.mean() < 0.3
 
 
-def of_kind(kind):
-    pixels = photograph(50, 60)
-    image = Image.fromarray(pixels)
-    if kind == "CMYK":
-        pixels[:] = pixels[:1, :1]  # Its colors are worth what its profile says.
-        image = Image.fromarray(pixels).convert("CMYK")
-    elif kind in ("L", "P", "RGBA", "I;16"):
-        image = image.convert("L") if kind == "I;16" else image.convert(kind)
-    if kind == "I;16":
-        image = Image.fromarray(np.asarray(image, np.uint16) * 257)
+COLORED = Image.fromarray(photograph(50, 60))
+
+
+def translucent():
+    """A picture whose alpha runs from clear to opaque over colors that stay."""
+    image = COLORED.copy()
+    ramp = np.linspace(0, 255, 60).round().astype(np.uint8)
+    image.putalpha(Image.fromarray(np.tile(ramp, (50, 1))))
+    return image
+
+
+def palette(colors, image=COLORED):
+    return image.convert("P", palette=Image.Palette.ADAPTIVE, colors=colors)
+
+
+def file_of(image, form, **options):
     file = io.BytesIO()
-    form = {"L": "JPEG", "CMYK": "JPEG", "BMP": "BMP", "GIF": "GIF"}.get(kind, "PNG")
-    image.save(file, form)
+    image.save(file, form, **options)
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["RGB", "L", "P", "RGBA", "I;16", "BMP", "GIF"])
-def test_other_kinds_of_images_become_three_channels(tf, kind):
-    data = of_kind(kind)
-    pixels = decoded(data, 32)
-    if kind == "I;16":
-        data = of_kind("L")
-    tolerance = 12 if kind in ("L", "I;16") else 2  # JPEG's own loss, in gray.
-    assert np.abs(pixels.astype(int) - by_pillow(data, 32)).max() <= tolerance
-    crop = jpeg.random_crop(data, tf.constant([0, 1], tf.int64), size=32, flip=True)
-    assert crop.shape == (32, 32, 3)
-    assert abs(crop.numpy().mean() - pixels.mean()) < 40
+def turned():
+    """The EXIF orientation that asks for a quarter turn."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
 
 
-def test_four_inks_become_their_color(tf):
-    pixels = decoded(of_kind("CMYK"), 32)
-    expected = photograph(50, 60)[0, 0].astype(int)
-    assert np.abs(pixels.astype(int) - expected).max() <= 4
+def bitmap(bits, pixels, *, colors=b"", compression=0):
+    """A BMP of 60x50 by hand, of the kinds that Pillow cannot write."""
+    start = 54 + len(colors)
+    header = struct.pack("<IiiHHI", 40, 60, 50, 1, bits, compression)
+    header += struct.pack("<IiiII", len(pixels), 2835, 2835, 0, 0)
+    head = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start)
+    return head + header + colors + pixels
+
+
+def bitmap_of_32_bits():
+    """A screenshot: blue, green, red and a byte that is 0 and no alpha."""
+    pixels = np.asarray(COLORED)[::-1, :, ::-1]
+    return bitmap(32, np.pad(pixels, ((0, 0), (0, 0), (0, 1))).tobytes())
+
+
+def bitmap_of_16_bits():
+    red, green, blue = (np.asarray(COLORED)[::-1].astype(int) >> 3).transpose(2, 0, 1)
+    return bitmap(16, (red << 10 | green << 5 | blue).astype("<u2").tobytes())
+
+
+def bitmap_of_4_bits():
+    image = palette(16)
+    rows = np.asarray(image)[::-1].astype(np.uint8)
+    pixels = np.pad(rows[:, ::2] << 4 | rows[:, 1::2], ((0, 0), (0, 2)))
+    colors = np.zeros((16, 4), np.uint8)
+    given = np.array(image.getpalette(), np.uint8).reshape(-1, 3)[:16, ::-1]
+    colors[: len(given), :3] = given
+    return bitmap(4, pixels.tobytes(), colors=colors.tobytes())
+
+
+def bitmap_of_runs():
+    """Compressed: each row is ten runs of six pixels."""
+    rows = b"".join(
+        b"".join(bytes([6, (row + 10 * run) % 256]) for run in range(10)) + b"\0\0"
+        for row in range(50)
+    )
+    grays = b"".join(bytes([value, value, value, 0]) for value in range(256))
+    return bitmap(8, rows + b"\0\1", colors=grays, compression=1)
+
+
+def inks():
+    pixels = np.random.default_rng(2).integers(0, 256, (50, 60, 4), np.uint8)
+    return Image.fromarray(pixels, "CMYK")
+
+
+KINDS = {
+    "JPEG": lambda: file_of(COLORED, "JPEG", subsampling=2),
+    "JPEG, progressive": lambda: file_of(COLORED, "JPEG", progressive=True),
+    "JPEG, gray": lambda: file_of(COLORED.convert("L"), "JPEG"),
+    "JPEG, CMYK": lambda: file_of(inks(), "JPEG"),
+    "JPEG, to be turned": lambda: file_of(COLORED, "JPEG", exif=turned()),
+    "PNG": lambda: file_of(COLORED, "PNG"),
+    "PNG, gray": lambda: file_of(COLORED.convert("L"), "PNG"),
+    "PNG, 1 bit": lambda: file_of(COLORED.convert("1"), "PNG"),
+    "PNG, palette": lambda: file_of(palette(256), "PNG"),
+    "PNG, palette of 2 bits": lambda: file_of(palette(4), "PNG", bits=2),
+    "PNG, palette with alpha": lambda: file_of(
+        palette(16), "PNG", transparency=bytes(range(0, 160, 10))
+    ),
+    "PNG, alpha": lambda: file_of(translucent(), "PNG"),
+    "PNG, gray with alpha": lambda: file_of(translucent().convert("LA"), "PNG"),
+    "PNG, transparent color": lambda: file_of(
+        COLORED, "PNG", transparency=COLORED.getpixel((3, 3))
+    ),
+    "PNG, to be turned": lambda: file_of(COLORED, "PNG", exif=turned()),
+    "PNG, animated": lambda: file_of(
+        COLORED, "PNG", save_all=True, append_images=[Image.new("RGB", (60, 50))]
+    ),
+    "GIF": lambda: file_of(palette(256), "GIF"),
+    "GIF, gray": lambda: file_of(COLORED.convert("L"), "GIF"),
+    "GIF, transparent color": lambda: file_of(palette(16), "GIF", transparency=3),
+    "BMP, 24 bit": lambda: file_of(COLORED, "BMP"),
+    "BMP, 24 bit and padding": lambda: file_of(COLORED, "BMP") + b"\0\0",
+    "BMP, gray": lambda: file_of(COLORED.convert("L"), "BMP"),
+    "BMP, palette": lambda: file_of(palette(64), "BMP"),
+    "BMP, 1 bit": lambda: file_of(COLORED.convert("1"), "BMP"),
+    "BMP, 4 bit": bitmap_of_4_bits,
+    "BMP, 16 bit": bitmap_of_16_bits,
+    "BMP, 32 bit": bitmap_of_32_bits,
+    "BMP, alpha": lambda: file_of(translucent(), "BMP"),
+    "BMP, runs": bitmap_of_runs,
+    "WebP": lambda: file_of(COLORED, "WEBP"),
+    "WebP, lossless": lambda: file_of(COLORED, "WEBP", lossless=True),
+    "WebP, alpha": lambda: file_of(translucent(), "WEBP"),
+    "WebP, lossless with alpha": lambda: file_of(translucent(), "WEBP", lossless=True),
+    "WebP, to be turned": lambda: file_of(COLORED, "WEBP", exif=turned()),
+    "WebP, animated": lambda: file_of(
+        COLORED, "WEBP", save_all=True, append_images=[Image.new("RGB", (60, 50))]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_of_every_kind_of_image_are_those_of_pillow(tf, kind):
+    data = KINDS[kind]()
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert expected.shape == (50, 60, 3)
+    np.testing.assert_array_equal(jpeg.whole_decoder()(data), expected)
+    # Training sees the same pixels: those of a lossless copy, cropped alike. Within a
+    # crop alone, the subsampled color of a JPEG is interpolated without its neighbors.
+    copy = file_of(Image.fromarray(expected), "PNG")
+    tolerance = 6 if kind in ("JPEG", "JPEG, progressive", "JPEG, to be turned") else 0
+    for number in range(3):
+        one, other = (
+            jpeg.random_crop(file, tf.constant([5, number], tf.int64), **CROP)
+            for file in (data, copy)
+        )
+        difference = np.abs(one.numpy().astype(int) - other.numpy())
+        assert difference.max() <= tolerance
+        assert difference.mean() < 0.2
+    np.testing.assert_array_equal(decoded(data, 32), decoded(copy, 32))
+
+
+CROP = {"size": 32, "flip": True}
+
+
+def test_gray_of_16_bits_keeps_its_upper_8(tf):
+    gray = np.asarray(COLORED.convert("L"))
+    wide = Image.fromarray(gray.astype(np.uint16) << 8 | 77)
+    pixels = jpeg.whole_decoder()(file_of(wide, "PNG"))
+    np.testing.assert_array_equal(pixels, np.repeat(gray[..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize("kind", ["JPEG, CMYK", "PNG", "GIF", "BMP, runs", "WebP"])
+@pytest.mark.parametrize("part", [0, 0.02, 0.5])
+def test_a_damaged_image_is_an_error_that_callers_expect(tf, kind, part):
+    data = KINDS[kind]()
+    data = data[: int(part * len(data))]
+    with pytest.raises(jpeg.undecodable()):
+        jpeg.whole_decoder()(data)
+    with pytest.raises(jpeg.undecodable()):
+        jpeg.random_crop(data, tf.constant([0, 1], tf.int64), **CROP)
+
+
+def test_other_formats_are_not_guessed_by_their_contents(tf):
+    with pytest.raises(jpeg.undecodable(), match="cannot identify image file"):
+        jpeg.whole_decoder()(file_of(COLORED, "TIFF"))
 
 
 def test_the_first_frame_of_several_is_taken(tf):
     frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
-    file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-    assert (decoded(file.getvalue(), 32) == (255, 0, 0)).all()
+    file = file_of(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (decoded(file, 32) == (255, 0, 0)).all()
 
 
 def coordinates(height, width):
