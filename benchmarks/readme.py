@@ -1,8 +1,9 @@
-"""Write the figures of the README and of docs/ from the records in benchmarks/results.
+"""Write the figures and tables of the README and of docs/.
 
     python -m benchmarks.readme
 
-replaces the text between `<!-- NAME -->` and `<!-- end -->`, for each NAME of BLOCKS.
+replaces the text between `<!-- NAME -->` and `<!-- end -->`, for each NAME of BLOCKS. Figures
+come from the records in benchmarks/results, the tables of fields and methods from the package.
 """
 
 import itertools
@@ -26,7 +27,9 @@ from benchmarks.step_changes import (
 from benchmarks.step_cost import ONE_A_CALL
 from benchmarks.training import compilation, memory
 from freeadv_jax.attacks.robustness import WORST_CASE
+from freeadv_jax.config import FIELDS, base_config
 from freeadv_jax.files import read_json
+from freeadv_jax.training.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -467,6 +470,39 @@ def _at_128(variant):
     )
 
 
+def _fields():
+    """Return a row for each field of a configuration."""
+    rows = [
+        [
+            f"`{field.name}`",
+            f"`{field.default_text}`" if field.default_text else "none",
+            field.allowed.text,
+            field.meaning + (f"; only with {field.only.text}" if field.only else ""),
+        ]
+        for field in FIELDS
+    ]
+    return _table(["field", "default", "allowed", "meaning"], rows)
+
+
+def _methods():
+    """Return a row for each training method, with its cost at the default settings."""
+    attack = base_config().attack
+    rows = [
+        [
+            f"`{method.name}`",
+            method.title(attack),
+            ", ".join(f"`attack.{name}`" for name in method.settings),
+            str(method.updates(attack)),
+            str(method.passes(attack)),
+        ]
+        for method in METHODS.values()
+    ]
+    heads = (
+        "method|at the default settings|fields|updates a minibatch|passes a minibatch"
+    )
+    return _table(heads.split("|"), rows)
+
+
 def _mean(figure):
     return f"{_percent(figure['mean'])} ± {_percent(figure['deviation'])}"
 
@@ -654,6 +690,8 @@ BLOCKS = {
     "folder": _folder,
     "decoded": _decoded,
     "replays": _replays,
+    "fields": _fields,
+    "methods": _methods,
 }
 
 

@@ -69,6 +69,26 @@ def test_python_blocks_run_in_an_empty_folder(name, tmp_path, request):
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
+@pytest.mark.slow
+def test_own_model_trains_from_the_command_line_as_the_page_shows(tmp_path):
+    page = ROOT / "docs" / "own-model.md"
+    *_, module, data = blocks(page, "python")
+    path = tmp_path / re.match(r"# file: (\S+)\n", module)[1]
+    path.write_text(module)
+    (words,) = (words for words in commands(page) if words[0] == "freeadv-train")
+    train = [
+        sys.executable,
+        "-m",
+        "freeadv_jax.main",
+        *words[1:],
+        "--config.updates=80",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    for command in ([sys.executable, "-c", data], train):
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "runs" / "own" / "results.json").exists()
+
+
 def test_there_are_python_blocks_in_the_readme_and_the_guides():
     assert {name.rsplit("-", 1)[0] for name in PROGRAMS} >= {
         "README",
