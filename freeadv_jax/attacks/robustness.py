@@ -28,6 +28,8 @@ from freeadv_jax.intervals import wilson
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.progress import Progress
 
+__all__ = ["RobustAccuracy", "robust_accuracy"]
+
 NATURAL = "natural"
 # The row of the images that are robust to every attack with the same norm and epsilon.
 WORST_CASE = "worst-case"
@@ -347,14 +349,15 @@ def epsilon_text(epsilon: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class RobustAccuracy:
-    """The result of `robust_accuracy`; `print` shows it as a table.
+    """Hold the result of `robust_accuracy`; `print` shows it as a table.
 
-    rows       by attack: {accuracy, correct, examples, interval, attack}. `interval` is
-               the 95 % interval of Wilson, `attack` the settings, and `stages` the robust
-               images after each attack of a cascade.
-    robust     by attack: bool[n], the images classified correctly and not broken.
-    red_flags  the answers of `freeadv_jax.attacks.red_flags`; empty if not asked for.
-    images     by attack: f32[n, h, w, c], the attacked images; empty if not asked for.
+    Attributes:
+        rows: by attack, {accuracy, correct, examples, interval, attack}. `interval` is
+            the 95 % interval of Wilson, `attack` has the settings. A cascade also has
+            `stages`, the robust images after each of its attacks.
+        robust: by attack, bool[n]: the images classified correctly and not broken.
+        red_flags: the answers of `freeadv_jax.attacks.red_flags`, if asked for.
+        images: by attack, f32[n, h, w, c]: the attacked images, if asked for.
     """
 
     rows: dict[str, dict]
@@ -382,31 +385,45 @@ def robust_accuracy(
     keep_images: bool = False,
     progress: bool | Callable[[str], None] = False,
 ) -> RobustAccuracy:
-    """Evaluate a model under each of several attacks.
+    """Return the accuracy of a model under each of several attacks.
 
-    `logits_fn` maps images f32[b, h, w, c] in [0, 1] to logits [b, k], normalisation
-    included: a function, a `Classifier`, a Flax NNX module in evaluation mode, a bound
-    Flax Linen module, `functools.partial(model.apply, variables, train=False)`, or any
-    callable pytree such as an Equinox module. `images` are [n, h, w, c], uint8 or floats
-    in [0, 1]; `labels` are n classes, of any integer type or a list.
+    All devices take part. The result depends on `seed`, not on `batch_size` or the number
+    of devices.
 
-    `attacks` are names as the command `freeadv-evaluate` takes them: natural, fgsm,
-    pgd-<steps>, cw-<steps> and dlr-<steps> (with -x<restarts>), apgd-ce, apgd-dlr, apgd-t,
-    fab-t, square, autoattack (Croce & Hein, ICML 2020) and autoattack-plus. `epsilon` and
-    `step_size` are in [0, 1] pixels, written `8 / 255`; `step_size` is for the numbered
-    attacks, a quarter of epsilon by default. Several attacks add a row `worst-case`: the
-    images that are robust to all of them.
+    Args:
+        logits_fn: maps images f32[b, h, w, c] in [0, 1] to logits [b, k], with its
+            normalisation inside. It may be a function, a `Classifier`, a Flax NNX module
+            in evaluation mode, a bound Flax Linen module,
+            `functools.partial(model.apply, variables, train=False)`, or any callable
+            pytree, such as an Equinox module.
+        images: [n, h, w, c], uint8 or floats in [0, 1].
+        labels: n classes, of any integer type or as a list.
+        norm: 'linf' or 'l2'.
+        epsilon: the radius of the perturbations in [0, 1] pixels, such as `8 / 255`.
+        attacks: names, or one string with commas between them: natural, fgsm,
+            pgd-<steps>, cw-<steps> and dlr-<steps> (each with -x<restarts>), apgd-ce,
+            apgd-dlr, apgd-t, fab-t, square, autoattack (Croce & Hein, ICML 2020) and
+            autoattack-plus.
+        step_size: the step of pgd-, cw- and dlr- in [0, 1] pixels; the default is
+            epsilon / 4.
+        batch_size: the images attacked at a time, over all devices together.
+        seed: the seed of all random choices.
+        red_flags: also look for signs that the attacks are too weak for this model, on
+            the first 200 images (Carlini et al., 2019); see
+            `freeadv_jax.attacks.red_flags`.
+        keep_images: also return the attacked images.
+        progress: a function that is called with a line of text now and then, such as
+            `print`. True writes these lines to standard error.
 
-    All devices take part. The result depends on `seed`, not on `batch_size` or devices.
-    `red_flags` looks for signs that the attacks are too weak for this model, on the first
-    200 images (Carlini et al., 2019). `keep_images` returns the attacked images as well.
-    `progress=print` prints a line now and then, as any function of a line does;
-    `progress=True` writes these lines to standard error.
+    Returns:
+        A `RobustAccuracy`, whose `print` is the table of the command `freeadv-evaluate`.
+        Two attacks or more add the row 'worst-case': images robust to all of them.
 
-    Raise InputError for images outside [0, 1] or of another shape, labels that are no
-    integers or that the model has no class for, logits that are not [b, k], not finite or
-    probabilities, a model in training mode or with further arguments, an unknown attack
-    or norm, and an epsilon that the norm does not allow.
+    Raises:
+        InputError: for images outside [0, 1] or of another shape; labels that are no
+            integers or that the model has no class for; logits that are not [b, k], not
+            finite or probabilities; a model in training mode or with further arguments;
+            an unknown attack or norm; an epsilon that the norm does not allow.
     """
     images, labels = _arrays(images, labels)
     num_classes = check_model(logits_fn, images[:1])
@@ -439,6 +456,8 @@ def robust_accuracy(
     flags = ()
     if red_flags:
         few = slice(CHECKED_IMAGES)
+        if write:
+            write(f"red flags: looking at {len(labels[few])} images")
         campaign = Campaign(batch_size=batch_size, seed=seed)
         flags = find_red_flags(campaign, logits_fn, images[few], labels[few], **threat)
     kept = {name: outcome.images for name, outcome in outcomes.items()}
