@@ -12,19 +12,10 @@ unless --ignore names it. `freeadv_jax.load(DIR)` returns the model.
 
 import argparse
 
-from flax import traverse_util
-
 from freeadv_jax.command import Parser, count, numbers, run_command
-from freeadv_jax.config import replays
 from freeadv_jax.errors import InputError
-from freeadv_jax.runs.folder import read_run
-from freeadv_jax.version import __version__
-from freeadv_jax.weights.exported import (
-    TORCH_MODELS,
-    import_torch,
-    new_folder,
-    write_exported,
-)
+from freeadv_jax.runs.load import load
+from freeadv_jax.weights.exported import TORCH_MODELS, import_torch, new_folder
 
 _OF_RUN = ("workdir", "checkpoint")
 _OF_TORCH = ("torch", "model", "num_classes", "image_shape", "mean", "std", "ignore")
@@ -34,25 +25,7 @@ _OPTIONAL = ("checkpoint", "ignore")
 def export_run(workdir, out, *, checkpoint: str = "last") -> None:
     """Write the 'last' or 'best' model of a run into the new folder `out`."""
     out = new_folder(out)
-    run = read_run(workdir)
-    state = run.trained_state(checkpoint)
-    model, attack = run.config.model, run.config.attack
-    description = {
-        "model": model.name,
-        "num_classes": run.num_classes,
-        "image_shape": list(run.image_shape),
-        "normalization": model.normalization,
-        "mean": list(model.mean),
-        "std": list(model.std),
-        "dtype": model.dtype,
-        "threat": {"norm": attack.norm, "epsilon": attack.epsilon},
-        "updates": int(state.step) * replays(run.config),
-        "freeadv_jax": __version__,
-        "source": "freeadv_jax",
-    }
-    write_exported(
-        out, description, traverse_util.flatten_dict(state.variables, sep="/")
-    )
+    load(workdir, checkpoint=checkpoint).save(out)
 
 
 def main(argv):

@@ -17,7 +17,7 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.export import export_run, main
 from freeadv_jax.files import read_json
 from freeadv_jax.runs.folder import open_run
-from freeadv_jax.weights.exported import load_exported
+from freeadv_jax.weights.load import load_exported
 from freeadv_jax.weights.tensors import read_tensors, write_tensors
 
 IMAGES = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)

@@ -18,6 +18,8 @@ from freeadv_jax.errors import InputError, did_you_mean, one_line
 from freeadv_jax.models.interface import Model, as_model
 
 PREFIX = "module:"
+# A model that `fit` was given as a Python object; no name leads back to it.
+OBJECT = "object:"
 _FORM = f"{PREFIX}PACKAGE.MODULE:NAME, such as {PREFIX}my_package.nets:Net"
 _WORDS = {"true": True, "false": False, "null": None}
 
@@ -69,6 +71,14 @@ def import_model(
         raise InputError(f"model.name = {name}: {fault}") from fault
     _check_logits(name, model, num_classes=num_classes, image_shape=image_shape)
     return model
+
+
+def live_model_error(name: str) -> InputError:
+    """Return the error for a model 'object:...', whose weights alone are on disk."""
+    return InputError(
+        f"the model {name.removeprefix(OBJECT)} was given to Python as an object, and "
+        "only its weights are saved: load them with freeadv_jax.load(folder, model=net)"
+    )
 
 
 def parse_arguments(text: str) -> dict[str, Any]:

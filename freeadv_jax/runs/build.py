@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from freeadv_jax.devices import parallel
 from freeadv_jax.models import build_model
-from freeadv_jax.models.imported import PREFIX, import_model
+from freeadv_jax.models.imported import OBJECT, PREFIX, import_model, live_model_error
 from freeadv_jax.training import optim
 from freeadv_jax.training.state import TrainState, create_state
 
@@ -25,6 +25,8 @@ def configured_model(
     imported. Raise InputError where the network is unknown or cannot take these images.
     """
     model = config.model
+    if model.name.startswith(OBJECT):
+        raise live_model_error(model.name)
     if model.name.startswith(PREFIX):
         return import_model(
             model.name,

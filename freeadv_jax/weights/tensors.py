@@ -1,77 +1,110 @@
 """Named arrays in safetensors files: the only module that knows safetensors."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, one_line, shortened
 
-# So many of each kind of misfit are named.
+# {name: array}; the arrays are NumPy's, JAX's, or just their shapes and types.
+Arrays = Mapping[str, Any]
+
+# Each list of misfits names this many arrays.
 _NAMED = 4
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file; InputError where it cannot be read."""
+    """Return the arrays of a file; raise InputError where it cannot be read."""
     safetensors = _safetensors()
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
         return safetensors.numpy.load_file(path)
-    except Exception as fault:  # Also types that NumPy does not have.
-        reason = str(fault).strip().split("\n")[0] or type(fault).__name__
-        raise InputError(f"{path} cannot be read as safetensors: {reason}") from fault
+    except Exception as fault:  # Number types that NumPy lacks raise various errors.
+        raise InputError(
+            f"{path} cannot be read as safetensors: {one_line(fault)}"
+        ) from fault
 
 
-def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes the arrays under their names."""
-    # Of a transposed array the bytes in memory would be written under its shape.
-    dense = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+def write_tensors(path: pathlib.Path, tensors: Arrays) -> None:
+    """Write the arrays under their names; number types that NumPy lacks as float32."""
+    # safetensors would write the bytes in memory of a transposed array under its shape.
+    dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    # NumPy sees bfloat16 and the 8-bit floats of JAX as raw bytes.
+    dense = {
+        name: array.astype(np.float32) if array.dtype.kind == "V" else array
+        for name, array in dense.items()
+    }
     path.write_bytes(_safetensors().numpy.save(dense))
 
 
 def fitted(
-    path: pathlib.Path,
-    tensors: dict[str, np.ndarray],
-    expected: dict[str, tuple[int, ...]],
-) -> dict[str, np.ndarray]:
-    """`tensors` as float32; InputError listing those that are not as `expected`.
+    source: object,
+    tensors: Arrays,
+    expected: Arrays,
+) -> dict[str, Any]:
+    """Return `tensors` in the order and the number types of `expected`.
 
-    `path` is the file that they come from, `expected` the shape under each name.
+    A float may have any precision; other types must agree. Raise InputError, naming
+    their `source`, that lists the arrays which are unknown, missing or different.
     """
-    common = [name for name in expected if name in tensors]
-    misfits = {
+    require_fit(source, misfits(tensors, expected))
+    return {name: tensors[name].astype(array.dtype) for name, array in expected.items()}
+
+
+def misfits(
+    tensors: Arrays,
+    expected: Arrays,
+) -> dict[str, list[str]]:
+    """Return {kind of misfit: arrays with their shapes or types}."""
+    both = [
+        (name, tensors[name], expected[name]) for name in expected if name in tensors
+    ]
+    return {
         "unknown": [
             f"{name} {list(array.shape)}"
             for name, array in tensors.items()
             if name not in expected
         ],
         "missing": [
-            f"{name} {list(shape)}"
-            for name, shape in expected.items()
+            f"{name} {list(array.shape)}"
+            for name, array in expected.items()
             if name not in tensors
         ],
         "of another shape": [
-            f"{name} {list(tensors[name].shape)} instead of {list(expected[name])}"
-            for name in common
-            if tensors[name].shape != expected[name]
+            f"{name} {list(given.shape)} instead of {list(array.shape)}"
+            for name, given, array in both
+            if given.shape != array.shape
         ],
         "not floats": [
-            f"{name} {tensors[name].dtype}"
-            for name in common
-            if not jnp.issubdtype(tensors[name].dtype, jnp.floating)
+            f"{name} {given.dtype}"
+            for name, given, array in both
+            if _is_float(array) and not _is_float(given)
+        ],
+        "of another type": [
+            f"{name} {given.dtype} instead of {array.dtype}"
+            for name, given, array in both
+            if not _is_float(array) and given.dtype != array.dtype
         ],
     }
-    lists = [f"{kind}: {shortened(names)}" for kind, names in misfits.items() if names]
+
+
+def require_fit(source: object, found: Mapping[str, list[str]]) -> None:
+    """Raise InputError, naming `source`, unless all lists of misfits are empty."""
+    lists = [
+        f"{kind}: {shortened(names, most=_NAMED)}"
+        for kind, names in found.items()
+        if names
+    ]
     if lists:
-        raise InputError(f"{path} does not fit the model; {'; '.join(lists)}")
-    return {name: tensors[name].astype(np.float32) for name in expected}
+        raise InputError(f"{source} does not fit the model; {'; '.join(lists)}")
 
 
-def shortened(names: list[str]) -> str:
-    """The first few, and how many more there are."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _is_float(array):
+    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _safetensors():

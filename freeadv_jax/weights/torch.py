@@ -4,12 +4,13 @@ import fnmatch
 import pathlib
 import re
 
+import jax
 import numpy as np
 
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, shortened
 from freeadv_jax.models.preact_resnet import PreActResNet
 from freeadv_jax.models.resnet import ResNet
-from freeadv_jax.weights.tensors import fitted, read_tensors, shortened
+from freeadv_jax.weights.tensors import Arrays, fitted, read_tensors
 
 # kuangliu/pytorch-cifar and locuslab/fast_adversarial, with the final BatchNorm.
 _PREACT = {"Conv_0": "conv1", "BatchNorm_0": "bn", "Dense_0": "linear"}
@@ -35,7 +36,7 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# Ours [h, w, c, features] and [c, features]; PyTorch's the features first.
+# Kernels are [h, w, c, features] and [c, features] here; PyTorch has the features first.
 _AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
@@ -45,35 +46,39 @@ _PREFIXES = ("module.", "model.")
 def variables_from_torch(
     path: pathlib.Path,
     network: PreActResNet | ResNet,
-    shapes: dict[str, tuple[int, ...]],
+    expected: Arrays,
     *,
     ignore: tuple[str, ...],
 ) -> dict[str, np.ndarray]:
-    """The float32 arrays of `network`, whose paths and `shapes` are given.
+    """Return the float32 arrays of `network`, by the paths of `expected`.
 
     `path` holds a state_dict, as safetensors or for torch.load. A prefix 'module.' or
-    'model.' of all its names is passed over, and so are num_batches_tracked and the
-    names that match a pattern of `ignore`. InputError where a tensor is left or lacks.
+    'model.' of all its names is removed. num_batches_tracked is ignored, and so are names
+    that match a pattern of `ignore`. Raise InputError where a tensor is left over or
+    missing.
     """
     tensors = _without(ignore, path, _read(path))
     prefix = _common_prefix(tensors)
     names = {
         name: prefix + torch_name
-        for name, torch_name in _torch_names(network, shapes).items()
+        for name, torch_name in _torch_names(network, expected).items()
     }
-    expected = {
-        names[name]: tuple(shape[axis] for axis in np.argsort(_AXES[len(shape)]))
-        for name, shape in shapes.items()
+    transposed = {
+        names[name]: jax.ShapeDtypeStruct(
+            tuple(array.shape[axis] for axis in np.argsort(_AXES[len(array.shape)])),
+            array.dtype,
+        )
+        for name, array in expected.items()
     }
-    tensors = fitted(path, tensors, expected)
+    tensors = fitted(path, tensors, transposed)
     return {
-        name: tensors[names[name]].transpose(_AXES[len(shape)])
-        for name, shape in shapes.items()
+        name: tensors[names[name]].transpose(_AXES[len(array.shape)])
+        for name, array in expected.items()
     }
 
 
 def _torch_names(network, paths) -> dict[str, str]:
-    """{path of ours: name in the state_dict}."""
+    """Return {path of ours: name in the state_dict}."""
     if isinstance(network, ResNet):
         top, inner, units = _RESNET, _BOTTLENECK, network.units
     else:
@@ -97,7 +102,7 @@ def _torch_names(network, paths) -> dict[str, str]:
 
 
 def _without(ignore, path, tensors):
-    """What is left of `tensors` without those that are to be left out."""
+    """Return `tensors` without those that `ignore` and PyTorch's counters name."""
     for pattern in ignore:
         if not fnmatch.filter(tensors, pattern):
             raise InputError(f"{path} holds no tensor {pattern!r} to ignore")
@@ -110,7 +115,7 @@ def _without(ignore, path, tensors):
 
 
 def _common_prefix(names):
-    """What wrappers such as DataParallel put before every name."""
+    """Return the prefix that wrappers such as DataParallel put before every name."""
     prefix = ""
     while names:
         for more in _PREFIXES:
@@ -136,7 +141,7 @@ def _read(path):
         raise InputError(f"there is no file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as fault:  # Whatever the file makes it stumble on.
+    except Exception as fault:  # PyTorch raises various errors for a damaged file.
         refused = re.search(r"GLOBAL [\w.]+", str(fault))
         reason = refused[0] if refused else type(fault).__name__
         raise InputError(

@@ -1,12 +1,11 @@
-"""Given weights as the starting point of a model."""
+"""Variables by their paths, and given weights as the starting point of a model."""
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from freeadv_jax.errors import InputError, shortened
+from freeadv_jax.weights.tensors import fitted
 
 
 def flat_variables(variables) -> dict[str, Any]:
@@ -15,6 +14,12 @@ def flat_variables(variables) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree.leaves_with_path(variables)
     }
+
+
+def like_variables(variables, arrays: dict[str, Any]):
+    """Return the tree of `variables` with the arrays {path: array} as its leaves."""
+    leaves = [arrays[path] for path in flat_variables(variables)]
+    return jax.tree.unflatten(jax.tree.structure(variables), leaves)
 
 
 def transferred(variables, given, *, num_classes: int, source: str = "init"):
@@ -27,48 +32,30 @@ def transferred(variables, given, *, num_classes: int, source: str = "init"):
 
     Raise InputError, naming `source`, that lists the arrays which differ otherwise.
     """
-    expected, given = flat_variables(variables), flat_variables(given)
-    common = [path for path in expected if path in given]
-    reshaped = [
-        path for path in common if np.shape(given[path]) != expected[path].shape
-    ]
-    fresh = (
-        tuple(reshaped) if _last_layer(expected, given, reshaped, num_classes) else ()
-    )
-    misfits = {
-        "unknown": [
-            f"{path} {list(np.shape(array))}"
-            for path, array in given.items()
-            if path not in expected
-        ],
-        "missing": [
-            f"{path} {list(array.shape)}"
-            for path, array in expected.items()
-            if path not in given
-        ],
-        "of another shape": [
-            f"{path} {list(np.shape(given[path]))} instead of "
-            f"{list(expected[path].shape)}"
-            for path in reshaped
-            if path not in fresh
-        ],
-    }
-    lists = [f"{kind}: {shortened(names)}" for kind, names in misfits.items() if names]
-    if lists:
-        raise InputError(f"{source} does not fit the model; {'; '.join(lists)}")
-    leaves = [
-        array if path in fresh else jnp.asarray(given[path], array.dtype)
-        for path, array in expected.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(variables), leaves), fresh
+    expected = flat_variables(variables)
+    given = {path: _array(leaf) for path, leaf in flat_variables(given).items()}
+    fresh = _last_layer(expected, given, num_classes)
+    kept = {path: array for path, array in expected.items() if path in fresh}
+    taken = fitted(source, given | kept, expected)
+    return like_variables(variables, taken), fresh
 
 
-def _last_layer(expected, given, paths, num_classes):
-    """Whether the arrays at `paths` are one layer, different in its classes alone."""
-    shapes = [(np.shape(given[path]), expected[path].shape) for path in paths]
-    return (
+def _array(leaf):
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _last_layer(expected, given, num_classes) -> tuple[str, ...]:
+    """The paths of another shape, if they are one layer that differs in classes alone."""
+    paths = [
+        path
+        for path in expected
+        if path in given and given[path].shape != expected[path].shape
+    ]
+    shapes = [(given[path].shape, expected[path].shape) for path in paths]
+    one_layer = (
         all(len(old) == len(new) > 0 and old[:-1] == new[:-1] for old, new in shapes)
         and {new[-1] for _, new in shapes} == {num_classes}
         and len({old[-1] for old, _ in shapes}) == 1
         and len({path.rpartition("/")[0] for path in paths}) == 1
     )
+    return tuple(paths) if one_layer else ()

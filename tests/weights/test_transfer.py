@@ -72,10 +72,14 @@ def test_weights_take_the_types_of_the_model():
 @pytest.mark.parametrize(
     ("sizes", "num_classes", "differing"),
     [
-        ({"width": 8}, 10, "params/Dense_0/kernel [16, 16] instead of [16, 8]"),
+        ({"width": 8}, 10, "batch_stats/BatchNorm_0/var [16] instead of [8]"),
         # A hidden layer as wide as there are classes is not the last layer.
         ({"width": 10}, 10, "of another shape: batch_stats/BatchNorm_0/mean"),
-        ({"width": 8, "classes": 3}, 3, "params/Dense_1/bias [10] instead of [3]"),
+        (
+            {"width": 8, "classes": 3},
+            3,
+            "params/BatchNorm_0/scale [16] instead of [8] and 4 more",
+        ),
     ],
 )
 def test_arrays_of_another_shape_are_listed(sizes, num_classes, differing):
