@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
@@ -121,21 +122,35 @@ def _away_from_ynnpack():
 
 
 def mean_over_devices(tree, axis_name):
-    """The mean of each array over the devices of `axis_name`; itself where None.
+    """Return the mean of each float array over the devices of `axis_name`.
 
-    The arrays are of one dtype.
+    Return `tree` itself where `axis_name` is None. Arrays of other types, such as
+    counters, stay as they are on each device.
     """
-    # One vector of small and large arrays can take XLA's CPU backend longer to put
-    # together than the gradients themselves: a lone device is spared it.
+    # On a lone device, XLA's CPU backend can take longer to build one vector of many
+    # arrays than to compute the gradients themselves.
     if axis_name is None or lax.axis_size(axis_name) == 1:
         return tree
-    # XLA merges the collectives of separate arrays: on GPU and TPU into a few, that run
-    # beside the backward pass as their gradients are done, without the transposes that
-    # one vector would take from the layout of the kernels there.
+    leaves, structure = jax.tree.flatten(tree)
+    is_float = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+    floats = [leaf for leaf, chosen in zip(leaves, is_float, strict=True) if chosen]
+    means = iter(_means(floats, axis_name))
+    return structure.unflatten(
+        next(means) if chosen else leaf
+        for leaf, chosen in zip(leaves, is_float, strict=True)
+    )
+
+
+def _means(arrays, axis_name):
+    # On GPU and TPU, XLA merges the collectives of separate arrays into a few, which run
+    # beside the backward pass as soon as their gradients are ready. One vector would cost
+    # transposes from the layout of the kernels there.
     if jax.default_backend() != "cpu":
-        return lax.pmean(tree, axis_name)
-    # On CPU it merges 256 arrays at most, and runs nothing beside.
-    vector, unravel = ravel_pytree(tree)
+        return lax.pmean(arrays, axis_name)
+    # On CPU, XLA merges at most 256 arrays and runs nothing beside them.
+    if len({array.dtype for array in arrays}) > 1:
+        return [lax.pmean(array, axis_name) for array in arrays]
+    vector, unravel = ravel_pytree(arrays)
     return unravel(lax.pmean(vector, axis_name))
 
 

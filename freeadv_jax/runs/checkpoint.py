@@ -149,7 +149,7 @@ class Checkpoints:
 
     def _restore(self, step, like):
         saved = self._checkpointer.metadata(step).custom_metadata
-        state = like.replace(**self._checkpointer.load(step, _stored(like)))
+        state = _restored(like, self._checkpointer.load(step, _stored(like)))
         if checksum(state) != saved["crc32"]:
             raise ValueError("its checksum does not fit its arrays")
         return state, saved["progress"]
@@ -180,9 +180,23 @@ def _reason(fault):
 
 
 def _stored(state) -> dict:
-    """The fields of a state; an average only where there is one.
+    """Return the arrays of a state by the names that checkpoints have always had.
 
-    Runs made before there were averages stay readable so.
+    BatchNorm's averages are `batch_stats`, without the collection's own name, as before
+    there were others. An average and other collections are stored where there are some.
     """
     fields = {field.name: getattr(state, field.name) for field in fields_of(state)}
-    return {name: part for name, part in fields.items() if name != "average" or part}
+    others = dict(fields.pop("collections"))
+    fields["batch_stats"] = others.pop("batch_stats", {})
+    optional = {"average": fields.pop("average"), "collections": others}
+    return fields | {name: part for name, part in optional.items() if part}
+
+
+def _restored(like, stored: dict):
+    """Return the state of the structure of `like` from what `_stored` made of it."""
+    fields = dict(stored)
+    batch_stats = fields.pop("batch_stats")
+    collections = dict(fields.pop("collections", {}))
+    if "batch_stats" in like.collections:
+        collections["batch_stats"] = batch_stats
+    return like.replace(**fields, collections=collections)

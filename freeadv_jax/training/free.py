@@ -8,8 +8,10 @@ from jax import lax
 
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.models.interface import as_model
+from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
-from freeadv_jax.training.update import measure, train_logits, unit_range
+from freeadv_jax.training.update import measure, train_logits
 
 Start = Literal["carried", "random", "zero"]
 STARTS = get_args(Start)
@@ -30,28 +32,31 @@ def free_train_step(
     average_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
-    """One minibatch of Free-m: `replays` updates of the weights and of delta.
+    """Train on one minibatch by Free-m: `replays` updates of the weights and of delta.
 
-    Every replay takes both gradients from one backward pass, at the old weights and
-    the old delta; BatchNorm is in train mode there and its running averages move once
-    a replay. With one replay and epsilon 0 this is natural training, and costs the
-    same: the input gradient is then never computed.
+    Each replay takes both gradients from one backward pass, at the old weights and the
+    old delta. BatchNorm is in training mode in that pass and moves its running averages
+    once a replay. With one replay and epsilon 0 this is natural training at its price:
+    the gradient of the images is then never computed.
 
-    A minibatch begins with the delta that the one before left in its places of the
-    batch, as in the paper, or, for each image anew, at a random point of the ball or 0.
+    A minibatch begins with the delta that the one before left at the same positions of
+    the batch ('carried', as in the paper), at a random point of the ball for each image
+    ('random'), or at 0 ('zero').
 
-    Attacked pixels are clipped to [0, 1]. As in the authors' code delta's gradient goes
-    through that clip, so that a pixel pushed out of the box keeps its delta until
-    another image takes its place; with `straight_through` it is the gradient at the
-    clipped image, as in the algorithm, which has no clip. That matters where pixels are
-    exactly 0.
+    Attacked pixels are clipped to [0, 1]. As in the authors' code, the gradient of delta
+    goes through that clip: a pixel pushed out of the box keeps its delta until another
+    image takes its place. With `straight_through` the gradient is taken at the clipped
+    image, as in Algorithm 1, which has no clip. That matters where pixels are exactly 0.
 
-    `batch` holds `image` u8[b, h, w, c] and `label` i32[b]; `step_size` is in [0, 1]
-    pixels (the paper's is epsilon). The metrics are means over the replays.
+    `batch` holds `image` [b, h, w, c], uint8 or floats in [0, 1], and `label` i32[b];
+    `step_size` is in [0, 1] pixels (epsilon in the paper). Return the next state, and the
+    metrics as means over the replays.
     """
     images, labels = unit_range(batch["image"]), batch["label"]
+    model = as_model(model)
+    noise_key = state.noise_key(axis_name=axis_name)
 
-    def loss_fn(params, delta, batch_stats):
+    def loss_fn(params, delta, collections, key):
         # jnp.clip, not lax.clamp: at delta = 0 a pixel of exactly 0 or 1 must keep a
         # gradient, or it would never be perturbed.
         attacked = images + delta
@@ -61,21 +66,22 @@ def free_train_step(
             adversarial = lax.stop_gradient(adversarial) + (
                 attacked - lax.stop_gradient(attacked)
             )
-        logits, batch_stats = train_logits(model, params, batch_stats, adversarial)
+        logits, collections = train_logits(model, params, collections, adversarial, key)
         return cross_entropy(logits, labels, smoothing=label_smoothing).mean(), (
             logits,
-            batch_stats,
+            collections,
         )
 
-    def replay(state, _):
-        (loss, (logits, batch_stats)), (weight_gradient, delta_gradient) = (
+    def replay(state, number):
+        key = jax.random.fold_in(noise_key, number)
+        (loss, (logits, collections)), (weight_gradient, delta_gradient) = (
             jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)(
-                state.params, state.delta, state.batch_stats
+                state.params, state.delta, state.collections, key
             )
         )
         state = state.update_weights(
             weight_gradient,
-            batch_stats,
+            collections,
             tx=tx,
             average_decay=average_decay,
             axis_name=axis_name,
@@ -89,5 +95,5 @@ def free_train_step(
         state = state.replace(delta=threat.random_start(keys, images.shape[1:]))
     elif start == "zero":
         state = state.replace(delta=jnp.zeros_like(state.delta))
-    state, metrics = lax.scan(replay, state, length=replays)
+    state, metrics = lax.scan(replay, state, jnp.arange(replays))
     return state.replace(step=state.step + 1), jax.tree.map(jnp.mean, metrics)

@@ -3,8 +3,10 @@
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.models.interface import as_model
+from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
-from freeadv_jax.training.update import train_logits, unit_range, weight_update
+from freeadv_jax.training.update import train_logits, weight_update
 
 
 def pgd_train_step(
@@ -20,17 +22,20 @@ def pgd_train_step(
     average_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
-    """One weight update on images attacked by `steps` PGD steps from a random start.
+    """Train on one minibatch attacked by `steps` PGD steps from a random start.
 
-    The inner attack runs with BatchNorm in train mode (statistics of the attacked
-    batch), as the authors' code does; the running averages move only in the update.
-    With one step of 1.25 epsilon this is FGSM-RS (Wong et al., ICLR 2020). `delta` of
-    the state is not used. Shapes and units as in `free_train_step`.
+    As in the authors' code, BatchNorm is in training mode in the attack too, with the
+    statistics of the attacked batch; its running averages move in the update alone. The
+    attack and the update share one draw of dropout. With one step of 1.25 epsilon this
+    is FGSM-RS (Wong et al., ICLR 2020). `delta` of the state is not used. Shapes and
+    units are those of `free_train_step`.
     """
     images, labels = unit_range(batch["image"]), batch["label"]
+    model = as_model(model)
+    key = state.noise_key(axis_name=axis_name)
 
     def attack_loss(images):
-        logits, _ = train_logits(model, state.params, state.batch_stats, images)
+        logits, _ = train_logits(model, state.params, state.collections, images, key)
         return cross_entropy(logits, labels)
 
     start = threat.random_start(
@@ -41,12 +46,12 @@ def pgd_train_step(
     )
 
     def loss_fn(params):
-        logits, batch_stats = train_logits(
-            model, params, state.batch_stats, adversarial
+        logits, collections = train_logits(
+            model, params, state.collections, adversarial, key
         )
         return cross_entropy(logits, labels, smoothing=label_smoothing).mean(), (
             logits,
-            batch_stats,
+            collections,
         )
 
     return weight_update(

@@ -8,11 +8,13 @@ from jaxtyping import Array, Float
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.models.interface import as_model
+from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
-from freeadv_jax.training.update import train_logits, unit_range, weight_update
+from freeadv_jax.training.update import train_logits, weight_update
 
-# The standard deviation of the authors' normal start, in [0, 1] pixels. At delta = 0
-# the divergence is at its minimum and has no gradient to follow.
+# The standard deviation of the authors' normal start, in [0, 1] pixels. At delta = 0 the
+# divergence is at its minimum and its gradient is 0.
 _START = 1e-3
 
 
@@ -30,21 +32,23 @@ def trades_train_step(
     average_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
-    """One weight update on CE(x) + beta * KL(f(x) || f(x + delta)).
+    """Train on one minibatch by CE(x) + beta * KL(f(x) || f(x + delta)).
 
-    delta comes from `steps` PGD steps on the divergence, with BatchNorm in EVAL mode
-    (running averages), as in the authors' code; both terms of the loss use train
-    mode, natural images first, so the averages move twice. The metrics' accuracy is
-    on the attacked images. `delta` of the state is not used. Shapes and units as in
-    `free_train_step`.
+    delta comes from `steps` PGD steps on the divergence, with the network in EVALUATION
+    mode (running averages), as in the authors' code. Both terms of the loss take training
+    mode, the natural images first, and the running averages move twice. The accuracy of
+    the metrics is on the attacked images. `delta` of the state is not used. Shapes and
+    units are those of `free_train_step`.
     """
     images, labels = unit_range(batch["image"]), batch["label"]
+    model = as_model(model)
+    key = state.noise_key(axis_name=axis_name)
     # Not `state.variables`: the network in training is attacked, not its average.
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    clean_logits = model.apply(variables, images, train=False)
+    variables = {"params": state.params, **state.collections}
+    clean_logits = model.logits(variables, images)
 
     def attack_loss(images):
-        return _divergence(clean_logits, model.apply(variables, images, train=False))
+        return _divergence(clean_logits, model.logits(variables, images))
 
     noise = jax.vmap(lambda key: _START * jax.random.normal(key, images.shape[1:]))
     adversarial = projected_ascent(
@@ -57,11 +61,15 @@ def trades_train_step(
     )
 
     def loss_fn(params):
-        natural, batch_stats = train_logits(model, params, state.batch_stats, images)
-        attacked, batch_stats = train_logits(model, params, batch_stats, adversarial)
+        natural, collections = train_logits(
+            model, params, state.collections, images, key
+        )
+        attacked, collections = train_logits(
+            model, params, collections, adversarial, key
+        )
         loss = cross_entropy(natural, labels, smoothing=label_smoothing)
         loss += beta * _divergence(natural, attacked)
-        return jnp.mean(loss), (attacked, batch_stats)
+        return jnp.mean(loss), (attacked, collections)
 
     return weight_update(
         loss_fn,
@@ -76,7 +84,7 @@ def trades_train_step(
 def _divergence(
     logits: Float[Array, "b k"], other: Float[Array, "b k"]
 ) -> Float[Array, " b"]:
-    """KL(softmax(logits) || softmax(other)), for each image."""
+    """Return KL(softmax(logits) || softmax(other)) of each image."""
     return optax.losses.kl_divergence_with_log_targets(
         jax.nn.log_softmax(other), jax.nn.log_softmax(logits)
     )

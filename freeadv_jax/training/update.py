@@ -1,29 +1,23 @@
-"""What the methods share: the forward pass in training, and one weight update."""
+"""The parts that training methods share: the forward pass and one weight update."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from freeadv_jax.devices.parallel import mean_over_devices
+from freeadv_jax.models.interface import as_model
 
-# What every method's step measures.
+# The metrics of every method's step.
 METRICS = ("loss", "accuracy")
 
 
-def unit_range(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Pixels in [0, 1]."""
-    return images.astype(float) / 255
+def train_logits(model, params, collections, images, key):
+    """Return the logits in training mode, and the collections after the pass.
 
-
-def train_logits(model, params, batch_stats, images):
-    """Logits with BatchNorm in train mode, and the running averages after it."""
-    logits, updated = model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        images,
-        train=True,
-        mutable=["batch_stats"],
-    )
-    return logits, updated.get("batch_stats", {})
+    BatchNorm takes the statistics of the batch and moves its running averages; dropout
+    draws from `key`.
+    """
+    return as_model(model).train_logits({"params": params, **collections}, images, key)
 
 
 def measure(
@@ -33,21 +27,21 @@ def measure(
     *,
     axis_name: str | None,
 ) -> dict[str, Float[Array, ""]]:
-    """Mean loss and accuracy over the global batch, on the images trained on."""
+    """Return the mean loss and accuracy of the global batch, on the images trained on."""
     accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
     return mean_over_devices({"loss": loss, "accuracy": accuracy}, axis_name)
 
 
 def weight_update(loss_fn, state, labels, *, tx, average_decay=0.0, axis_name=None):
-    """The next state and the metrics of one update on `loss_fn`.
+    """Return the next state and the metrics of one update on `loss_fn`.
 
-    `loss_fn(params)` gives the mean loss over the batch, and (logits, batch_stats).
+    `loss_fn(params)` gives the mean loss over the batch, and (logits, collections).
     """
     gradients = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (logits, batch_stats)), gradient = gradients(state.params)
+    (loss, (logits, collections)), gradient = gradients(state.params)
     state = state.update_weights(
         gradient,
-        batch_stats,
+        collections,
         tx=tx,
         average_decay=average_decay,
         axis_name=axis_name,
