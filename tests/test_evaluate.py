@@ -173,8 +173,8 @@ def test_data_of_other_classes_is_refused(run):
     with pytest.raises(InputError) as refused:
         call(f"--workdir={run}", "--attacks=natural")
     assert str(refused.value) == (
-        f"the data's classes are 0, 1, 2, 3, 4, ... (10), and {run} was trained on one, "
-        "two, three, four, five, ... (6)"
+        f"the data's classes are 0, 1, 2, 3, 4 and 5 more, but {run} was trained on one, "
+        "two, three, four, five and 1 more"
     )
     assert content(run) == before
 

@@ -1,7 +1,7 @@
-"""A run folder: what lies in it, who may write there, and the model it holds.
+"""A run folder: what it holds, and who may write there.
 
-run.json         the configuration, and what the model must know of the data
-metrics.jsonl    what was measured on the way
+run.json         the configuration, and what is known of the data and of the model
+metrics.jsonl    the measurements during training
 checkpoints/     the newest states and the best
 results.json     the outcome
 """
@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from freeadv_jax.config import base_config, differences, replays, validate
+from freeadv_jax.console import say
 from freeadv_jax.devices.processes import agreement
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, shortened
 from freeadv_jax.files import (
     local_path,
     partial_path,
@@ -25,6 +27,7 @@ from freeadv_jax.files import (
     sole_writer,
     write_json,
 )
+from freeadv_jax.models.imported import PREFIX
 from freeadv_jax.runs.build import (
     configured_learning_rate,
     configured_model,
@@ -33,29 +36,33 @@ from freeadv_jax.runs.build import (
 )
 from freeadv_jax.runs.checkpoint import Checkpoints
 from freeadv_jax.training.state import TrainState
+from freeadv_jax.weights.exported import variable_shapes
+from freeadv_jax.weights.tensors import misfits, require_fit
+from freeadv_jax.weights.transfer import flat_variables
 
 RECORD = "run.json"
-# What a record says of the data, beside the configuration.
+# What the record says about the data, beside the configuration.
 _OF_DATA = ("num_classes", "image_shape", "class_names", "training_images")
-# So many seconds later a shared folder (NFS, a bucket) may show what another wrote.
+# A shared folder (NFS, a bucket) shows what another process wrote within so many seconds.
 _LATE = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A folder whose configuration is settled."""
+    """A run folder with its configuration and what is known of its data."""
 
     workdir: pathlib.Path
     config: ConfigDict
     num_classes: int
+    # Height, width and channels.
     image_shape: tuple[int, int, int]
-    # As the data set has them; () where a run of an older version does not tell.
+    # The names of the data set; () for runs of versions that did not record them.
     class_names: tuple[str, ...] = ()
-    # To train on; 0 likewise.
+    # The number of images to train on; 0 likewise.
     training_images: int = 0
 
     def model(self):
-        """Return the network with its normalisation in front."""
+        """Return the network that the configuration describes."""
         return configured_model(
             self.config, num_classes=self.num_classes, image_shape=self.image_shape
         )
@@ -68,57 +75,56 @@ class Run:
         """Return the optax transformation."""
         return configured_optimizer(self.config)
 
-    def initial_state(self) -> TrainState:
+    def initial_state(self, model=None) -> TrainState:
         """Return the state before the first minibatch."""
         return initial_state(
             self.config,
-            model=self.model(),
+            model=self.model() if model is None else model,
             tx=self.optimizer(),
             image_shape=self.image_shape,
         )
 
     def checkpoints(self, *, writable: bool = False) -> Checkpoints:
-        """The run's checkpoints; `writable` by one opener at a time."""
+        """Return the run's checkpoints; only one process at a time may write."""
         keep = self.config.checkpoint.keep if writable else None
         return Checkpoints(self.workdir / "checkpoints", keep=keep)
 
     def saved_updates(self) -> int:
-        """Weight updates behind the newest checkpoint, 0 where there is none."""
+        """Return the weight updates behind the newest checkpoint, 0 without any."""
         if not (self.workdir / "checkpoints").is_dir():
             return 0
         with contextlib.closing(self.checkpoints()) as checkpoints:
             return max(checkpoints.steps, default=0) * replays(self.config)
 
-    def trained_state(self, checkpoint: str) -> TrainState:
-        """The state of the 'last' or 'best' checkpoint, as NumPy arrays."""
+    def trained_state(self, checkpoint: str, model=None) -> TrainState:
+        """Return the state of the 'last' or 'best' checkpoint, as NumPy arrays.
+
+        `model` replaces the configured one. Raise InputError where there is no such
+        checkpoint or none that can be read.
+        """
         if checkpoint not in ("last", "best"):
             raise InputError(
                 f"checkpoint {checkpoint!r} is unknown; allowed: last, best"
             )
         if not self.saved_updates():
             raise InputError(f"{self.workdir} holds no checkpoint yet")
-        like = jax.eval_shape(self.initial_state)
+        like = jax.eval_shape(lambda: self.initial_state(model))
         with contextlib.closing(self.checkpoints()) as checkpoints:
             state, _ = checkpoints.restore(like, checkpoint)
         return state
 
     def require_classes(self, class_names: tuple[str, ...]) -> None:
-        """InputError where those of a data set are not those of the training."""
+        """Raise InputError unless a data set has the classes of the training."""
         if self.class_names and tuple(class_names) != self.class_names:
             raise InputError(
-                f"the data's classes are {_few(class_names)}, and {self.workdir} was "
-                f"trained on {_few(self.class_names)}"
+                f"the data's classes are {shortened(class_names, most=5)}, but "
+                f"{self.workdir} was trained on {shortened(self.class_names, most=5)}"
             )
 
     @property
     def steps(self) -> int:
         """Minibatches in the whole budget."""
         return self.config.updates // replays(self.config)
-
-
-def _few(names):
-    shown = ", ".join(names[:5])
-    return f"{shown}, ... ({len(names)})" if len(names) > 5 else shown
 
 
 def open_run(
@@ -129,16 +135,19 @@ def open_run(
     image_shape,
     class_names=(),
     training_images=0,
+    arrays=None,
 ) -> Run:
-    """The run in `workdir`, begun there or continued, by all processes together.
+    """Begin or continue the run in `workdir`, all processes together.
 
-    InputError where the folder cannot be written, holds something else, was made with
-    another configuration (apart from the fields of config_rules.FREE_TO_CHANGE) or
-    with other classes or images, or is not shared by the processes.
+    `arrays` is the tree of a model's variables, or of their shapes, where the
+    configuration does not describe the model.
+
+    Raise InputError where the folder cannot be written, holds something else, was made
+    with another configuration (apart from the changeable fields), with other classes or
+    images or with another model, or where the processes do not share it.
     """
-    workdir = local_path(workdir)
     run = Run(
-        workdir,
+        local_path(workdir),
         config,
         num_classes,
         tuple(image_shape),
@@ -147,11 +156,12 @@ def open_run(
     )
     record = run.workdir / RECORD
     with agreement():
-        run.model()  # Says what does not fit before anything is written.
-        _check_folder(run, record)
+        # Misfits of model and images are reported before anything is written.
+        shapes = _shapes(run, arrays)
+        _check_folder(run, record, shapes)
         _make_folder(run)
     with sole_writer(run.workdir), agreement():
-        _write_record(run, record)
+        _write_record(run, record, shapes)
     with agreement():
         seen_by = time.monotonic() + _LATE
         while not record.exists() and time.monotonic() < seen_by:
@@ -164,8 +174,22 @@ def open_run(
     return run
 
 
-def _check_folder(run, record):
-    """InputError unless the run can be begun or continued there."""
+def _shapes(run, arrays):
+    """{path: shape} of the variables of a user's own model; None for a model of ours.
+
+    The configuration tells models of ours apart. It names a user's own, whose code may
+    change.
+    """
+    if arrays is None:
+        model = run.model()
+        if not run.config.model.name.startswith(PREFIX):
+            return None
+        arrays = variable_shapes(model, run.image_shape)
+    return {path: list(array.shape) for path, array in flat_variables(arrays).items()}
+
+
+def _check_folder(run, record, shapes):
+    """Raise InputError unless the run can begin or continue there."""
     workdir, config = run.workdir, run.config
     if record.exists():
         before = _read_record(record)
@@ -181,23 +205,39 @@ def _check_folder(run, record):
                     f"{workdir} was made of data with {name} = {was}, not {now}; "
                     "use another --workdir"
                 )
+        if shapes and before["arrays"]:
+            _check_model(run, before["arrays"], shapes)
         if (done := run.saved_updates()) > config.updates:
             raise InputError(
                 f"{workdir} is already at update {done}: "
                 f"updates = {config.updates} is less"
             )
         if (planned := before["config"]["updates"]) != config.updates:
-            print(
+            say(
                 f"updates: {planned} before, now {config.updates}; the learning rate "
-                f"follows the new budget from update {done} on",
-                flush=True,
+                f"follows the new budget from update {done} on"
             )
-    # Another process may be writing the record just now.
+    # Another process may be writing the record at this moment.
     elif workdir.is_dir() and set(workdir.iterdir()) - {record, partial_path(record)}:
         raise InputError(
             f"{workdir} is not empty and holds no run (no {RECORD}); "
             "use another --workdir"
         )
+
+
+def _check_model(run, before, now):
+    """Raise InputError that lists the arrays which are not those of the run's model."""
+
+    def arrays(shapes):
+        return {
+            path: jax.ShapeDtypeStruct(tuple(shape), np.float32)
+            for path, shape in shapes.items()
+        }
+
+    require_fit(
+        f"{run.workdir} was made with another model; use another --workdir",
+        misfits(arrays(before), arrays(now)),
+    )
 
 
 def _make_folder(run):
@@ -207,10 +247,13 @@ def _make_folder(run):
         raise _unwritable(run, fault) from fault
 
 
-def _write_record(run, record):
-    of_data = {name: getattr(run, name) for name in _OF_DATA}
+def _write_record(run, record, shapes):
+    content = {"config": run.config.to_dict()}
+    content |= {name: getattr(run, name) for name in _OF_DATA}
+    if shapes is not None:
+        content["arrays"] = shapes
     try:
-        write_json(record, {"config": run.config.to_dict(), **of_data})
+        write_json(record, content)
     except OSError as fault:
         raise _unwritable(run, fault) from fault
 
@@ -220,7 +263,7 @@ def _unwritable(run, fault):
 
 
 def read_run(workdir) -> Run:
-    """The run that lies in `workdir`; InputError where there is none."""
+    """Return the run in `workdir`; raise InputError where there is none."""
     workdir = local_path(workdir)
     record = workdir / RECORD
     if not record.exists():
@@ -228,15 +271,15 @@ def read_run(workdir) -> Run:
     saved = _read_record(record)
     config = base_config()
     try:
-        config.update(saved.pop("config"))
+        config.update(saved["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as fault:
         raise InputError(f"{record} is damaged: {fault}") from fault
     validate(config)
-    return Run(workdir, config, **saved)
+    return Run(workdir, config, **{name: saved[name] for name in _OF_DATA})
 
 
 def _read_record(path):
-    """The fields of the `Run`, its configuration as a dict."""
+    """The content of run.json, with defaults for what older versions did not record."""
     saved = read_json(path)
     try:
         return {
@@ -245,6 +288,7 @@ def _read_record(path):
             "image_shape": tuple(saved["image_shape"]),
             "class_names": tuple(saved.get("class_names", ())),
             "training_images": saved.get("training_images", 0),
+            "arrays": saved.get("arrays"),
         }
     except (KeyError, TypeError, ValueError) as fault:
         raise InputError(

@@ -24,7 +24,7 @@ def load(workdir, *, checkpoint: str = "last", model=None) -> Classifier:
             raise InputError(f"{folder} is an exported model; allowed: last")
         return load_exported(folder, model)
     run = read_run(folder)
-    state = run.trained_state(checkpoint)
+    state = run.trained_state(checkpoint, model)
     return as_classifier(
         run.model() if model is None else model,
         state.variables,

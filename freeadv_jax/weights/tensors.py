@@ -51,7 +51,7 @@ def fitted(
     A float may have any precision; other types must agree. Raise InputError, naming
     their `source`, that lists the arrays which are unknown, missing or different.
     """
-    require_fit(source, misfits(tensors, expected))
+    require_fit(f"{source} does not fit the model", misfits(tensors, expected))
     return {name: tensors[name].astype(array.dtype) for name, array in expected.items()}
 
 
@@ -92,15 +92,15 @@ def misfits(
     }
 
 
-def require_fit(source: object, found: Mapping[str, list[str]]) -> None:
-    """Raise InputError, naming `source`, unless all lists of misfits are empty."""
+def require_fit(fault: str, found: Mapping[str, list[str]]) -> None:
+    """Raise InputError `fault` with the lists of misfits, unless all are empty."""
     lists = [
         f"{kind}: {shortened(names, most=_NAMED)}"
         for kind, names in found.items()
         if names
     ]
     if lists:
-        raise InputError(f"{source} does not fit the model; {'; '.join(lists)}")
+        raise InputError(f"{fault}; {'; '.join(lists)}")
 
 
 def _is_float(array):

@@ -114,3 +114,23 @@ def test_the_initial_state_is_a_function_of_the_seed_and_that_of_the_modules(tmp
     others = [x for x in jax.tree.leaves(other.params) if x.ndim > 1]
     for kernel, another in zip(kernels, others, strict=True):
         assert jnp.abs(kernel - another).max() > 0.01
+
+
+def test_a_folder_of_another_model_is_refused_with_the_arrays_that_differ(tmp_path):
+    def begin(*widths):
+        arrays = {"params": [np.zeros((64, width)) for width in widths]}
+        config = tiny_config(model__name="object:Net")
+        options = {"num_classes": 10, "image_shape": (8, 8, 1)}
+        return open_run(tmp_path, config, **options, arrays=arrays)
+
+    begin(16, 8)
+    before = (tmp_path / "run.json").read_bytes()
+    begin(16, 8)
+    for widths, reason in (
+        ((16, 4), r"of another shape: params/1 \[64, 8\] instead of \[64, 4\]"),
+        ((16,), r"unknown: params/1 \[64, 8\]"),
+        ((16, 8, 3), r"missing: params/2 \[64, 3\]"),
+    ):
+        with pytest.raises(InputError, match=f"made with another model; .*{reason}"):
+            begin(*widths)
+    assert (tmp_path / "run.json").read_bytes() == before
