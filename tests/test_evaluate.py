@@ -238,7 +238,7 @@ def test_kills_at_any_moment_do_not_change_the_results(finished, tmp_path):
     killed = shutil.copytree(finished, tmp_path / "killed")
     program = (
         "import freeadv_jax.runs.outcomes as outcomes, freeadv_jax.evaluate, sys;"
-        "outcomes._SECONDS = 0.2;"
+        "outcomes.SECONDS_BETWEEN_SAVES = 0.2;"
         f"freeadv_jax.evaluate.main(['evaluate', '--workdir={killed}', {attacks!r},"
         " '--no-red_flags'])"
     )

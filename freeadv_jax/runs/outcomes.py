@@ -21,7 +21,7 @@ _ABOUT = "about"
 _UNDER_WAY = "under way/"
 # Saving takes at most this share of the time.
 _SHARE_OF_TIME = 0.05
-_SECONDS_BETWEEN_SAVES = 10
+SECONDS_BETWEEN_SAVES = 10
 
 
 class ArrayFile:
@@ -36,7 +36,7 @@ class ArrayFile:
     def __init__(self, path: pathlib.Path, about: dict, *, of_one_model: bool = False):
         self._path, self._about = path, about
         self.arrays: dict[str, np.ndarray] = {}
-        self._next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
+        self._next_save = time.monotonic() + SECONDS_BETWEEN_SAVES
         if path.exists():
             found = read_arrays(path)
             before = json.loads(str(found.pop(_ABOUT, "{}")))
@@ -60,7 +60,7 @@ class ArrayFile:
         with whole_file(self._path) as partial, partial.open("wb") as file:
             np.savez(file, **{_ABOUT: about}, **self.arrays)
         now = time.monotonic()
-        pause = max(_SECONDS_BETWEEN_SAVES, (now - begun) / _SHARE_OF_TIME)
+        pause = max(SECONDS_BETWEEN_SAVES, (now - begun) / _SHARE_OF_TIME)
         self._next_save = now + pause
 
     def save_sometimes(self) -> None:
