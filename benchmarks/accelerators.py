@@ -32,11 +32,13 @@ from benchmarks.record import write_record
 from benchmarks.scaling import program_memory
 from benchmarks.step_changes import AS_IT_IS, one_vector_all_reduced
 from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.config import passes
 from freeadv_jax.devices import parallel
 from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import relu
-from freeadv_jax.runs.steps import STATE_LAYOUT, make_train_steps, minibatches_per_call
+from freeadv_jax.runs.build import configured_steps
+from freeadv_jax.training.multistep import STATE_LAYOUT, minibatches_per_call
 
 NETWORKS = ("preact-resnet-18", "wrn-32-10-madry", "resnet-50")
 NARROW = "rectifiers' gradients chosen in bfloat16"
@@ -269,11 +271,13 @@ def compiled_step(run, devices, platform):
         "image": jax.ShapeDtypeStruct((size, *run.image_shape), np.uint8),
         "label": jax.ShapeDtypeStruct((size,), np.int32),
     }
-    batches = (batch,) * minibatches_per_call(run.config)
+    batches = (batch,) * minibatches_per_call(passes(run.config))
     arguments = jax.eval_shape(run.initial_state), batches, np.int32(1)
     with compiling_for(devices, platform):
         parallel.check_batch_size(size)
-        steps = make_train_steps(run.config, model=run.model(), tx=run.optimizer())
+        steps = configured_steps(
+            run.config, model=run.model(), tx=run.optimizer()
+        ).program
         layout = STATE_LAYOUT, SPLIT, REPLICATED
         return steps.lower(*laid_out(layout, arguments)).compile()
 

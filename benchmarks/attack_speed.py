@@ -30,8 +30,8 @@ from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.files import checksum, write_json
+from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.runs.folder import read_run
-from freeadv_jax.runs.results import logits_functions
 
 ATTACKS = ("pgd-100", "autoattack")
 PACKAGES = ("torch", "pyautoattack", "foolbox")

@@ -17,12 +17,13 @@ import numpy as np
 
 from benchmarks.scaling import program_memory
 from freeadv_jax import recipes
-from freeadv_jax.config import base_config, replays
+from freeadv_jax.config import base_config, passes, replays
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
+from freeadv_jax.runs.build import configured_steps
 from freeadv_jax.runs.folder import Run
-from freeadv_jax.runs.steps import STATE_LAYOUT, make_train_steps, minibatches_per_call
 from freeadv_jax.runs.watch import Clock
+from freeadv_jax.training.multistep import STATE_LAYOUT, minibatches_per_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +158,11 @@ def ours(run: Run, batches: Iterator, *, per_call: int | None = None) -> Contend
     `per_call` minibatches a call, where None as many as `train` takes.
     """
     state = parallel.place(run.initial_state(), STATE_LAYOUT)
-    per_call = per_call or minibatches_per_call(run.config)
+    per_call = per_call or minibatches_per_call(passes(run.config))
     groups = zip(*[batches] * per_call, strict=True)
     group = jax.block_until_ready(next(groups))
     started = time.perf_counter()
-    steps = make_train_steps(run.config, model=run.model(), tx=run.optimizer())
+    steps = configured_steps(run.config, model=run.model(), tx=run.optimizer()).program
     compiled = steps.lower(state, group, np.int32(per_call)).compile()
     compile_seconds = time.perf_counter() - started
 

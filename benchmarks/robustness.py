@@ -12,12 +12,12 @@ from benchmarks.record import write_record
 from freeadv_jax.attacks.robustness import WORST_CASE
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.runs.folder import read_run
 from freeadv_jax.runs.results import (
     ResultsFolder,
     configured_attacks,
     evaluate_and_record,
-    logits_functions,
     record_red_flags,
     table,
 )

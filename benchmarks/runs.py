@@ -9,7 +9,7 @@ from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.files import sole_writer
 from freeadv_jax.runs.folder import open_run
 from freeadv_jax.runs.results import evaluate_run
-from freeadv_jax.runs.train import train
+from freeadv_jax.runs.train import train_run
 
 
 def finish(config: ConfigDict, workdir: pathlib.Path, *, part="test") -> dict:
@@ -28,6 +28,6 @@ def finish(config: ConfigDict, workdir: pathlib.Path, *, part="test") -> dict:
     )
     print(f"{workdir}: {config.method}, seed {config.seed}", flush=True)
     with sole_writer(workdir):
-        state, training = train(run, dataset)
+        state, training = train_run(run, dataset)
         split = getattr(dataset, part)
         return evaluate_run(run, state.variables, split, training=training)

@@ -21,8 +21,8 @@ from jax.extend import core
 from benchmarks.record import write_record
 from freeadv_jax.command import Parser, run_command
 from freeadv_jax.config import base_config
+from freeadv_jax.runs.build import configured_steps
 from freeadv_jax.runs.folder import Run
-from freeadv_jax.runs.steps import make_train_steps
 
 BATCHES = (256, 512, 1024, 2048, 4096, 8192)
 REPLAYS = (1, 2, 4, 8)
@@ -85,7 +85,7 @@ def count(name):
     products = forward_products(run)
     parameters, statistics = (
         sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for tree in (state.params, state.batch_stats)
+        for tree in (state.params, state.collections)
     )
     return {
         "pixels": run.image_shape[0],
@@ -230,7 +230,7 @@ def memory(dtype):
     """Bytes of one step of ResNet-50 on one device, as XLA reports them."""
     run = configured_run("resnet-50", dtype=dtype)
     batch = run.config.batch_size
-    steps = make_train_steps(run.config, model=run.model(), tx=run.optimizer())
+    steps = configured_steps(run.config, model=run.model(), tx=run.optimizer()).program
     state = jax.eval_shape(run.initial_state)
     images = jax.ShapeDtypeStruct((batch, *run.image_shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)

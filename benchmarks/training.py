@@ -36,7 +36,7 @@ from benchmarks.contender import IMAGES, Worker, configured_run, ours
 from benchmarks.record import kept, measured_on, write_record
 from benchmarks.scaling import forward_flop
 from freeadv_jax.command import Parser, count, run_command
-from freeadv_jax.config import replays
+from freeadv_jax.config import passes, replays
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.data.sampling import array_batches
 from freeadv_jax.data.split import Split
@@ -44,7 +44,7 @@ from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import write_json
 from freeadv_jax.models import DTYPES
-from freeadv_jax.runs.steps import minibatches_per_call
+from freeadv_jax.training.multistep import minibatches_per_call
 
 NETWORKS = ("wrn-32-10-madry", "preact-resnet-18", "resnet-50")
 NETWORKS_ON_CPU = (*NETWORKS, "wrn-16-4", "wrn-10-1", "small-cnn-bn", "small-cnn")
@@ -143,7 +143,7 @@ def measure(setting, data):
             calls[method, who] = worker.ask(
                 "calls_in",
                 setting["turn_seconds"],
-                updates=minibatches_per_call(config) * replays(config),
+                updates=minibatches_per_call(passes(config)) * replays(config),
             )
         for number in range(setting["rounds"]):
             rates.append(product_rate(dtype))

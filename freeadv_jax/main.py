@@ -48,7 +48,7 @@ def main(argv):
     from freeadv_jax.files import sole_writer
     from freeadv_jax.runs.folder import open_run
     from freeadv_jax.runs.results import configured_attacks, evaluate_run, table
-    from freeadv_jax.runs.train import train
+    from freeadv_jax.runs.train import train_run
 
     require_same(f"{workdir}\n{config.to_json()}", "--config or --workdir")
     with agreement():
@@ -70,7 +70,7 @@ def main(argv):
     )
     keep_compiled(run.workdir)
     with sole_writer(run.workdir):
-        state, training = train(run, dataset)
+        state, training = train_run(run, dataset)
         results = evaluate_run(run, state.variables, dataset.test, training=training)
     print(table(results))
     print(f"written to {run.workdir / 'results.json'}")

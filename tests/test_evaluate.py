@@ -19,7 +19,7 @@ from freeadv_jax.export import export_run
 from freeadv_jax.files import sole_writer
 from freeadv_jax.runs.folder import open_run, read_run
 from freeadv_jax.runs.results import evaluate_run
-from freeadv_jax.runs.train import train
+from freeadv_jax.runs.train import train_run
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
 
@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     config = tiny_config(updates=128, evaluation__examples=48)
     run = open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1))
-    state, training = train(run, DIGITS)
+    state, training = train_run(run, DIGITS)
     evaluate_run(run, state.variables, DIGITS.test, training=training)
     return workdir
 
@@ -159,7 +159,7 @@ def test_two_models_cannot_share_a_folder_of_results(run, tmp_path):
     other = open_run(
         tmp_path / "other", tiny_config(seed=1), num_classes=10, image_shape=(8, 8, 1)
     )
-    train(other, DIGITS)
+    train_run(other, DIGITS)
     with pytest.raises(InputError, match="are of another model or other images"):
         call(f"--workdir={other.workdir}", *arguments)
     assert content(out) == before

@@ -40,10 +40,10 @@ def workdir(tmp_path_factory):
         for step, robust in ((3, 0.5), (5, 0.25)):
             params, batch_stats = jax.tree.map(
                 lambda x: rng.uniform(0.1, 0.9, x.shape).astype(x.dtype),
-                (state.params, state.batch_stats),
+                (state.params, state.collections),
             )
             state = state.replace(
-                step=np.int32(step), params=params, batch_stats=batch_stats
+                step=np.int32(step), params=params, collections=batch_stats
             )
             checkpoints.save(state, progress={}, robust=robust)
             checkpoints.wait()

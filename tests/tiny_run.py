@@ -38,12 +38,12 @@ def train_and_evaluate(workdir, **fields):
     from freeadv_jax.data.dataset import load_dataset
     from freeadv_jax.runs.folder import open_run
     from freeadv_jax.runs.results import evaluate_run
-    from freeadv_jax.runs.train import train
+    from freeadv_jax.runs.train import train_run
 
     config = tiny_config(**fields)
     dataset = load_dataset(**config.data)
     run = open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1))
-    state, training = train(run, dataset)
+    state, training = train_run(run, dataset)
     evaluate_run(run, state.variables, dataset.test, training=training)
     return workdir
 

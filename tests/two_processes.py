@@ -53,7 +53,7 @@ def state_of(workdir):
 def assert_same_training(folder, other, *, tolerance=1e-6):
     ours, expected = state_of(folder), state_of(other)
     assert ours.step == expected.step
-    for name in ("params", "batch_stats", "delta"):
+    for name in ("params", "collections", "delta"):
         for x, y in zip(
             *map(jax.tree.leaves, (getattr(ours, name), getattr(expected, name)))
         ):

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import checksum
+from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.runs.folder import Run, read_run
 from freeadv_jax.runs.outcomes import ArrayFile
-from freeadv_jax.runs.results import logits_functions
 
 
 @dataclasses.dataclass(frozen=True)

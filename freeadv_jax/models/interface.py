@@ -7,6 +7,7 @@ logits = model.logits(variables, images)
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -82,6 +83,25 @@ def as_model(model) -> Model:
         f"the model is a {type(model).__name__}: must be a Flax Linen module, a Flax NNX "
         "module, or a pair of functions (init, apply)"
     )
+
+
+def logits_functions(model) -> Callable:
+    """Return a function from variables to a logits_fn, in evaluation mode.
+
+    The logits_fn is a pytree whose leaves are the variables. Those of one model differ in
+    their arrays alone, so that a program compiled for one serves all.
+    """
+    model = as_model(model)
+    try:
+        return functools.partial(jax.tree_util.Partial, _bound_logits(model))
+    except TypeError:  # The module has a field that cannot be hashed, such as a list.
+        return functools.partial(jax.tree_util.Partial, model.logits)
+
+
+@functools.lru_cache(maxsize=64)
+def _bound_logits(model):
+    """One function object for all equal models."""
+    return lambda variables, images: model.logits(variables, images)
 
 
 @dataclasses.dataclass(frozen=True)

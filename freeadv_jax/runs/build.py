@@ -8,10 +8,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from freeadv_jax.attacks.threat import make_threat
 from freeadv_jax.devices import parallel
 from freeadv_jax.models import build_model
 from freeadv_jax.models.imported import OBJECT, PREFIX, import_model, live_model_error
+from freeadv_jax.models.interface import as_model
 from freeadv_jax.training import optim
+from freeadv_jax.training.methods import METHODS
+from freeadv_jax.training.multistep import Multistep, minibatches_per_call
 from freeadv_jax.training.state import TrainState, create_state
 
 
@@ -73,11 +77,17 @@ def configured_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def initial_state(
-    config: ConfigDict, *, model, tx, image_shape: tuple[int, int, int]
+    config: ConfigDict,
+    *,
+    model,
+    tx,
+    image_shape: tuple[int, int, int],
+    variables: dict | None = None,
 ) -> TrainState:
     """Return the state before the first minibatch, a function of `config.seed`.
 
-    One compiled program makes it. `jax.eval_shape` gives its shapes at no cost.
+    The weights are those of `variables` where they are given. One compiled program makes
+    the state. `jax.eval_shape` gives its shapes at no cost.
     """
     create = functools.partial(
         create_state,
@@ -87,4 +97,30 @@ def initial_state(
         image_shape=image_shape,
         averaged=config.optimizer.average_decay > 0,
     )
-    return jax.jit(create)(np.uint32(config.seed))
+    return jax.jit(lambda seed, variables: create(seed, variables=variables))(
+        np.uint32(config.seed), variables
+    )
+
+
+def configured_steps(
+    config: ConfigDict, *, model, tx, per_call: int | None = None
+) -> Multistep:
+    """Return the training steps of `config.method` over all devices.
+
+    `per_call` minibatches go into one call of the compiled program: by default as many
+    as `PASSES_PER_CALL` allows.
+    """
+    attack, method = config.attack, METHODS[config.method]
+    train_step = functools.partial(
+        method.step,
+        model=as_model(model),
+        tx=tx,
+        threat=make_threat(attack.norm, attack.epsilon),
+        step_size=attack.step_size,
+        **{name: attack[name] for name in method.settings},
+        label_smoothing=config.optimizer.label_smoothing,
+        average_decay=config.optimizer.average_decay,
+        axis_name=parallel.AXIS,
+    )
+    per_call = per_call or minibatches_per_call(method.passes(attack))
+    return Multistep(train_step, per_call=per_call)

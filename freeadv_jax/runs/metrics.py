@@ -1,4 +1,4 @@
-"""What a run measures on its way: metrics.jsonl and TensorBoard."""
+"""The measurements of a training on its way: metrics.jsonl and TensorBoard."""
 
 import importlib.util
 import json
@@ -6,8 +6,8 @@ import logging
 import os
 import pathlib
 
-from freeadv_jax.errors import InputError
 from freeadv_jax.devices.processes import is_first
+from freeadv_jax.errors import InputError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -15,15 +15,19 @@ _LOGGER = logging.getLogger(__name__)
 class MetricsLog:
     """metrics.jsonl, one JSON object a line; TensorBoard where clu can write it.
 
-    A line has `kind`, `step` (minibatches) and `updates`, then what was measured.
-    `seconds` apart, the lines are a function of the configuration.
+    A line has `kind`, `step` (minibatches) and `updates`, then the figures. All of it but
+    `seconds` is a function of the configuration. Without a folder the lines are kept in
+    memory alone.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, last_step: int):
-        """Continues after `last_step`: what a killed run wrote beyond it goes."""
+    def __init__(self, workdir: pathlib.Path | None, *, last_step: int = 0):
+        """Go on after `last_step`: lines that a killed run wrote beyond it are dropped."""
+        self.lines: list[dict] = []
+        self._file = self._tensorboard = None
+        if workdir is None:
+            return
         path = workdir / "metrics.jsonl"
         self.lines = [line for line in read_lines(path) if line["step"] <= last_step]
-        self._file = self._tensorboard = None
         if is_first():
             rewritten = path.with_suffix(".tmp")
             text = "".join(json.dumps(line) + "\n" for line in self.lines)
@@ -33,7 +37,7 @@ class MetricsLog:
             self._tensorboard = _tensorboard_writer(workdir)
 
     def write(self, kind: str, *, step: int, **values: float) -> None:
-        """Adds a line; it is in the file when this returns."""
+        """Add a line; it is in the file when this returns."""
         line = {"kind": kind, "step": step, **values}
         self.lines.append(line)
         if self._file:
@@ -45,10 +49,11 @@ class MetricsLog:
             )
 
     def of_kind(self, kind: str) -> list[dict]:
-        """The lines so far of one kind, oldest first."""
+        """Return the lines of one kind so far, oldest first."""
         return [line for line in self.lines if line["kind"] == kind]
 
     def close(self) -> None:
+        """Close the files."""
         if self._file:
             self._file.close()
         if self._tensorboard:
@@ -56,29 +61,33 @@ class MetricsLog:
 
 
 class Window:
-    """Means of the training metrics since the last line, able to be saved."""
+    """Means of the training metrics since the last line, which can be saved."""
 
     def __init__(self, sums: dict[str, float] | None = None, count: int = 0):
         self.sums, self.count = dict(sums or {}), count
 
     def add(self, metrics: dict[str, float]) -> None:
+        """Add the metrics of one step."""
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
 
     def take(self) -> dict[str, float]:
-        """The means; the window is empty afterwards."""
+        """Return the means, and empty the window."""
         means = {name: value / self.count for name, value in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
 
     def as_dict(self) -> dict:
-        """What makes the same window again; it does not change with this one."""
+        """Return the arguments that make the same window again, as copies."""
         return {"sums": dict(self.sums), "count": self.count}
 
 
 def read_lines(path):
-    """The whole lines of a file whose last a kill may have cut short."""
+    """Yield the lines of the file but a last one that a kill cut short.
+
+    Raise InputError for a damaged line, naming it.
+    """
     if not path.exists():
         return
     text = path.read_text(errors="replace")
@@ -96,7 +105,7 @@ def read_lines(path):
 
 
 def _tensorboard_writer(workdir):
-    """clu's writer, or None: it needs TensorFlow, which the package does not."""
+    """Return clu's writer, or None without TensorFlow, which clu needs."""
     if importlib.util.find_spec("tensorflow") is None:
         return None
     try:

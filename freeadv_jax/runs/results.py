@@ -5,11 +5,9 @@ are asked for; the outcome for each image lies beside it in evaluation.npz.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterable
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -31,6 +29,7 @@ from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import checksum, read_json, write_json
+from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.runs.attacked import ResumableAttacks
 from freeadv_jax.runs.folder import Run
 from freeadv_jax.runs.outcomes import ArrayFile
@@ -87,19 +86,6 @@ def configured_attacks(
         step_size=config.evaluation.step_size,
         num_classes=num_classes,
     )
-
-
-def logits_functions(model) -> Callable:
-    """Return a function from variables to a logits_fn of `model`.
-
-    Two logits_fn from the same function differ only in their arrays, and share what is
-    compiled for them.
-    """
-
-    def logits_fn(variables, images):
-        return model.apply(variables, images, train=False)
-
-    return functools.partial(jax.tree_util.Partial, logits_fn)
 
 
 def evaluate_run(run: Run, variables, split: Split, *, training: dict) -> dict:

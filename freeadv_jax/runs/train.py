@@ -1,173 +1,242 @@
-"""Training, top to bottom: from a configuration to a run folder with a model in it."""
+"""Training, top to bottom: from a configuration to a trained state."""
 
 import contextlib
 import itertools
 import sys
+from collections.abc import Callable
 
 import jax
-import numpy as np
+import optax
+from ml_collections import ConfigDict
 
-from freeadv_jax import config as fields
-from freeadv_jax.devices import parallel
 from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.config import replays
+from freeadv_jax.console import say
 from freeadv_jax.data.dataset import Dataset
-from freeadv_jax.errors import TrainingStoppedError
-from freeadv_jax.runs.results import configured_attacks, logits_functions
-from freeadv_jax.runs.metrics import MetricsLog
+from freeadv_jax.devices import parallel
 from freeadv_jax.devices.processes import preemption, require_same
+from freeadv_jax.errors import TrainingStoppedError
+from freeadv_jax.models.interface import logits_functions
+from freeadv_jax.runs.build import (
+    configured_learning_rate,
+    configured_model,
+    configured_optimizer,
+    configured_steps,
+    initial_state,
+)
+from freeadv_jax.runs.checkpoint import Checkpoints
 from freeadv_jax.runs.folder import Run
-from freeadv_jax.training.state import TrainState
+from freeadv_jax.runs.metrics import MetricsLog
+from freeadv_jax.runs.results import configured_attacks
 from freeadv_jax.runs.watch import Watch
-from freeadv_jax.runs.steps import STATE_LAYOUT, make_train_steps, minibatches_per_call
+from freeadv_jax.training.loop import Listener
+from freeadv_jax.training.loop import train as train_loop
+from freeadv_jax.training.methods import METHODS
+from freeadv_jax.training.multistep import STATE_LAYOUT
+from freeadv_jax.training.state import TrainState
+
+# The attack of the validation during training.
+VALIDATION_ATTACK = "pgd-10"
 
 
-def train(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
-    """Trains to the end of the budget, from the newest checkpoint where there is one.
+def train_run(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
+    """Train the model that the configuration of `run` describes; see `train`."""
+    config = run.config
+    model = configured_model(
+        config, num_classes=run.num_classes, image_shape=run.image_shape
+    )
+    return train(
+        config,
+        dataset,
+        model=model,
+        tx=configured_optimizer(config),
+        num_classes=run.num_classes,
+        run=run,
+    )
 
-    Returns the state on the host, and the `training` of results.json. On SIGTERM it
-    saves and exits with status 0. TrainingStoppedError where the loss or a weight is
-    not finite, a checkpoint cannot be written or, if so configured, robust accuracy
-    collapses; the checkpoints saved before that are kept.
+
+def train(
+    config: ConfigDict,
+    dataset: Dataset,
+    *,
+    model,
+    tx: optax.GradientTransformation,
+    num_classes: int,
+    run: Run | None = None,
+    variables: dict | None = None,
+    write: Callable[[str], None] = say,
+) -> tuple[TrainState, dict]:
+    """Train `model` to the end of the budget, from the newest checkpoint of `run` if any.
+
+    Return the state on the host, and the `training` part of results.json. With a `run`,
+    states and metrics go to its folder, and on SIGTERM the state is saved and the program
+    exits with status 0. Without one nothing is written. Training begins at `variables`
+    where they are given; `write` takes lines to read.
+
+    Raise TrainingStoppedError where the loss or a weight is not finite, a checkpoint
+    cannot be written or, if so configured, robust accuracy collapses. The checkpoints
+    saved before that are kept.
     """
-    config, replays = run.config, fields.replays(run.config)
     parallel.check_batch_size(config.batch_size)
-    per_pass = dataset.steps_per_pass(config.batch_size)
-    per_call = minibatches_per_call(config)
-    validation_period = max(1, round(config.validation.every_passes * per_pass))
+    steps = config.updates // replays(config)
 
-    def every(updates):
-        period = max(1, updates // replays)
-        return lambda step: step % period == 0 or step == run.steps
-
-    saves_at = every(config.checkpoint.every_updates)
-    validates_at = every(validation_period * replays)
+    def begin():
+        return initial_state(
+            config,
+            model=model,
+            tx=tx,
+            image_shape=dataset.image_shape,
+            variables=variables,
+        )
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            contextlib.closing(run.checkpoints(writable=True))
-        )
-        restored = checkpoints.restore(jax.eval_shape(run.initial_state))
+        checkpoints, restored = None, None
+        if run:
+            checkpoints = stack.enter_context(
+                contextlib.closing(run.checkpoints(writable=True))
+            )
+            restored = checkpoints.restore(jax.eval_shape(begin))
         state, saved = restored or (None, {})
         first = int(state.step) if restored else 0
         require_same(str(first), "the newest checkpoint they can read")
         if first:
-            print(f"resumed at update {first * replays}", flush=True)
-        log = MetricsLog(run.workdir, last_step=first)
-        watch = Watch(
-            stack.enter_context(contextlib.closing(log)),
-            replays=replays,
-            updates=config.updates,
-            logs_at=every(config.logging.every_updates),
-            learning_rate=run.learning_rate(),
+            write(f"resumed at update {first * replays(config)}")
+        log = MetricsLog(run and run.workdir, last_step=first)
+        listener = _RunListener(
+            config,
+            dataset,
+            model=model,
+            num_classes=num_classes,
+            checkpoints=checkpoints,
+            log=stack.enter_context(contextlib.closing(log)),
             saved=saved,
+            stops=stack.enter_context(preemption()) if run else lambda call: False,
+            write=write,
         )
-        spending = watch.clock.spending
-        validate = _make_validation(run, dataset.validation)
-        if first < run.steps:
-            with spending("compiling"):
-                state = parallel.place(state or run.initial_state(), STATE_LAYOUT)
+        if first < steps:
+            with listener.spending("compiling"):
+                state = parallel.place(state or begin(), STATE_LAYOUT)
                 batches = dataset.batches(config.batch_size, seed=config.seed)(first)
                 batch = next(batches)
-                train_steps = make_train_steps(
-                    config, model=run.model(), tx=run.optimizer()
-                )
-                train_steps = train_steps.lower(
-                    state, (batch,) * per_call, np.int32(1)
-                ).compile()
-            batches = itertools.chain([batch], batches)
-
-        def stop(step):
-            checkpoints.wait()
-            print(
-                f"SIGTERM: saved at update {step * replays}; "
-                "the same command goes on from there",
-                flush=True,
+                train_steps = configured_steps(config, model=model, tx=tx)
+                train_steps.compile(state, batch)
+            state = train_loop(
+                train_steps,
+                state,
+                itertools.chain([batch], batches),
+                first=first + 1,
+                last=steps,
+                listener=listener,
             )
-            sys.exit(0)
+        elif listener.stops(0):
+            listener.stop(steps)
+    return parallel.fetch(state), listener.record()
 
-        stops = stack.enter_context(preemption())
-        number, unread = -1, None
-        calls = _calls(
-            first,
-            run.steps,
-            per_call=per_call,
-            ends_at=lambda step: saves_at(step) or validates_at(step),
+
+class _RunListener(Listener):
+    """Watch, validate and save a training, and stop it when asked to."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        dataset: Dataset,
+        *,
+        model,
+        num_classes: int,
+        checkpoints: Checkpoints | None,
+        log: MetricsLog,
+        saved: dict,
+        stops: Callable[[int], bool],
+        write: Callable[[str], None],
+    ):
+        per_pass = dataset.steps_per_pass(config.batch_size)
+        passes = config.validation.every_passes
+        validation_period = max(1, round(passes * per_pass)) * replays(config)
+        self._config, self._checkpoints, self._write = config, checkpoints, write
+        self._validates_at = _every(validation_period, config)
+        self._saves_at = _every(config.checkpoint.every_updates, config)
+        self._validate = _validation(
+            config, dataset.validation, model=model, num_classes=num_classes
         )
-        for number, steps in enumerate(calls):
-            step = steps[-1]
-            validates = validate and validates_at(step)
-            stopping = stops(number)
-            saves = validates or saves_at(step) or stopping
-            with spending("training"):
-                with spending("waiting"):
-                    drawn = tuple(itertools.islice(batches, len(steps)))
-                # What is missing to the length it was compiled for goes unused.
-                drawn += drawn[-1:] * (per_call - len(drawn))
-                state, metrics = train_steps(state, drawn, np.int32(len(steps)))
-                # Read the call before's while the device does this one.
-                if unread:
-                    watch.steps(*unread)
-                unread = steps, metrics
-                if saves:
-                    watch.steps(*unread)
-                    unread = None
-            robust = None
-            if validates:
-                accuracies = validate(state)
-                robust = accuracies["pgd-10"]
-                watch.validation(step, **accuracies)
-                collapse = config.method != "natural" and watch.collapse()
-                if collapse and config.validation.stop_on_collapse:
-                    raise TrainingStoppedError(collapse)
-            if saves:
-                checkpoints.save(state, progress=watch.progress(), robust=robust)
-            if stopping:
-                stop(step)
-        # The evaluation that follows would not hear of one that came in the last call.
-        if stops(number + 1):
-            stop(run.steps)
-    return parallel.fetch(state), _training_record(config, watch.clock.seconds)
+        self._watch = Watch(
+            log,
+            replays=replays(config),
+            updates=config.updates,
+            logs_at=_every(config.logging.every_updates, config),
+            learning_rate=configured_learning_rate(config),
+            saved=saved,
+            write=write,
+        )
+        self.stops = stops
+        self.spending = self._watch.clock.spending
+        self.measured = self._watch.steps
+
+    def pauses_at(self, step):
+        return self._saves_at(step) or self._validates_at(step)
+
+    def pause(self, state, step, *, stopping):
+        robust = None
+        validates = self._validate and self._validates_at(step)
+        if validates:
+            accuracies = self._validate(state)
+            robust = accuracies[VALIDATION_ATTACK]
+            self._watch.validation(step, **accuracies)
+            adversarial = METHODS[self._config.method].adversarial
+            collapse = adversarial and self._watch.collapse()
+            if collapse and self._config.validation.stop_on_collapse:
+                raise TrainingStoppedError(collapse)
+        if self._checkpoints and (validates or self._saves_at(step) or stopping):
+            progress = self._watch.progress()
+            self._checkpoints.save(state, progress=progress, robust=robust)
+
+    def stop(self, step):
+        if self._checkpoints:
+            self._checkpoints.wait()
+        self._write(
+            f"SIGTERM: saved at update {step * replays(self._config)}; "
+            "the same command goes on from there"
+        )
+        sys.exit(0)
+
+    def record(self) -> dict:
+        """Return the `training` part of results.json."""
+        config, seconds = self._config, self._watch.clock.seconds
+        training = seconds["training"]
+        return {
+            "updates": config.updates,
+            "seconds": training,
+            "seconds_per_update": training / config.updates,
+            "images_per_second": config.updates * config.batch_size / training,
+            "input_wait_fraction": seconds["waiting"] / training,
+            "compile_seconds": seconds["compiling"],
+        }
 
 
-def _calls(first, last, *, per_call, ends_at):
-    """Ranges of the steps after `first`, of at most `per_call`, each ending at
-    a multiple of it or where `ends_at(step)`."""
-    begin = first + 1
-    for step in range(begin, last + 1):
-        if step % per_call == 0 or ends_at(step):
-            yield range(begin, step + 1)
-            begin = step + 1
+def _every(updates, config):
+    """Whether a step is one of every so many updates, or the last."""
+    period = max(1, updates // replays(config))
+    last = config.updates // replays(config)
+    return lambda step: step % period == 0 or step == last
 
 
-def _make_validation(run, split):
-    """state -> natural and PGD-10 accuracy on `split`; None where it is empty."""
+def _validation(config, split, *, model, num_classes):
+    """state -> natural and robust accuracy on `split`; None where it is empty."""
     if not len(split.labels):
         return None
-    logits_fn_of = logits_functions(run.model())
-    campaign = Campaign(batch_size=run.config.evaluation.batch_size)
-    (attack,) = configured_attacks(run.config, ("pgd-10",), num_classes=run.num_classes)
+    logits_fn_of = logits_functions(model)
+    campaign = Campaign(batch_size=config.evaluation.batch_size)
+    (attack,) = configured_attacks(
+        config, (VALIDATION_ATTACK,), num_classes=num_classes
+    )
 
     def validate(state):
         logits_fn = logits_fn_of(state.variables)
         logits = campaign.logits(logits_fn, split.images)
-        standing = right = logits.argmax(axis=-1) == split.labels
+        robust = natural = logits.argmax(axis=-1) == split.labels
         for stage in attack.stages.values():
-            standing = campaign.attack(
-                stage, logits_fn, split.images, split.labels, standing
+            robust = campaign.attack(
+                stage, logits_fn, split.images, split.labels, robust
             )
-        return {"natural": float(right.mean()), attack.name: float(standing.mean())}
+        return {"natural": float(natural.mean()), attack.name: float(robust.mean())}
 
     return validate
-
-
-def _training_record(config, seconds):
-    images = config.updates * config.batch_size
-    training = seconds["training"]
-    return {
-        "updates": config.updates,
-        "seconds": training,
-        "seconds_per_update": training / config.updates,
-        "images_per_second": images / training,
-        "input_wait_fraction": seconds["waiting"] / training,
-        "compile_seconds": seconds["compiling"],
-    }

@@ -15,9 +15,9 @@ from freeadv_jax.config import replays
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import local_path, read_json
+from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.runs.folder import read_run
 from freeadv_jax.runs.load import load
-from freeadv_jax.runs.results import logits_functions
 from freeadv_jax.training.methods import METHODS
 from freeadv_jax.weights.exported import EXPORTED
 

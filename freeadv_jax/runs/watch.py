@@ -1,4 +1,4 @@
-"""Watching a run: what is logged of it, and the signs that it should stop."""
+"""Watching a training: its log, its progress, and signs that it should stop."""
 
 import contextlib
 import logging
@@ -8,23 +8,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from freeadv_jax.console import say
 from freeadv_jax.errors import TrainingStoppedError
-from freeadv_jax.runs.metrics import MetricsLog, Window
 from freeadv_jax.progress import Progress
+from freeadv_jax.runs.metrics import MetricsLog, Window
 
 _LOGGER = logging.getLogger(__name__)
 
-# A fall of robust validation accuracy by more than this, while the training loss
-# falls too, is catastrophic overfitting (Wong et al., ICLR 2020, whose
-# code stops at the same fall, on a training batch).
+# Robust validation accuracy that falls by more than this while the training loss falls
+# too shows catastrophic overfitting. The code of Wong et al. (ICLR 2020) stops at the
+# same fall, on a training batch.
 COLLAPSE = 0.2
 
 
 class Watch:
-    """Turns the metrics of each step into log lines and lines to read.
+    """Turn the metrics of each step into lines of the log and lines to read.
 
-    `progress()` is all it must find again to go on after a kill as if uninterrupted.
+    `progress()` is all that a later `Watch` needs as `saved` to go on after a kill as if
+    nothing had happened.
     """
 
     def __init__(
@@ -36,16 +36,17 @@ class Watch:
         logs_at: Callable[[int], bool],
         learning_rate: Callable,
         saved: dict,
+        write: Callable[[str], None],
     ):
-        self._log, self._replays = log, replays
+        self._log, self._replays, self._write = log, replays, write
         self._logs_at, self._learning_rate = logs_at, learning_rate
         self._since_line = Window(**saved.get("since_line", {}))
         self._since_validation = Window(**saved.get("since_validation", {}))
         self.clock = Clock(saved.get("clock", {}))
-        self._shown = Progress("training", total=updates, unit="updates", write=say)
+        self._shown = Progress("training", total=updates, unit="updates", write=write)
 
     def progress(self) -> dict:
-        """What to save beside the state, which may happen later: all of it copies."""
+        """Return copies of all that must be saved beside the state."""
         return {
             "since_line": self._since_line.as_dict(),
             "since_validation": self._since_validation.as_dict(),
@@ -53,9 +54,9 @@ class Watch:
         }
 
     def steps(self, steps: range, metrics: dict) -> None:
-        """Takes the metrics of steps, each an array with at least as many entries.
+        """Take the metrics of these steps: arrays with at least as many entries.
 
-        TrainingStoppedError if one is not finite.
+        Raise TrainingStoppedError for a metric that is not finite.
         """
         values = {name: np.asarray(array).tolist() for name, array in metrics.items()}
         for number, step in enumerate(steps):
@@ -81,7 +82,7 @@ class Watch:
             )
 
     def validation(self, step: int, **accuracies: float) -> None:
-        """Takes the accuracies on the held-out part, and prints them."""
+        """Take the accuracies on the validation images, and show them."""
         updates = step * self._replays
         train_loss = self._since_validation.take()["loss"]
         self._log.write(
@@ -92,10 +93,10 @@ class Watch:
             train_loss=train_loss,
         )
         shown = "  ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
-        say(f"validation at update {updates}: {shown}")
+        self._write(f"validation at update {updates}: {shown}")
 
     def collapse(self) -> str | None:
-        """What to say if robust validation accuracy has collapsed, else None."""
+        """Return a message if robust validation accuracy has collapsed, else None."""
         *before, now = self._log.of_kind("validation")
         best = max(before, key=lambda line: line["pgd-10"], default=now)
         fall = best["pgd-10"] - now["pgd-10"]
@@ -112,14 +113,14 @@ class Watch:
 
 
 class Clock:
-    """Where the seconds of a run went, summed over all its resumptions."""
+    """Seconds of a training by their use, summed over all its resumptions."""
 
     def __init__(self, seconds: dict[str, float]):
         self.seconds = {"training": 0.0, "waiting": 0.0, "compiling": 0.0} | seconds
 
     @contextlib.contextmanager
     def spending(self, on: str):
-        """Counts the time inside the `with` as spent on this."""
+        """Count the time inside the `with` block as spent on this."""
         started = time.perf_counter()
         yield
         self.seconds[on] += time.perf_counter() - started

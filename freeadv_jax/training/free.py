@@ -52,7 +52,7 @@ def free_train_step(
     `step_size` is in [0, 1] pixels (epsilon in the paper). Return the next state, and the
     metrics as means over the replays.
     """
-    images, labels = unit_range(batch["image"]), batch["label"]
+    images, labels = unit_range(batch["image"], dtype=float), batch["label"]
     model = as_model(model)
     noise_key = state.noise_key(axis_name=axis_name)
 

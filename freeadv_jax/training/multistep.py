@@ -109,5 +109,3 @@ def _loop(train_step):
         return lax.fori_loop(0, count, one, (state, metrics))
 
     return train_steps
-
-

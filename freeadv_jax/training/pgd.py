@@ -30,7 +30,7 @@ def pgd_train_step(
     is FGSM-RS (Wong et al., ICLR 2020). `delta` of the state is not used. Shapes and
     units are those of `free_train_step`.
     """
-    images, labels = unit_range(batch["image"]), batch["label"]
+    images, labels = unit_range(batch["image"], dtype=float), batch["label"]
     model = as_model(model)
     key = state.noise_key(axis_name=axis_name)
 

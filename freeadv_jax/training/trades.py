@@ -40,7 +40,7 @@ def trades_train_step(
     the metrics is on the attacked images. `delta` of the state is not used. Shapes and
     units are those of `free_train_step`.
     """
-    images, labels = unit_range(batch["image"]), batch["label"]
+    images, labels = unit_range(batch["image"], dtype=float), batch["label"]
     model = as_model(model)
     key = state.noise_key(axis_name=axis_name)
     # Not `state.variables`: the network in training is attacked, not its average.

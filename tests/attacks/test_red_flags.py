@@ -13,7 +13,7 @@ from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.recipes import digits
 from freeadv_jax.runs.folder import open_run
 from freeadv_jax.runs.load import load
-from freeadv_jax.runs.train import train
+from freeadv_jax.runs.train import train_run
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ def flags_of(tmp_path_factory):
     config.updates = 640
     config.data.validation_examples = 0
     workdir = tmp_path_factory.mktemp("honest") / "run"
-    train(open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1)), DIGITS)
+    train_run(open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1)), DIGITS)
     logits_fn = load(workdir).logits_fn
     campaign = Campaign(batch_size=64)
 

@@ -23,7 +23,7 @@ from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import read_json
 from freeadv_jax.models import relu
-from freeadv_jax.runs.steps import make_train_steps
+from freeadv_jax.runs.build import configured_steps
 from freeadv_jax.training import state
 
 # A loop of a convolution beside an all-reduce and one after it, a fusion that takes half of an array,
@@ -148,7 +148,7 @@ def test_no_step_scatters(network, method, monkeypatch):
         "image": jax.ShapeDtypeStruct((16, *run.image_shape), np.uint8),
         "label": jax.ShapeDtypeStruct((16,), np.int32),
     }
-    steps = make_train_steps(run.config, model=run.model(), tx=run.optimizer())
+    steps = configured_steps(run.config, model=run.model(), tx=run.optimizer()).program
     text = steps.lower(state, (batch,), np.int32(1)).as_text()
     assert "stablehlo.convolution" in text
     assert "scatter" not in text
@@ -271,7 +271,7 @@ def test_gradients_reach_other_gpus_beside_the_backward_pass(monkeypatch):
     run, as_it_is = read()
     state_ = jax.eval_shape(run.initial_state)
     assert as_it_is["all_reduces"]["bytes"] >= 4 * (
-        count(state_.params) + count(state_.batch_stats)
+        count(state_.params) + count(state_.collections)
     )
     monkeypatch.setattr(state, "mean_over_devices", state.mean_over_devices)
     step_changes.one_vector_all_reduced()

@@ -17,8 +17,8 @@ from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.threat import Linf
 from freeadv_jax.config import base_config
+from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.runs.folder import Run
-from freeadv_jax.runs.results import logits_functions
 from freeadv_jax.training.free import free_train_step
 from freeadv_jax.training.pgd import pgd_train_step
 

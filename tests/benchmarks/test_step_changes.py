@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import step_changes
 from benchmarks.contender import Worker
-from freeadv_jax.runs import train
+from freeadv_jax.training import multistep
 
 # Where the arithmetic is the same, and in bfloat16.
 TOLERANCE = {"bfloat16": 0.05}
@@ -19,7 +19,7 @@ class Losses:
 
     def __init__(self, variant, network):
         # One a call: after many updates rounding errors have grown.
-        train.PASSES_PER_CALL = 2
+        multistep.PASSES_PER_CALL = 2
         self._contender = step_changes.build(variant, network, "cifar10", "free-2", 8)
 
     def losses(self):

@@ -12,8 +12,8 @@ import pytest
 
 from freeadv_jax.config import base_config
 from freeadv_jax.devices.parallel import mean_over_devices
+from freeadv_jax.runs.build import configured_steps
 from freeadv_jax.runs.folder import Run
-from freeadv_jax.runs.steps import make_train_steps
 
 # Loss and accuracy.
 METRICS = 2
@@ -61,7 +61,7 @@ def lowered_step(network, *, sync, method="free"):
         "image": jax.ShapeDtypeStruct((16, 32, 32, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((16,), np.int32),
     }
-    steps = make_train_steps(config, model=run.model(), tx=run.optimizer())
+    steps = configured_steps(config, model=run.model(), tx=run.optimizer()).program
     return state, steps.lower(state, (batch,), np.int32(1))
 
 
@@ -98,13 +98,13 @@ def test_an_update_is_one_all_reduce_of_gradient_statistics_and_metrics(
     program = lowered.compile().as_text()
     ((computation, kind, size),) = collectives(program)
     assert kind == "all-reduce"
-    assert size == 4 * (count(state.params) + count(state.batch_stats) + METRICS)
+    assert size == 4 * (count(state.params) + count(state.collections) + METRICS)
     # Free-m's is inside the loop over the replays, one each; the others' is outside
     # the loop of their attack.
     assert (computation in innermost_loops(program)) == (method == "free")
     if network == "resnet-50":
         assert count(state.params) == 25_557_032
-        assert len(jax.tree.leaves((state.params, state.batch_stats))) > 256
+        assert len(jax.tree.leaves((state.params, state.collections))) > 256
 
 
 def operations_of_a_mean(devices):
@@ -152,12 +152,12 @@ def test_synchronised_batch_norm_adds_four_numbers_a_channel():
     assert {kind for _, kind, _ in found} == {"all-reduce"}
     assert {computation for computation, _, _ in found} <= innermost_loops(program)
     *small, largest = sorted(size for _, _, size in found)
-    model = 4 * (count(state.params) + count(state.batch_stats))
+    model = 4 * (count(state.params) + count(state.collections))
     assert largest >= model
-    channels = count(state.batch_stats) // 2
+    channels = count(state.collections) // 2
     assert sum(small) + largest <= model + 4 * (4 * channels + METRICS)
     # The widest layer of the network has 2048 channels.
     assert max(small) <= 2 * 4 * 2 * 2048
-    layers = len(jax.tree.leaves(state.batch_stats)) // 2
+    layers = len(jax.tree.leaves(state.collections)) // 2
     assert layers == 53
     assert len(small) <= 2 * layers

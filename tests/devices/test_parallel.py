@@ -11,9 +11,9 @@ from freeadv_jax.devices import parallel
 from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import build_model
-from freeadv_jax.runs.steps import STATE_LAYOUT
 from freeadv_jax.training import trades
 from freeadv_jax.training.free import free_train_step
+from freeadv_jax.training.multistep import STATE_LAYOUT
 from freeadv_jax.training.pgd import pgd_train_step
 from freeadv_jax.training.state import create_state
 from freeadv_jax.training.trades import trades_train_step
@@ -82,7 +82,7 @@ def test_eight_devices_take_the_step_of_one(method, monkeypatch):
     # The momentum is larger than the step by the learning rate of 1 / 20.
     close_momentum = partial(np.testing.assert_allclose, rtol=0, atol=20e-6)
     jax.tree.map(close, together.params, alone.params)
-    jax.tree.map(close, together.batch_stats, alone.batch_stats)
+    jax.tree.map(close, together.collections, alone.collections)
     jax.tree.map(close_momentum, together.opt_state, alone.opt_state)
     np.testing.assert_array_equal(together.delta, alone.delta)
     jax.tree.map(close, metrics, alone_metrics)
@@ -99,7 +99,7 @@ def test_batch_norm_per_device_is_another_step_but_one_for_all_devices():
         alone.params,
     )
     assert max(jax.tree.leaves(differences)) > 1e-4
-    for array in jax.tree.leaves((together.params, together.batch_stats)):
+    for array in jax.tree.leaves((together.params, together.collections)):
         copies = [np.array(shard.data) for shard in array.addressable_shards]
         assert len(copies) == 8
         for copy in copies[1:]:

@@ -14,7 +14,7 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.files import read_json
 from freeadv_jax.runs.folder import open_run, read_run
 from freeadv_jax.runs.results import evaluate_run
-from freeadv_jax.runs.train import train
+from freeadv_jax.runs.train import train_run
 from freeadv_jax.training.state import create_state
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
     config = tiny_config(updates=48)
     workdir = tmp_path_factory.mktemp("trained") / "run"
     run = open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1))
-    state, training = train(run, DIGITS)
+    state, training = train_run(run, DIGITS)
     results = evaluate_run(run, state.variables, DIGITS.test, training=training)
     return workdir, state, results
 

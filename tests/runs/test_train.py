@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from tiny_run import ROOT, command, environment, metrics, run_main, tiny_config
 
+from freeadv_jax.config import passes
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.data.split import Split
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import TrainingStoppedError
+from freeadv_jax.runs import build
+from freeadv_jax.runs.build import configured_steps
 from freeadv_jax.runs.folder import Run, open_run, read_run
-from freeadv_jax.runs.steps import STATE_LAYOUT, make_train_steps, minibatches_per_call
-from freeadv_jax.runs.train import _calls, train
+from freeadv_jax.runs.train import train_run
 from freeadv_jax.runs.watch import Clock
+from freeadv_jax.training.multistep import STATE_LAYOUT, Multistep, minibatches_per_call
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
 
@@ -55,7 +58,7 @@ def whole(tmp_path_factory):
 
 
 def test_the_initial_state_counts_as_compilation(tmp_path, monkeypatch):
-    clocked, make = Clock.spending, Run.initial_state
+    clocked, make = Clock.spending, build.initial_state
     spent_on, seen = [], []
 
     @contextlib.contextmanager
@@ -65,13 +68,13 @@ def test_the_initial_state_counts_as_compilation(tmp_path, monkeypatch):
             yield
             spent_on.pop()
 
-    def initial_state(run):
+    def initial_state(config, **parts):
         seen.append(tuple(spent_on))
-        return make(run)
+        return make(config, **parts)
 
     monkeypatch.setattr(Clock, "spending", spending)
-    monkeypatch.setattr(Run, "initial_state", initial_state)
-    train(start(tmp_path / "run", updates=8), DIGITS)
+    monkeypatch.setattr("freeadv_jax.runs.train.initial_state", initial_state)
+    train_run(start(tmp_path / "run", updates=8), DIGITS)
     # Its shapes, which a checkpoint might have had, and then the state.
     assert seen == [(), ("compiling",)]
 
@@ -161,8 +164,10 @@ def test_sigterm_during_the_last_call_is_heard_before_the_evaluation(
 ):
     made, asked = [], []
 
+    divided = Multistep.calls
+
     def calls(*arguments, **fields):
-        for steps in _calls(*arguments, **fields):
+        for steps in divided(*arguments, **fields):
             made.append(steps)
             yield steps
 
@@ -172,9 +177,9 @@ def test_sigterm_during_the_last_call_is_heard_before_the_evaluation(
         yield lambda number: asked.append(number) or number == len(made)
 
     monkeypatch.setattr("freeadv_jax.runs.train.preemption", preemption)
-    monkeypatch.setattr("freeadv_jax.runs.train._calls", calls)
+    monkeypatch.setattr(Multistep, "calls", calls)
     with pytest.raises(SystemExit) as ended:
-        train(start(tmp_path / "run", updates=16), DIGITS)
+        train_run(start(tmp_path / "run", updates=16), DIGITS)
     assert ended.value.code == 0
     assert asked == list(range(len(made) + 1))
     assert "SIGTERM: saved at update 16;" in capsys.readouterr().out
@@ -242,9 +247,9 @@ def test_run_saved_on_eight_devices_goes_on_with_fewer(devices, tmp_path, whole)
 
 
 def test_budget_may_grow_and_the_run_goes_on(tmp_path, capsys):
-    _, training = train(start(tmp_path / "run", updates=16), DIGITS)
+    _, training = train_run(start(tmp_path / "run", updates=16), DIGITS)
     assert training["updates"] == 16
-    state, training = train(start(tmp_path / "run", updates=32), DIGITS)
+    state, training = train_run(start(tmp_path / "run", updates=32), DIGITS)
     assert training["updates"] == 32
     assert int(state.step) == 16
     said = capsys.readouterr().out
@@ -266,14 +271,14 @@ def test_every_method_learns_in_either_ball(method, norm, tmp_path):
         data__validation_examples=0,
         optimizer__turns=(0.1,),
     )
-    state, _ = train(run, DIGITS)
+    state, _ = train_run(run, DIGITS)
     losses = [line["loss"] for line in metrics(run.workdir) if line["kind"] == "train"]
     assert losses[-1] < 0.8 * losses[0]
     assert bool(state.delta.any()) == (method == "free")
 
 
 def test_loss_of_nan_stops_with_the_update_named_and_checkpoints_kept(tmp_path):
-    train(start(tmp_path / "run", updates=16), DIGITS)
+    train_run(start(tmp_path / "run", updates=16), DIGITS)
     run = read_run(tmp_path / "run")
     checkpoints = run.checkpoints(writable=True)
     state, progress = checkpoints.restore(jax.eval_shape(run.initial_state))
@@ -284,7 +289,7 @@ def test_loss_of_nan_stops_with_the_update_named_and_checkpoints_kept(tmp_path):
     )
     checkpoints.close()
     with pytest.raises(TrainingStoppedError, match=r"loss is nan at update 20"):
-        train(start(tmp_path / "run", updates=32), DIGITS)
+        train_run(start(tmp_path / "run", updates=32), DIGITS)
     assert int(saved_state(tmp_path / "run").step) == 9
 
 
@@ -306,7 +311,7 @@ def test_collapse_stops_the_run_if_so_configured_and_the_best_is_kept(
     monkeypatch.setattr("freeadv_jax.runs.watch.COLLAPSE", 0.01)
     object.__setattr__(dataset, "validation", wrong)
     with pytest.raises(TrainingStoppedError, match="CATASTROPHIC OVERFITTING"):
-        train(run, dataset)
+        train_run(run, dataset)
     lines = [x for x in metrics(run.workdir) if x["kind"] == "validation"]
     best = max(lines, key=lambda line: line["pgd-10"])
     assert int(saved_state(run.workdir, "best").step) == best["step"]
@@ -324,7 +329,7 @@ def test_a_minibatch_starts_where_the_configuration_says(start):
         "label": np.zeros(64, np.int32),
     }
     state = parallel.place(state, STATE_LAYOUT)
-    steps = make_train_steps(config, model=run.model(), tx=run.optimizer())
+    steps = configured_steps(config, model=run.model(), tx=run.optimizer()).program
     after, _ = steps(state, (parallel.place(batch, parallel.SPLIT),), np.int32(1))
     delta = np.array(after.delta).reshape(carried.shape)
     if start == "random":
@@ -339,7 +344,7 @@ def test_a_minibatch_starts_where_the_configuration_says(start):
 def test_dividing_a_run_into_calls_changes_no_bit(method):
     config = tiny_config(method=method, model__name="small-cnn-bn")
     run = Run(pathlib.Path(), config, num_classes=10, image_shape=(8, 8, 1))
-    steps = make_train_steps(config, model=run.model(), tx=run.optimizer())
+    steps = configured_steps(config, model=run.model(), tx=run.optimizer()).program
     batches = DIGITS.batches(config.batch_size, seed=0)(0)
     drawn = list(itertools.islice(batches, 4))
 
@@ -364,7 +369,8 @@ def test_dividing_a_run_into_calls_changes_no_bit(method):
 
 
 def test_calls_end_at_their_multiples_and_where_they_must():
-    calls = _calls(2, 13, per_call=4, ends_at=lambda step: step in (6, 13))
+    steps = Multistep(lambda state, batch: (state, {}), per_call=4)
+    calls = steps.calls(3, 13, ends_at=lambda step: step == 6)
     assert [list(steps) for steps in calls] == [
         [3, 4],
         [5, 6],
@@ -386,4 +392,4 @@ def test_calls_end_at_their_multiples_and_where_they_must():
     ],
 )
 def test_a_call_is_of_eight_passes_and_at_least_one_minibatch(fields, count):
-    assert minibatches_per_call(tiny_config(**fields)) == count
+    assert minibatches_per_call(passes(tiny_config(**fields))) == count

@@ -57,13 +57,13 @@ def test_inner_attack_leaves_the_running_averages_alone(batch, make_state):
     pgd = partial(pgd_train_step, **options, threat=Linf(1e-7), step_size=1e-7, steps=7)
     plain, attacked = (jax.jit(step)(state, batch)[0] for step in (free, pgd))
     moved = jax.tree.map(
-        lambda a, b: float(abs(a - b).max()), plain.batch_stats, state.batch_stats
+        lambda a, b: float(abs(a - b).max()), plain.collections, state.collections
     )
     assert min(jax.tree.leaves(moved)) > 1e-3
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        attacked.batch_stats,
-        plain.batch_stats,
+        attacked.collections,
+        plain.collections,
     )
 
 
@@ -71,10 +71,10 @@ def test_inner_attack_uses_the_statistics_of_its_batch(batch, make_state):
     """So the running averages, even absurd ones, make no difference to the update."""
     model = SmallCNN(num_classes=3, batch_norm=True, features=(4,), hidden=4)
     state = make_state(model)
-    absurd = jax.tree.map(lambda x: jnp.full_like(x, 1e30), state.batch_stats)
+    absurd = jax.tree.map(lambda x: jnp.full_like(x, 1e30), state.collections)
     losses = [
         pgd_train_step(
-            state.replace(batch_stats=batch_stats),
+            state.replace(collections=batch_stats),
             batch,
             model=model,
             tx=optax.sgd(0.1),
@@ -83,9 +83,9 @@ def test_inner_attack_uses_the_statistics_of_its_batch(batch, make_state):
             steps=steps,
         )[1]["loss"]
         for batch_stats, steps in [
-            (state.batch_stats, 7),
+            (state.collections, 7),
             (absurd, 7),
-            (state.batch_stats, 0),
+            (state.collections, 0),
         ]
     ]
     assert losses[0] == losses[1] > losses[2] + 0.01

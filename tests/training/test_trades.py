@@ -66,9 +66,9 @@ def test_inner_attack_uses_the_running_averages(batch, make_state):
     state = make_state(model)
     flat = jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.full_like(x, 1e30) if "var" in str(path) else x,
-        state.batch_stats,
+        state.collections,
     )
-    _, unattacked = step(state.replace(batch_stats=flat), batch, beta=6.0, model=model)
+    _, unattacked = step(state.replace(collections=flat), batch, beta=6.0, model=model)
     _, started = step(state, batch, beta=6.0, model=model, steps=0)
     _, attacked = step(state, batch, beta=6.0, model=model)
     np.testing.assert_allclose(unattacked["loss"], started["loss"], rtol=1e-4)
