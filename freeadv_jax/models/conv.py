@@ -1,5 +1,12 @@
-"""The convolution of every network, with gradients that stay fast inside loops on CPU."""
+"""The convolution of every network, with gradients that stay fast inside loops on CPU.
 
+On CPU it has two sets of kernels: XLA's (Eigen's) and, inside
+`devices.onednn.kernels("onednn")`, oneDNN's where they were measured to be faster
+(`python -m benchmarks.convolutions`, docs/performance.md). The results of the two are equal
+to rounding.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -8,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from freeadv_jax.devices import onednn
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -24,9 +33,10 @@ def convolution(
     stride: int,
     padding: Literal["SAME"] | Padding,
 ) -> Float[Array, "b h2 w2 features"]:
-    """Cross-correlation; 'SAME' is TensorFlow's, else ((top, bottom), (left, right)).
+    """Return the cross-correlation of images and kernel.
 
-    On the CPU backend it can be differentiated in reverse mode only.
+    `padding` is 'SAME' as in TensorFlow, or ((top, bottom), (left, right)). On the CPU
+    backend only reverse-mode differentiation works.
     """
     if padding == "SAME":
         pads = lax.padtype_to_pads(
@@ -37,6 +47,10 @@ def convolution(
     # inside a loop, where their dimension numbers miss its fast kernel
     # (jax-ml/jax#12868); on GPU and TPU they are the better ones.
     if jax.default_backend() == "cpu":
+        # Level with Eigen's matrix product in float32, or a little behind.
+        pointwise = kernel.shape[:2] == (1, 1) and images.dtype == jnp.float32
+        if onednn.is_chosen() and not pointwise:
+            return _onednn_convolution(images, kernel, stride, padding)
         return _loop_safe_convolution(images, kernel, stride, padding)
     return _plain_convolution(images, kernel, stride, padding)
 
@@ -55,27 +69,35 @@ def _forward(images, kernel, stride, padding):
 
 
 def _backward(stride, padding, residuals, cotangent):
-    # Two separate expressions: whichever gradient is not used is dead code.
+    # Two separate expressions: a gradient that is not used is dead code.
     images, kernel = residuals
-    taps = kernel.shape[0] * kernel.shape[1]
-    # For 3x3 kernels the matrix product is 1.1 to 4 times faster where channels are
-    # few or there is a stride, and 2 to 4 times slower elsewhere; for 7x7 ones it
-    # gains nothing and compiles slowly.
-    if taps == 1 or taps <= 9 and (images.shape[-1] <= 4 or stride > 1):
-        of_images = _images_gradient_by_product
-    else:
-        of_images = _images_gradient_by_convolution
-    if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
-        of_kernel = _pointwise_kernel_gradient
-    else:
-        of_kernel = _kernel_gradient
     return (
-        of_images(images.shape, kernel, stride, padding, cotangent),
-        of_kernel(images, kernel.shape, stride, padding, cotangent),
+        _images_gradient(images.shape, kernel, stride, padding, cotangent),
+        _kernel_gradient(images, kernel.shape, stride, padding, cotangent),
     )
 
 
 _loop_safe_convolution.defvjp(_forward, _backward)
+
+
+def _images_gradient(shape, kernel, stride, padding, cotangent):
+    taps = kernel.shape[0] * kernel.shape[1]
+    # For 3x3 kernels the matrix product is 1.1 to 4 times faster where channels are
+    # few or there is a stride, and 2 to 4 times slower elsewhere. For 7x7 ones it
+    # gains nothing and compiles slowly.
+    if taps == 1 or taps <= 9 and (shape[-1] <= 4 or stride > 1):
+        gradient = _images_gradient_by_product
+    else:
+        gradient = _images_gradient_by_convolution
+    return gradient(shape, kernel, stride, padding, cotangent)
+
+
+def _kernel_gradient(images, shape, stride, padding, cotangent):
+    if shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
+        gradient = _pointwise_kernel_gradient
+    else:
+        gradient = _kernel_gradient_by_convolution
+    return gradient(images, shape, stride, padding, cotangent)
 
 
 def _images_gradient_by_convolution(shape, kernel, stride, padding, cotangent):
@@ -119,7 +141,7 @@ def _images_gradient_by_product(shape, kernel, stride, padding, cotangent):
     return total.astype(cotangent.dtype)
 
 
-def _kernel_gradient(images, shape, stride, padding, cotangent):
+def _kernel_gradient_by_convolution(images, shape, stride, padding, cotangent):
     pads = []
     for axis in (0, 1):
         low = padding[axis][0]
@@ -142,6 +164,186 @@ def _pointwise_kernel_gradient(images, shape, stride, padding, cotangent):
     # One axis of pixels, because XLA's CPU backend is up to twice as slow with three.
     rows = (x.reshape(-1, x.shape[-1]) for x in (seen, cotangent))
     return lax.dot_general(*rows, (((0,), (0,)), ((), ()))).reshape(shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _onednn_convolution(images, kernel, stride, padding):
+    """Return the convolution, by oneDNN where it can compute it."""
+    settings = {"stride": (stride, stride), "padding": padding}
+    if onednn.supports(images, kernel, **settings):
+        return onednn.convolution(images, kernel, **settings)
+    return _plain_convolution(images, kernel, stride, padding)
+
+
+def _onednn_forward(images, kernel, stride, padding):
+    outputs = _onednn_convolution(images, kernel, stride, padding)
+    return outputs, (images, kernel)
+
+
+def _onednn_backward(stride, padding, residuals, cotangent):
+    images, kernel = residuals
+    return (
+        _onednn_images_gradient(images.shape, kernel, stride, padding, cotangent),
+        _onednn_kernel_gradient(images, kernel.shape, stride, padding, cotangent),
+    )
+
+
+_onednn_convolution.defvjp(_onednn_forward, _onednn_backward)
+
+
+def _onednn_images_gradient(shape, kernel, stride, padding, cotangent):
+    narrow = cotangent.dtype.itemsize < 4
+    # In float32 Eigen's product is level with oneDNN where there is a stride, and one and
+    # a half times to four times faster where channels are few.
+    if stride > 1 and not narrow or shape[-1] <= 4:
+        return _images_gradient(shape, kernel, stride, padding, cotangent)
+    # One convolution for each of the stride * stride places that a pixel of the images has
+    # within a step of the window; it reads only the taps that meet such pixels.
+    sides = [-(-size // stride) for size in shape[1:3]]
+    places = [
+        [
+            _onednn_images_gradient_at(place, sides, kernel, stride, padding, cotangent)
+            for place in ((row, column) for column in range(stride))
+        ]
+        for row in range(stride)
+    ]
+    if stride == 1:
+        return places[0][0]
+    interleaved = jnp.stack([jnp.stack(row, axis=3) for row in places], axis=2)
+    height, width = (side * stride for side in sides)
+    interleaved = interleaved.reshape(shape[0], height, width, shape[-1])
+    return interleaved[:, : shape[1], : shape[2]]
+
+
+def _onednn_images_gradient_at(place, sides, kernel, stride, padding, cotangent):
+    """Return the images' gradient at every `stride`-th pixel, from `place` on."""
+    kernel = jnp.transpose(kernel, (0, 1, 3, 2))
+    pads = []
+    for axis, (first, side) in enumerate(zip(place, sides, strict=True)):
+        offset, tap = divmod(first + padding[axis][0], stride)
+        kernel = lax.rev(
+            lax.slice_in_dim(kernel, min(tap, kernel.shape[axis]), None, stride, axis),
+            (axis,),
+        )
+        taps = kernel.shape[axis]
+        low = taps - 1 - offset
+        high = side - cotangent.shape[axis + 1] - low + taps - 1
+        cotangent, pad = _cropped(cotangent, axis + 1, low, high)
+        pads.append(pad)
+    if not kernel.size or not cotangent.size:
+        shape = (cotangent.shape[0], *sides, kernel.shape[3])
+        return jnp.zeros(shape, cotangent.dtype)
+    return _onednn_convolution(cotangent, kernel, 1, tuple(pads))
+
+
+def _cropped(array, axis, low, high):
+    """Return `array` without what negative padding cuts off, and the padding left."""
+    size = array.shape[axis]
+    begin, end = max(0, -low), size - max(0, -high)
+    array = lax.slice_in_dim(array, min(begin, size), max(begin, end), axis=axis)
+    return array, (max(0, low), max(0, high))
+
+
+def _onednn_kernel_gradient(images, shape, stride, padding, cotangent):
+    arguments = images, shape, stride, padding, cotangent
+    channels, features = shape[2:]
+    if shape[0] * shape[1] == 1 or channels <= 4:
+        return _kernel_gradient(*arguments)
+    if cotangent.dtype.itemsize < 4:
+        # No loop over the parts: XLA is slow to transpose the slices of one in bfloat16.
+        return _kernel_gradient_in_parts(*arguments, parts=(4, 32), loop=False)
+    pixels = cotangent.shape[1] * cotangent.shape[2]
+    if stride > 1 or pixels < 64 or channels <= 16 < features:
+        return _kernel_gradient(*arguments)
+    # The images of a part are the channels of oneDNN's convolution, whose kernel is as large
+    # as the part's cotangent: with larger parts it no longer fits the caches, and with
+    # fewer than 16 channels registers stay empty.
+    parts = (16, 16) if pixels >= 256 else (16, 32)
+    return _kernel_gradient_in_parts(*arguments, parts=parts, loop=True)
+
+
+def _kernel_gradient_in_parts(
+    images, shape, stride, padding, cotangent, *, parts, loop
+):
+    """Return the sum of the gradients of equal parts of the batch, summed in float32.
+
+    `parts` is (least, most) images of a part. A batch that cannot be divided into such
+    parts goes to XLA whole.
+    """
+    batch, (least, most) = images.shape[0], parts
+    size = max(size for size in range(1, most + 1) if batch % size == 0)
+    gradient = functools.partial(
+        _kernel_gradient_of_part, shape=shape, stride=stride, padding=padding
+    )
+    if size < least:
+        return _kernel_gradient(images, shape, stride, padding, cotangent)
+    if size == batch:
+        return gradient(images, cotangent)
+    if not loop:
+        parts = (slice(first, first + size) for first in range(0, batch, size))
+        total = sum(
+            gradient(images[each], cotangent[each]).astype(jnp.float32)
+            for each in parts
+        )
+        return total.astype(cotangent.dtype)
+
+    def add(total, part):
+        return total + gradient(*part), None
+
+    parts = (x.reshape(-1, size, *x.shape[1:]) for x in (images, cotangent))
+    return lax.scan(add, jnp.zeros(shape, cotangent.dtype), tuple(parts))[0]
+
+
+def _kernel_gradient_of_part(images, cotangent, *, shape, stride, padding):
+    pads = []
+    for axis in (0, 1):
+        low = padding[axis][0]
+        reach = (cotangent.shape[axis + 1] - 1) * stride + shape[axis]
+        high = reach - images.shape[axis + 1] - low
+        images, pad = _cropped(images, axis + 1, low, high)
+        pads.append(pad)
+    # The channels take the place of the batch, the batch that of the channels.
+    gradient = _onednn_dilated(
+        jnp.transpose(images, (3, 1, 2, 0)),
+        jnp.transpose(cotangent, (1, 2, 0, 3)),
+        stride,
+        tuple(pads),
+    )
+    return jnp.transpose(gradient, (1, 2, 0, 3))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _onednn_dilated(images, kernel, dilation, padding):
+    settings = {"dilation": (dilation, dilation), "padding": padding}
+    if onednn.supports(images, kernel, stride=(1, 1), **settings):
+        return onednn.convolution(images, kernel, stride=(1, 1), **settings)
+    return _plain_dilated(images, kernel, dilation, padding)
+
+
+def _plain_dilated(images, kernel, dilation, padding):
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        (1, 1),
+        padding,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=_DIMENSIONS,
+    )
+
+
+def _dilated_forward(images, kernel, dilation, padding):
+    return _onednn_dilated(images, kernel, dilation, padding), (images, kernel)
+
+
+def _dilated_backward(dilation, padding, residuals, cotangent):
+    # A gradient of a gradient, which nothing here needs to be fast.
+    def plain(images, kernel):
+        return _plain_dilated(images, kernel, dilation, padding)
+
+    return jax.vjp(plain, *residuals)[1](cotangent)
+
+
+_onednn_dilated.defvjp(_dilated_forward, _dilated_backward)
 
 
 class Conv(nn.Module):

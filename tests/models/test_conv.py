@@ -6,8 +6,13 @@ import pytest
 from jax import lax
 from jax.interpreters import partial_eval
 
+from freeadv_jax.devices import onednn, parallel
+from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.models.conv import Conv, convolution
 
+needs_onednn = pytest.mark.skipif(
+    onednn.unavailable() is not None, reason=f"no oneDNN: {onednn.unavailable()}"
+)
 SYMMETRICAL = {1: ((0, 0), (0, 0)), 3: ((1, 1), (1, 1)), 7: ((3, 3), (3, 3))}
 
 
@@ -181,3 +186,147 @@ def test_kernels_start_normal_with_variance_two_over_fan_out():
     kernel = Conv(160, 3).init(jax.random.key(0), images)["params"]["kernel"]
     assert np.std(kernel) == pytest.approx((2 / (9 * 160)) ** 0.5, rel=0.02)
     assert np.abs(kernel).max() > 3 * np.std(kernel)
+
+
+def by_onednn(stride, padding="SAME"):
+    """Return the convolution as it is traced for oneDNN's kernels."""
+    return onednn.with_kernels(
+        "onednn", lambda x, k: convolution(x, k, stride=stride, padding=padding)
+    )
+
+
+def in_float64(images, kernel, cotangent, stride, padding):
+    """Return the convolution and both its gradients, summed over taps by NumPy."""
+    images, kernel, cotangent = (
+        np.asarray(array, np.float64) for array in (images, kernel, cotangent)
+    )
+    padded = np.pad(images, ((0, 0), *padding, (0, 0)))
+    outputs = np.zeros(cotangent.shape)
+    of_images, of_kernel = np.zeros(padded.shape), np.zeros(kernel.shape)
+    height, width = ((side - 1) * stride + 1 for side in cotangent.shape[1:3])
+    for row, column in np.ndindex(kernel.shape[:2]):
+        seen = (
+            slice(None),
+            slice(row, row + height, stride),
+            slice(column, column + width, stride),
+        )
+        outputs += padded[seen] @ kernel[row, column]
+        of_images[seen] += cotangent @ kernel[row, column].T
+        of_kernel[row, column] = np.einsum("bhwc,bhwf->cf", padded[seen], cotangent)
+    (top, _), (left, _) = padding
+    inside = of_images[:, top : top + images.shape[1], left : left + images.shape[2]]
+    return outputs, inside, of_kernel
+
+
+# By what decides on the kernel: taps, stride, channels, pixels and whether the batch can be
+# divided into parts.
+CASES = [
+    # batch, height, width, channels, features, kernel, stride, padding
+    (2, 9, 8, 6, 5, (3, 3), 1, "SAME"),
+    (2, 9, 8, 6, 5, (3, 3), 2, "SAME"),
+    (2, 9, 8, 3, 5, (3, 3), 1, "SAME"),
+    (2, 9, 8, 6, 5, (1, 1), 2, "SAME"),
+    (2, 9, 8, 6, 5, (1, 1), 1, ((2, 0), (0, 1))),
+    (2, 9, 8, 6, 5, (7, 7), 3, ((3, 3), (3, 3))),
+    (2, 7, 8, 6, 5, (2, 3), 2, ((4, 0), (0, 5))),
+    (2, 8, 9, 6, 5, (2, 3), 3, ((0, 0), (0, 0))),
+    (16, 16, 16, 8, 16, (3, 3), 1, ((1, 1), (1, 1))),
+    (48, 16, 16, 8, 16, (3, 3), 1, ((1, 1), (1, 1))),
+    (64, 8, 8, 8, 16, (3, 3), 1, ((1, 1), (1, 1))),
+    (64, 8, 8, 8, 16, (3, 3), 2, ((1, 1), (1, 1))),
+    (37, 8, 8, 8, 16, (3, 3), 1, ((1, 1), (1, 1))),
+]
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 8e-3)])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_onednns_values_and_gradients_are_those_of_float64(case, dtype, tolerance):
+    batch, height, width, channels, features, size, stride, padding = case
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(batch, height, width, channels)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(*size, channels, features)), dtype)
+    if padding == "SAME":
+        padding = lax.padtype_to_pads((height, width), size, (stride, stride), "SAME")
+
+    def values_and_gradients(images, kernel):
+        outputs, pullback = jax.vjp(by_onednn(stride, padding), images, kernel)
+        cotangent = jnp.cos(jnp.arange(outputs.size, dtype=jnp.float32))
+        cotangent = cotangent.reshape(outputs.shape).astype(outputs.dtype)
+        return cotangent, outputs, *pullback(cotangent)
+
+    cotangent, *found = jax.jit(values_and_gradients)(images, kernel)
+    wanted = in_float64(images, kernel, cotangent, stride, padding)
+    for ours, exact in zip(found, wanted, strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float64), exact, atol=tolerance * np.abs(exact).max()
+        )
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_onednns_gradients_inside_a_scan_and_on_all_devices(stride, dtype):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(128, 8, 8, 6)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 6, 8)), dtype)
+
+    def gradients(images, kernel):
+        def loss(images, kernel):
+            outputs = by_onednn(stride)(images, kernel)
+            return jnp.sum(outputs.astype(jnp.float32) ** 2)
+
+        def body(kernel, _):
+            return kernel, jax.grad(loss, argnums=(0, 1))(images, kernel)
+
+        of_images, of_kernel = lax.scan(body, kernel, None, length=2)[1]
+        return of_images[1], lax.psum(of_kernel[1].astype(jnp.float32), parallel.AXIS)
+
+    mapped = parallel.spmd(
+        gradients, inputs=(SPLIT, REPLICATED), outputs=(SPLIT, REPLICATED)
+    )
+    outputs = plain(images, kernel, stride, "SAME")
+    cotangent = 2 * outputs.astype(jnp.float32)
+    padding = lax.padtype_to_pads((8, 8), (3, 3), (stride, stride), "SAME")
+    _, *wanted = in_float64(images, kernel, cotangent, stride, padding)
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    for ours, exact in zip(mapped(images, kernel), wanted, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float64), exact, atol=tolerance * np.abs(exact).max()
+        )
+
+
+@needs_onednn
+def test_onednns_gradient_can_be_differentiated_once_more():
+    images, kernel = operands(8, 8, 6, 6, 3)
+    images = jnp.tile(images, (16, 1, 1, 1))
+
+    def slope(kernel, convolve):
+        gradients = jax.grad(lambda x, k: jnp.sum(jnp.sin(convolve(x, k))), (0, 1))
+        return sum(jnp.sum(each**2) for each in gradients(images, kernel))
+
+    def by_lax(x, k):
+        return plain(x, k, 1, "SAME")
+
+    ours, theirs = (
+        jax.jit(jax.grad(lambda kernel, which=which: slope(kernel, which)))(kernel)
+        for which in (by_onednn(1), by_lax)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * jnp.abs(theirs).max())
+
+
+@needs_onednn
+def test_only_inside_kernels_are_convolutions_onednns():
+    images, kernel = operands(8, 8, 6, 6, 3)
+
+    def primitives(function):
+        jaxpr = jax.make_jaxpr(function)(images, kernel).jaxpr
+        return {equation.primitive.name for equation in equations(jaxpr)}
+
+    def ours(x, k):
+        return convolution(x, k, stride=1, padding="SAME")
+
+    assert "ffi_call" in primitives(by_onednn(1))
+    assert "conv_general_dilated" not in primitives(by_onednn(1))
+    assert "ffi_call" not in primitives(ours)

@@ -1,0 +1,257 @@
+"""oneDNN's calls, each in a process of its own: a refused configuration ends it."""
+
+import importlib.metadata
+import itertools
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from tiny_run import ROOT
+
+from freeadv_jax.devices import onednn
+from freeadv_jax.errors import InputError
+
+needs_onednn = pytest.mark.skipif(
+    onednn.unavailable() is not None, reason=f"no oneDNN: {onednn.unavailable()}"
+)
+SHAPES = {"stride": (1, 1), "padding": ((1, 1), (1, 1))}
+
+# Every case is computed and compared with a sum over taps in float64.
+CHILD = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from freeadv_jax.devices import onednn
+
+def expected(images, kernel, stride, padding, dilation):
+    images = np.pad(images, ((0, 0), *padding, (0, 0)))
+    sides = [
+        (images.shape[1 + a] - dilation[a] * (kernel.shape[a] - 1) - 1) // stride[a] + 1
+        for a in (0, 1)
+    ]
+    total = 0.0
+    for row in range(kernel.shape[0]):
+        for column in range(kernel.shape[1]):
+            first = row * dilation[0], column * dilation[1]
+            last = [first[a] + (sides[a] - 1) * stride[a] + 1 for a in (0, 1)]
+            seen = images[:, first[0]:last[0]:stride[0], first[1]:last[1]:stride[1]]
+            total = total + seen @ kernel[row, column]
+    return total
+
+for number, case in enumerate(json.load(sys.stdin)):
+    rng = np.random.default_rng(number)
+    images, kernel = (
+        jnp.asarray(rng.standard_normal(shape), case["dtype"]) for shape in case["shapes"]
+    )
+    settings = {
+        name: tuple(map(tuple, value)) if name == "padding" else tuple(value)
+        for name, value in case["settings"].items()
+    }
+    print("computing", json.dumps(case), flush=True)
+    found = jax.jit(lambda x, k: onednn.convolution(x, k, **settings))(images, kernel)
+    wanted = expected(*(np.asarray(x, np.float64) for x in (images, kernel)), **settings)
+    assert found.shape == wanted.shape and found.dtype == images.dtype
+    scale = max(np.abs(wanted).max(), 1e-30)  # A stride may step over all pixels.
+    error = np.abs(np.asarray(found, np.float64) - wanted).max() / scale
+    assert error < (1e-5 if case["dtype"] == "float32" else 8e-3), error
+print("all right")
+"""
+
+
+def run_child(program, *, content="", **variables):
+    """Run the program in a new process, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        input=content,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""} | variables,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout[-500:], done.stderr[-1500:])
+    return done
+
+
+def case(
+    dtype, images, kernel, stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1)
+):
+    settings = {"stride": stride, "padding": padding, "dilation": dilation}
+    return {"dtype": dtype, "shapes": (images, kernel), "settings": settings}
+
+
+def grid():
+    """Yield odd sizes, kernels, strides, paddings, dilations and channels."""
+    sides, sizes = [(1, 9), (8, 8), (15, 32)], [(1, 1), (3, 3), (2, 5), (7, 7)]
+    pads = [((3, 3), (3, 3)), ((6, 7), (8, 4))]
+    strides, channels = [(1, 1), (2, 2), (3, 1)], [(1, 5), (3, 64), (17, 16)]
+    rng = np.random.default_rng(0)
+    for dtype, side, size, pad, stride in itertools.product(
+        ("float32", "bfloat16"), sides, sizes, pads, strides
+    ):
+        few, many = channels[rng.integers(3)]
+        batch = int(rng.integers(1, 6))
+        yield case(dtype, (batch, *side, few), (*size, few, many), stride, pad)
+    for dtype, dilation in itertools.product(("float32", "bfloat16"), (2, 3)):
+        kernel, pad = (14, 13, 32, 16), ((dilation, 0), (1, dilation + 1))
+        images = (6, 14 * dilation, 14 * dilation, 32)
+        yield case(dtype, images, kernel, padding=pad, dilation=(dilation, dilation))
+
+
+@needs_onednn
+def test_convolutions_of_all_kinds_are_right_and_end_no_process():
+    run_child(CHILD, content=json.dumps(list(grid())))
+
+
+@needs_onednn
+def test_the_processes_devices_and_threads_of_a_job_may_call_at_once():
+    program = """
+        import threading
+        import jax, jax.numpy as jnp, numpy as np
+        from jax import lax
+        from freeadv_jax.devices import onednn, parallel
+        from freeadv_jax.devices.parallel import REPLICATED, SPLIT
+
+        assert jax.device_count() == 8
+        rng = np.random.default_rng(0)
+        images = rng.standard_normal((16, 9, 8, 6)).astype(np.float32)
+        kernel = rng.standard_normal((3, 3, 6, 5)).astype(np.float32)
+        settings = {"stride": (1, 1), "padding": ((1, 1), (1, 1))}
+        convolve = lambda x, k: onednn.convolution(x, k, **settings)
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        wanted = lax.conv_general_dilated(
+            images, kernel, (1, 1), settings["padding"], dimension_numbers=dimensions
+        )
+        mapped = parallel.spmd(convolve, inputs=(SPLIT, REPLICATED), outputs=SPLIT)
+        found = [mapped(images, kernel) for _ in range(20)]
+        single = jax.jit(convolve)
+
+        def work():
+            found.extend(single(images, kernel) for _ in range(50))
+
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 320
+        for each in found:
+            np.testing.assert_allclose(each, wanted, atol=1e-5)
+    """
+    run_child(program, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+
+
+@needs_onednn
+def test_no_warning_of_the_compilation_cache_reaches_the_user(tmp_path):
+    program = """
+        import jax, jax.numpy as jnp
+        from freeadv_jax.devices import onednn
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        settings = {"stride": (1, 1), "padding": ((0, 0), (0, 0))}
+        convolve = jax.jit(lambda x, k: onednn.convolution(x, k, **settings))
+        convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2)))
+    """
+    done = run_child(program, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
+    assert done.stderr == ""
+
+
+@needs_onednn
+@pytest.mark.parametrize("batched", [(0, None), (None, 0), (0, 0)])
+def test_vmap_of_a_call_is_a_call_for_each(batched):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.standard_normal((3, 2, 6, 5, 4)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 3, 4, 7)), jnp.float32)
+    arguments = [
+        array if axis == 0 else array[0]
+        for array, axis in zip((images, kernel), batched, strict=True)
+    ]
+
+    def convolve(x, k):
+        return onednn.convolution(x, k, **SHAPES)
+
+    def plain(x, k):
+        return lax.conv_general_dilated(
+            x, k, (1, 1), SHAPES["padding"], dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    found = jax.jit(jax.vmap(convolve, batched))(*arguments)
+    wanted = jax.vmap(plain, batched)(*arguments)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "images, kernel, settings",
+    [
+        (jnp.ones((1, 4, 4, 2), jnp.float16), jnp.ones((3, 3, 2, 2), jnp.float16), {}),
+        (jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2), jnp.bfloat16), {}),
+        (jnp.ones((0, 4, 4, 2)), jnp.ones((3, 3, 2, 2)), {}),
+        (jnp.ones((1, 4, 4, 2)), jnp.ones((7, 7, 2, 2)), {}),
+        (jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2)), {"stride": (0, 1)}),
+        (
+            jnp.ones((1, 4, 4, 2)),
+            jnp.ones((1, 1, 2, 2)),
+            {"padding": ((-1, 0), (0, 0))},
+        ),
+    ],
+)
+def test_operands_of_kinds_that_were_not_tried_raise(images, kernel, settings):
+    settings = SHAPES | settings
+    assert not onednn.supports(images, kernel, **settings)
+    with pytest.raises(ValueError, match="not tried"):
+        onednn.convolution(images, kernel, **settings)
+
+
+@pytest.fixture
+def fresh():
+    """Ask again whether oneDNN is there, in the test and after it."""
+    onednn.unavailable.cache_clear()
+    yield
+    onednn.unavailable.cache_clear()
+
+
+def test_the_environment_turns_it_off(monkeypatch, fresh):
+    monkeypatch.setenv("FREEADV_ONEDNN", "0")
+    assert onednn.unavailable() == "FREEADV_ONEDNN=0"
+    assert onednn.choose("auto") == "xla"
+    with pytest.raises(InputError, match="cannot be had here: FREEADV_ONEDNN=0"):
+        onednn.choose("onednn")
+
+
+def test_a_jaxlib_that_was_not_tried_is_left_alone(monkeypatch, fresh):
+    monkeypatch.delenv("FREEADV_ONEDNN", raising=False)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.99.0")
+    assert onednn.unavailable() is not None
+    assert onednn.choose("auto") == "xla"
+
+
+def test_an_unknown_choice_names_those_allowed():
+    with pytest.raises(InputError, match="allowed: auto, xla, onednn"):
+        onednn.choose("mkl")
+
+
+@needs_onednn
+def test_short_trainings_keep_xlas_kernels_and_long_ones_take_onednns():
+    digits = 4000 * 128 * 8 * 8
+    cifar10 = 31_200 * 128 * 32 * 32
+    assert onednn.choose("auto", training_pixels=digits) == "xla"
+    assert onednn.choose("auto", training_pixels=cifar10) == "onednn"
+    assert onednn.choose("onednn", training_pixels=digits) == "onednn"
+
+
+@needs_onednn
+def test_kernels_holds_inside_its_with_and_in_the_functions_it_wraps():
+    assert not onednn.is_chosen()
+    with onednn.kernels("onednn"):
+        assert onednn.is_chosen()
+        with onednn.kernels("xla"):
+            assert not onednn.is_chosen()
+        assert onednn.is_chosen()
+    assert onednn.with_kernels("onednn", onednn.is_chosen)()
+    assert not onednn.is_chosen()
