@@ -247,7 +247,8 @@ def test_onednns_values_and_gradients_are_those_of_float64(case, dtype, toleranc
     images = jnp.asarray(rng.normal(size=(batch, height, width, channels)), dtype)
     kernel = jnp.asarray(rng.normal(size=(*size, channels, features)), dtype)
     if padding == "SAME":
-        padding = lax.padtype_to_pads((height, width), size, (stride, stride), "SAME")
+        pads = lax.padtype_to_pads((height, width), size, (stride, stride), "SAME")
+        padding = tuple(tuple(map(int, pair)) for pair in pads)
 
     def values_and_gradients(images, kernel):
         outputs, pullback = jax.vjp(by_onednn(stride, padding), images, kernel)
