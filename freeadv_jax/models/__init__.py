@@ -1,14 +1,13 @@
-"""The networks by name, each behind its normalisation."""
+"""Networks by name, each with its input normalisation inside."""
 
 import functools
 import re
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, require_choice, unknown_choice
 from freeadv_jax.models.normalized import NormalizedNetwork
 from freeadv_jax.models.preact_resnet import PreActResNet18
 from freeadv_jax.models.resnet import ResNet50, ResNet101, ResNet152
@@ -41,17 +40,17 @@ def build_model(
     batch_norm_axis: str | None,
     remat: bool = False,
 ) -> NormalizedNetwork:
-    """The network `name` for images of `image_shape` (h, w, c) in [0, 1].
+    """Return the network `name` for images of `image_shape` (h, w, c) in [0, 1].
 
-    `mean` and `std` are read where `normalization` is 'mean_std'; `batch_norm_axis`
-    is the pmapped axis over which batch statistics are taken, None for each device's
-    own; `remat` as in `NormalizedNetwork`. Raises InputError where the network is unknown or
-    cannot take these images.
+    `mean` and `std` are used if `normalization` is 'mean_std'. `batch_norm_axis` names the
+    pmapped axis over which batch statistics are averaged; with None each device uses its
+    own. `NormalizedNetwork` explains `remat`. Raise InputError for an unknown network, or
+    for one that cannot take these images.
     """
     constructor = _constructor(name)
     _check_image_shape(name, image_shape)
-    _check_choice("dtype", dtype, DTYPES)
-    _check_choice("normalization", normalization, NORMALIZATIONS)
+    require_choice("dtype", dtype, DTYPES)
+    require_choice("normalization", normalization, NORMALIZATIONS)
     if normalization == "mean_std":
         _check_per_channel("mean", mean, image_shape[2])
         _check_per_channel("std", std, image_shape[2])
@@ -73,7 +72,8 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
             widen_factor=widen_factor,
         )
     if name not in NETWORKS or "<" in name:
-        raise InputError(f"unknown model {name!r}; allowed: {', '.join(NETWORKS)}")
+        named = [network for network in NETWORKS if "<" not in network]
+        raise unknown_choice("model", name, named, shown=NETWORKS)
     return NETWORKS[name]
 
 
@@ -87,22 +87,17 @@ def _check_image_shape(name: str, shape: tuple[int, ...]) -> None:
     if len(shape) != 3 or min(shape) < 1:
         fault = "must be (height, width, channels)"
     elif min(shape[:2]) < smallest:
-        fault = f"needs sides of at least {smallest}"
+        fault = f"must have sides of at least {smallest}"
     elif shape[0] % multiple or shape[1] % multiple:
-        fault = f"needs sides divisible by {multiple}"
+        fault = f"must have sides divisible by {multiple}"
     else:
         return
-    raise InputError(f"image shape {tuple(shape)}: {name} {fault}")
-
-
-def _check_choice(field: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise InputError(f"{field} {value!r}; allowed: {', '.join(allowed)}")
+    raise InputError(f"image shape for {name} is {tuple(shape)}: {fault}")
 
 
 def _check_per_channel(field: str, values: tuple[float, ...], channels: int) -> None:
     if len(values) not in (1, channels):
         raise InputError(
-            f"{field} {tuple(values)} has {len(values)} numbers; allowed: 1 or one for "
-            f"each of the {channels} channels"
+            f"{field} is {tuple(values)}: must have 1 number, or one for each of the "
+            f"{channels} channels"
         )

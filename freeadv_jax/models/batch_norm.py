@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics and arithmetic are float32 in every network."""
+"""Batch normalisation with float32 statistics and arithmetic in every network."""
 
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 _DECAY = 0.9
-# XLA's CPU backend spreads a sum over the cores where a dimension is longer than this.
+# XLA's CPU backend divides a sum among the cores if a dimension is longer than this.
 _UNDIVIDED = 32
 
 
@@ -22,19 +22,21 @@ def batch_norm(
     dtype: Any,
     axis_name: str | None,
 ) -> Float[Array, "b h w c"]:
-    """A BatchNorm of the calling module (Ioffe & Szegedy 2015), averages' decay 0.9.
+    """Return `images` after a BatchNorm (Ioffe & Szegedy 2015) of the calling module.
 
-    `train` takes the batch's statistics, over all devices of the pmapped `axis_name`
-    or, where that is None, over each device's own images. Returns `dtype`.
+    With `train` it uses the batch's statistics, averaged over all devices of the pmapped
+    `axis_name`, or over each device's own images if that is None, and updates the running
+    averages with decay 0.9. Otherwise it uses the running averages. The result has type
+    `dtype`.
     """
     layer = BatchNorm(epsilon=epsilon, axis_name=axis_name)
     return layer(images.astype(jnp.float32), train=train).astype(dtype)
 
 
 class BatchNorm(nn.Module):
-    """Scale, bias and running averages `[c]`, by the names Flax's BatchNorm gives them.
+    """Normalise each channel; variables `[c]` have the names of Flax's BatchNorm.
 
-    Can be differentiated in reverse mode only where `train`.
+    With `train` it can be differentiated in reverse mode only.
     """
 
     epsilon: float
@@ -63,11 +65,11 @@ class BatchNorm(nn.Module):
         return outputs
 
 
-# By hand, the backward pass takes the two sums over the images that the gradients of
-# bias and scale are anyhow; derived from the forward pass it takes five.
+# The backward pass is written by hand: it needs two sums over the images, which are the
+# gradients of bias and scale anyway. Derived from the forward pass it needs five.
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalised(images, scale, bias, epsilon, axis_name):
-    """Outputs, and the statistics (mean, variance), which pass no gradient on."""
+    """Return outputs and statistics (mean, variance); the latter have no gradient."""
     return _forward(images, scale, bias, epsilon, axis_name)[0]
 
 
@@ -87,8 +89,8 @@ def _backward(epsilon, axis_name, residuals, cotangents):
     normal = (images - mean) * inverse
     of_scale, of_bias = _sums(cotangent * normal), _sums(cotangent)
     along, across = _means((of_scale, of_bias), images, axis_name)
-    # A difference of two full arrays at the end, or XLA's CPU backend computes it again
-    # for every use; see `relu`.
+    # The last operation subtracts two full arrays, because XLA's CPU backend would compute
+    # anything simpler again for every use; see relu.py.
     multiplier = inverse * scale
     of_images = (cotangent - across) * multiplier - normal * (along * multiplier)
     return of_images, of_scale, of_bias
@@ -98,7 +100,7 @@ _normalised.defvjp(_forward, _backward)
 
 
 def _sums(images):
-    """[c], over images and pixels."""
+    """Return the sums `[c]` over images and pixels."""
     rows = images.reshape(-1, images.shape[-1])
     if jax.default_backend() == "cpu" and max(images.shape[:-1]) <= _UNDIVIDED:
         window = (_UNDIVIDED, 1)
@@ -107,6 +109,6 @@ def _sums(images):
 
 
 def _means(sums, images, axis_name):
-    """The sums over `images` as means, over all devices of `axis_name` if given."""
+    """Return the means of `sums` over `images`, and over the devices of `axis_name`."""
     means = jnp.stack(sums) * (images.shape[-1] / images.size)
     return means if axis_name is None else lax.pmean(means, axis_name)

@@ -1,4 +1,4 @@
-"""A network behind its normalisation: images in [0, 1] in, logits out."""
+"""A network with its input normalisation: images in [0, 1] in, logits out."""
 
 from typing import Literal
 
@@ -8,12 +8,12 @@ from jaxtyping import Array, Float
 
 
 class NormalizedNetwork(nn.Module):
-    """`network` applied to normalised images, so that attacks see pixels in [0, 1].
+    """Apply `network` to normalised images, so that attacks see pixels in [0, 1].
 
-    'per_image' is TensorFlow's per_image_standardization, as in the paper's CIFAR
-    runs; 'mean_std' subtracts `mean` and divides by `std`, one number or one a channel.
-    With `remat` the backward pass keeps only the outputs of convolutions, and makes
-    what lies between them anew: less memory for a little arithmetic.
+    'per_image' is TensorFlow's per_image_standardization, as in the paper's CIFAR runs.
+    'mean_std' subtracts `mean` and divides by `std`, each one number or one per channel.
+    With `remat` only the outputs of convolutions are kept for the backward pass, which
+    computes the rest again: less memory for a little arithmetic.
     """
 
     network: nn.Module
@@ -46,9 +46,13 @@ def _convolutions(primitive, *_, **__):
 def standardize_per_image(
     images: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """(x - mean) / max(std, 1 / sqrt(h * w * c)) of each image, population std."""
+    """Return (x - mean) / max(std, 1 / sqrt(h * w * c)) of each image.
+
+    `std` is the population's. Source: tf.image.per_image_standardization.
+    """
     pixels = images.shape[1] * images.shape[2] * images.shape[3]
     mean = jnp.mean(images, axis=(1, 2, 3), keepdims=True)
     variance = jnp.var(images, axis=(1, 2, 3), keepdims=True)
-    # Bounded before the root, whose gradient is infinite at 0: a constant image.
+    # The bound comes before the root, whose gradient is infinite at 0, the variance of a
+    # constant image.
     return (images - mean) / jnp.sqrt(jnp.maximum(variance, 1 / pixels))

@@ -1,4 +1,4 @@
-"""Max pooling as choices between shifted images."""
+"""Max pooling whose gradient is fast on CPU and the same in every run on GPU."""
 
 import itertools
 
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 def max_pool(
     images: Float[Array, "b h w c"], *, window: int, stride: int, padding: int
 ) -> Float[Array, "b h2 w2 c"]:
-    """The largest in each square window, with `padding` on all sides that never is.
+    """Return the largest value of each square window, ignoring `padding` on all sides.
 
-    Where several are equal the gradient goes to the first of them, row by row, as with
-    `flax.linen.max_pool`. That one's gradient is a scatter: slower than this on CPU, and
-    on GPU it adds in an order of its own in each run.
+    The gradient of equal values goes to the first of them, row by row, as with
+    `flax.linen.max_pool`. The gradient of that function is a scatter: slower than this
+    one on CPU, and on GPU it adds in another order in every run.
     """
     sides = (padding, padding, 0)
     padded = lax.pad(

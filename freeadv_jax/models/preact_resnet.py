@@ -8,18 +8,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from freeadv_jax.models.batch_norm import batch_norm
-from freeadv_jax.models.conv import Conv
 from freeadv_jax.models.relu import relu
-
-# PyTorch's default for a dense kernel: uniform within 1 / sqrt(fan in).
-torch_dense_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+from freeadv_jax.models.residual import layers, stages_and_strides, torch_dense_init
 
 
 class PreActUnit(nn.Module):
-    """BN, ReLU, 3x3, BN, ReLU, 3x3 plus a shortcut; `[b, h, w, c] -> [b, h2, w2, f]`.
+    """Apply BN, ReLU, 3x3, BN, ReLU, 3x3, and add a shortcut: `[b, h2, w2, features]`.
 
-    Where the shape changes the shortcut is a 1x1 convolution of the activated input.
+    If the shape changes, the shortcut is a 1x1 convolution of the activated input.
     """
 
     features: int
@@ -42,9 +38,10 @@ class PreActUnit(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """A 3x3 stem, stages of units, BN, ReLU, mean and dense; `[b, h, w, c] -> [b, n]`.
+    """Apply a 3x3 stem, stages of units, BN, ReLU, mean and dense: logits `[b, classes]`.
 
-    Stage i has `units` units of width `features[i]`; all but the first halve the sides.
+    Stage i has `units` units of width `features[i]`. Every stage but the first halves the
+    sides.
     """
 
     stem_features: int
@@ -58,25 +55,22 @@ class PreActResNet(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b classes"]:
-        conv = functools.partial(Conv, dtype=self.dtype)
-        normalize = functools.partial(
-            batch_norm,
+        conv, normalize = layers(
             train=train,
             epsilon=1e-5,
             dtype=self.dtype,
-            axis_name=self.batch_norm_axis,
+            batch_norm_axis=self.batch_norm_axis,
         )
         hidden = conv(self.stem_features, 3, padding=1)(images)
-        for stage, features in enumerate(self.features):
-            for unit in range(self.units):
-                stride = 2 if stage > 0 and unit == 0 else 1
-                hidden = PreActUnit(features, stride, conv, normalize)(hidden)
+        units = (self.units,) * len(self.features)
+        for stage, stride in stages_and_strides(units):
+            hidden = PreActUnit(self.features[stage], stride, conv, normalize)(hidden)
         hidden = relu(normalize(hidden))
         pooled = jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=torch_dense_init)(pooled)
 
 
-# PreActResNet-18 of "Fast is better than free" (Wong et al. 2020).
+# The PreActResNet-18 of "Fast is better than free" (Wong et al. 2020).
 PreActResNet18 = functools.partial(
     PreActResNet, stem_features=64, features=(64, 128, 256, 512), units=2
 )

@@ -1,4 +1,4 @@
-"""ResNet-50, -101 and -152 for ImageNet (He et al. 2016a), torchvision's version 1.5."""
+"""ResNet-50, -101 and -152 for ImageNet (He et al. 2016a), as in torchvision (v1.5)."""
 
 import functools
 from collections.abc import Callable
@@ -8,15 +8,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from freeadv_jax.models.batch_norm import batch_norm
-from freeadv_jax.models.conv import Conv
 from freeadv_jax.models.pool import max_pool
-from freeadv_jax.models.preact_resnet import torch_dense_init
 from freeadv_jax.models.relu import relu
+from freeadv_jax.models.residual import layers, stages_and_strides, torch_dense_init
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 with the stride, 1x1; `[b, h, w, c] -> [b, h2, w2, 4 * features]`."""
+    """Apply 1x1, 3x3 with the stride, 1x1, and add a shortcut: `[b, h2, w2, 4 * f]`."""
 
     features: int
     stride: int
@@ -37,7 +35,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Four stages of bottlenecks, `[b, h, w, c] -> [b, classes]`."""
+    """Apply a 7x7 stem, max pooling and four stages of bottlenecks: `[b, classes]`."""
 
     units: tuple[int, int, int, int]
     num_classes: int
@@ -48,20 +46,16 @@ class ResNet(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b classes"]:
-        conv = functools.partial(Conv, dtype=self.dtype)
-        normalize = functools.partial(
-            batch_norm,
+        conv, normalize = layers(
             train=train,
             epsilon=1e-5,
             dtype=self.dtype,
-            axis_name=self.batch_norm_axis,
+            batch_norm_axis=self.batch_norm_axis,
         )
         hidden = relu(normalize(conv(64, 7, 2, padding=3)(images)))
         hidden = max_pool(hidden, window=3, stride=2, padding=1)
-        for stage, units in enumerate(self.units):
-            for unit in range(units):
-                stride = 2 if stage > 0 and unit == 0 else 1
-                hidden = Bottleneck(64 * 2**stage, stride, conv, normalize)(hidden)
+        for stage, stride in stages_and_strides(self.units):
+            hidden = Bottleneck(64 * 2**stage, stride, conv, normalize)(hidden)
         pooled = jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=torch_dense_init)(pooled)
 

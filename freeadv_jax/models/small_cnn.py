@@ -1,4 +1,4 @@
-"""A small convolutional network for digits and other small grey images."""
+"""A small convolutional network for digits and other small gray images."""
 
 from typing import Any
 
@@ -13,10 +13,11 @@ from freeadv_jax.models.relu import relu
 
 
 class SmallCNN(nn.Module):
-    """Stages of 3x3 convolution, ReLU and 2x2 max pooling, then two dense layers.
+    """Apply stages of 3x3 convolution, ReLU and 2x2 max pooling, then two dense layers.
 
-    The architecture is this project's own. `[b, h, w, c] -> [b, classes]`; the sides
-    must be divisible by 2 for each of `features`.
+    The logits are `[b, classes]`. There is one stage for each of `features`, and the
+    sides of the images must be divisible by 2 that many times. The architecture is this
+    project's own.
     """
 
     num_classes: int
@@ -55,8 +56,9 @@ class SmallCNN(nn.Module):
 
 def _halve(images):
     # Not nn.max_pool, whose gradient XLA's CPU backend computes about three times
-    # slower. Nor the maximum along an axis, whose gradient is divided by the number of
-    # entries equal to it: computed twice and rounded in two ways, there may be none.
+    # slower. Not the maximum along an axis either: its gradient is divided by the number
+    # of entries equal to it, which may be 0, because XLA may compute the entries twice and
+    # round them differently.
     b, h, w, c = images.shape
     rows = images.reshape(b, h // 2, 2, w, c)
     columns = _larger(rows, axis=2).reshape(b, h // 2, w // 2, 2, c)

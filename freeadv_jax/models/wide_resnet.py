@@ -1,6 +1,5 @@
 """The paper's WRN-32-10 (Madry et al. 2018) and WRN-d-k (Zagoruyko & Komodakis 2016)."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,18 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from freeadv_jax.errors import InputError
-from freeadv_jax.models.batch_norm import batch_norm
-from freeadv_jax.models.conv import Conv
 from freeadv_jax.models.preact_resnet import PreActResNet
 from freeadv_jax.models.relu import leaky_relu
+from freeadv_jax.models.residual import layers, stages_and_strides
 
 
 class MadryUnit(nn.Module):
-    """Two pre-activation 3x3 convolutions plus a shortcut without weights.
+    """Apply two pre-activation 3x3 convolutions, and add a shortcut without weights.
 
-    Where the width changes the shortcut `[b, h, w, c] -> [b, h2, w2, features]` is
-    average pooling and zero channels, half on each side; with `activate_shortcut` it
-    leaves after the first activation.
+    If the width changes, the shortcut `[b, h, w, c] -> [b, h2, w2, features]` is average
+    pooling, then zero channels, half of them on each side. With `activate_shortcut` the
+    shortcut begins after the first activation.
     """
 
     features: int
@@ -49,9 +47,9 @@ class MadryUnit(nn.Module):
 
 
 class MadryWideResNet(nn.Module):
-    """The w32-10 network of Madry et al. 2018, used by the paper.
+    """Apply the w32-10 network of Madry et al. 2018, used by the paper: `[b, classes]`.
 
-    `[b, h, w, c] -> [b, classes]`; depth is 6 * units + 2.
+    Its depth is 6 * units + 2.
     """
 
     num_classes: int
@@ -64,36 +62,33 @@ class MadryWideResNet(nn.Module):
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b classes"]:
-        conv = functools.partial(Conv, dtype=self.dtype)
-        normalize = functools.partial(
-            batch_norm,
+        conv, normalize = layers(
             train=train,
             epsilon=1e-3,
             dtype=self.dtype,
-            axis_name=self.batch_norm_axis,
+            batch_norm_axis=self.batch_norm_axis,
         )
         hidden = conv(16, 3)(images)
-        for stage in range(3):
-            features = 16 * self.widen_factor * 2**stage
-            for unit in range(self.units):
-                hidden = MadryUnit(
-                    features,
-                    stride=2 if stage > 0 and unit == 0 else 1,
-                    activate_shortcut=stage == 0 and unit == 0,
-                    conv=conv,
-                    normalize=normalize,
-                )(hidden)
+        for index, (stage, stride) in enumerate(stages_and_strides((self.units,) * 3)):
+            hidden = MadryUnit(
+                16 * self.widen_factor * 2**stage,
+                stride=stride,
+                activate_shortcut=index == 0,
+                conv=conv,
+                normalize=normalize,
+            )(hidden)
         hidden = leaky_relu(normalize(hidden))
         pooled = jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
-        # Uniform within sqrt(3 / width).
+        # Uniform within sqrt(3 / width), as in Madry et al.'s code.
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
         return nn.Dense(self.num_classes, kernel_init=init)(pooled)
 
 
 def WideResNet(*, depth: int, widen_factor: int, **fields: Any) -> PreActResNet:
-    """WRN-d-k of Zagoruyko & Komodakis 2016, `[b, h, w, c] -> [b, classes]`.
+    """Return WRN-d-k of Zagoruyko & Komodakis 2016, `[b, h, w, c] -> [b, classes]`.
 
-    `fields` are those of every network; raises InputError where depth is not 6n + 4.
+    `fields` are the fields that all networks share: num_classes, dtype, batch_norm_axis.
+    Raise InputError if `depth` is not 6n + 4.
     """
     units, remainder = divmod(depth - 4, 6)
     if units < 1 or remainder or widen_factor < 1:

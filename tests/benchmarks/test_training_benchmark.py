@@ -146,7 +146,7 @@ def test_ratios_are_medians_of_rounds_not_ratios_of_medians():
     [
         (["--methods", "free"], "unknown method 'free'; allowed: natural, free-<m>"),
         (["--networks", "wrn-10-1"], "wrn-10-1 needs --data"),
-        (["--networks", "vgg", "--data=x"], "unknown model 'vgg'"),
+        (["--networks", "vgg", "--data=x"], "model 'vgg' is unknown"),
         (["--networks", "wrn-10-1", "--peer", "--data=x"], "--peer is for 1 device"),
         (["--batch_size=9"], "batch_size must be a multiple of 8"),
     ],

@@ -1,4 +1,4 @@
-"""Variables of a network without its initialisers, which take seconds to compile."""
+"""Draw variables for a network without its initialisers, which compile for seconds."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 
 def draw_variables(network, images):
-    """Variables no two of which are alike, so that one taken for another shows."""
+    """Return variables that all differ, so that a test notices any mix-up."""
     shapes = jax.eval_shape(
         lambda x: network.init(jax.random.key(0), x, train=False), images
     )

@@ -1,4 +1,4 @@
-"""Batch normalisation: Flax's figures, and a backward pass of our own."""
+"""Batch normalisation gives the values and gradients of Flax's."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ EPSILON = 1e-3
 
 
 def example(shape, seed=0):
-    """Images, variables and a cotangent, no two channels alike."""
+    """Return images, variables and a cotangent whose channels all differ."""
     features = shape[-1]
     keys = jax.random.split(jax.random.key(seed), 5)
     images = 2 * jax.random.normal(keys[0], shape) + jnp.arange(1.0, features + 1)
@@ -30,7 +30,7 @@ def example(shape, seed=0):
 
 
 def outcome(apply, images, variables, cotangent):
-    """Outputs, new averages, and the gradients of images and parameters."""
+    """Return outputs, new averages, and the gradients of images and parameters."""
 
     def forward(images, params):
         return apply({**variables, "params": params}, images)
@@ -43,10 +43,10 @@ def outcome(apply, images, variables, cotangent):
     return passes(images, variables["params"], cotangent)
 
 
-# 40 images are summed as XLA likes, 5 and 32 in two stages of our own, the last of
-# whose windows is not full with 5.
+# The module sums 40 images as XLA does, and 5 or 32 images in two stages; with 5 the last
+# window of the first stage is not full.
 @pytest.mark.parametrize("shape", [(5, 6, 7, 3), (32, 4, 4, 8), (40, 3, 5, 4)])
-def test_in_training_outputs_averages_and_gradients_are_those_of_flax(shape):
+def test_training_gives_the_outputs_averages_and_gradients_of_flax(shape):
     ours = BatchNorm(epsilon=EPSILON, axis_name=None)
     flax = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=EPSILON)
     found = outcome(
@@ -63,8 +63,8 @@ def test_in_training_outputs_averages_and_gradients_are_those_of_flax(shape):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
-def test_a_channel_that_is_constant_but_for_rounding_stays_finite():
-    # The mean of squares less the squared mean is below zero for some of these.
+def test_a_nearly_constant_channel_stays_finite():
+    # For some of these values, the mean of squares minus the squared mean is negative.
     values = jnp.linspace(900.0, 1100.0, 64)
     images = jnp.broadcast_to(values, (40, 5, 5, 64))
     variables = example((1, 1, 1, 64))[1]
@@ -77,7 +77,7 @@ def test_a_channel_that_is_constant_but_for_rounding_stays_finite():
     ).all()
 
 
-def test_out_of_training_the_averages_stand_in_and_do_not_move():
+def test_evaluation_uses_the_running_averages_and_keeps_them():
     images, variables, _ = example((6, 4, 4, 3))
     outputs, mutated = BatchNorm(epsilon=EPSILON, axis_name=None).apply(
         variables, images, train=False, mutable=["batch_stats"]
@@ -90,7 +90,7 @@ def test_out_of_training_the_averages_stand_in_and_do_not_move():
     np.testing.assert_array_equal(mutated["batch_stats"]["mean"], statistics["mean"])
 
 
-def test_over_devices_gradients_are_those_of_the_whole_batch():
+def test_devices_together_give_the_gradients_of_the_whole_batch():
     shape = (16, 3, 3, 4)
     images, variables, cotangent = example(shape)
     over_devices = BatchNorm(epsilon=EPSILON, axis_name="devices")
@@ -120,7 +120,7 @@ def test_over_devices_gradients_are_those_of_the_whole_batch():
     close = {"rtol": 2e-5, "atol": 2e-5}
     np.testing.assert_allclose(outputs.reshape(shape), expected_outputs, **close)
     np.testing.assert_allclose(of_images.reshape(shape), expected[0], **close)
-    # Every device holds the same.
+    # Every device holds the same values.
     for one, other in ((averages, expected_averages), (of_params, expected[1])):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(
@@ -131,7 +131,7 @@ def test_over_devices_gradients_are_those_of_the_whole_batch():
         )
 
 
-def test_a_constant_channel_is_its_bias_and_takes_no_gradient_beyond_bounds():
+def test_a_constant_channel_becomes_its_bias_and_has_finite_gradients():
     images, variables, cotangent = example((4, 2, 2, 3))
     images = images.at[..., 1].set(0.25)
     outputs, _, (of_images, _) = outcome(
@@ -148,8 +148,8 @@ def test_a_constant_channel_is_its_bias_and_takes_no_gradient_beyond_bounds():
     assert np.isfinite(of_images).all()
 
 
-def test_a_network_trained_with_flax_batch_norm_finds_its_weights_again():
-    """The names are Flax's: weights and checkpoints of either fit the other."""
+def test_weights_of_flax_batch_norm_fit_under_the_same_names():
+    """Weights and checkpoints of either layer load into the other."""
     images, variables, _ = example((2, 3, 3, 2))
     ours = BatchNorm(epsilon=EPSILON, axis_name=None)
     flax = nn.BatchNorm(use_running_average=True, momentum=0.9, epsilon=EPSILON)

@@ -29,7 +29,9 @@ VALID = {
         ("small-cnn-bn", 545_194),
     ],
 )
-def test_every_name_builds_a_network_that_starts_outside_its_pmapped_axis(name, count):
+def test_every_name_builds_a_network_that_initialises_outside_of_its_pmapped_axis(
+    name, count
+):
     model = build_model(name, **VALID)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     logits, variables = jax.eval_shape(
@@ -51,7 +53,13 @@ def refusal(name, **changes):
 @pytest.mark.parametrize("name", ["resnet-18", "wrn-16", "wrn-<depth>-<widen factor>"])
 def test_an_unknown_name_is_refused_with_the_allowed_ones(name):
     allowed = ", ".join(NETWORKS)
-    assert refusal(name) == f"unknown model {name!r}; allowed: {allowed}"
+    message = refusal(name)
+    assert message.startswith(f"model {name!r} is unknown; ")
+    assert message.endswith(f"allowed: {allowed}")
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest():
+    assert "; did you mean 'resnet-50'? allowed: " in refusal("resnet50")
 
 
 def test_a_depth_that_is_not_6n_plus_4_is_refused():
@@ -61,30 +69,33 @@ def test_a_depth_that_is_not_6n_plus_4_is_refused():
 @pytest.mark.parametrize(
     "name, shape, fault",
     [
-        ("small-cnn", (30, 32, 3), "needs sides divisible by 4"),
-        ("wrn-16-4", (32, 30, 3), "needs sides divisible by 4"),
-        ("wrn-32-10-madry", (6, 8, 3), "needs sides divisible by 4"),
-        ("preact-resnet-18", (28, 28, 1), "needs sides divisible by 8"),
-        ("preact-resnet-18", (4, 8, 1), "needs sides of at least 8"),
-        ("resnet-50", (28, 32, 3), "needs sides of at least 32"),
+        ("small-cnn", (30, 32, 3), "must have sides divisible by 4"),
+        ("wrn-16-4", (32, 30, 3), "must have sides divisible by 4"),
+        ("wrn-32-10-madry", (6, 8, 3), "must have sides divisible by 4"),
+        ("preact-resnet-18", (28, 28, 1), "must have sides divisible by 8"),
+        ("preact-resnet-18", (4, 8, 1), "must have sides of at least 8"),
+        ("resnet-50", (28, 32, 3), "must have sides of at least 32"),
         ("small-cnn", (32, 32), "must be (height, width, channels)"),
     ],
 )
-def test_images_the_network_cannot_take_are_refused(name, shape, fault):
+def test_images_that_a_network_cannot_take_are_refused(name, shape, fault):
     message = refusal(name, image_shape=shape)
-    assert message == f"image shape {shape}: {name} {fault}"
+    assert message == f"image shape for {name} is {shape}: {fault}"
 
 
-def test_mean_and_std_of_another_length_than_the_channels_are_refused():
+def test_mean_and_std_must_have_one_number_or_one_per_channel():
     message = refusal("small-cnn", normalization="mean_std", mean=(0.5, 0.5))
     assert message == (
-        "mean (0.5, 0.5) has 2 numbers; allowed: 1 or one for each of the 3 channels"
+        "mean is (0.5, 0.5): must have 1 number, or one for each of the 3 channels"
     )
     assert "std" in refusal("small-cnn", normalization="mean_std", std=(1.0,) * 4)
 
 
 def test_unknown_dtypes_and_normalisations_are_refused():
     message = refusal("small-cnn", dtype="float16")
-    assert message == "dtype 'float16'; allowed: float32, bfloat16"
+    assert (
+        message
+        == "dtype 'float16' is unknown; did you mean 'bfloat16'? allowed: float32, bfloat16"
+    )
     message = refusal("small-cnn", normalization="none")
-    assert message == "normalization 'none'; allowed: per_image, mean_std"
+    assert message == "normalization 'none' is unknown; allowed: per_image, mean_std"

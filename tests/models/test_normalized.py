@@ -10,7 +10,7 @@ from freeadv_jax.models.normalized import NormalizedNetwork, standardize_per_ima
 from freeadv_jax.models.small_cnn import SmallCNN
 
 
-def test_per_image_standardisation_is_tensorflows():
+def test_per_image_standardisation_equals_that_of_tensorflow():
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(3, 8, 8, 3)).astype(np.float32)
     images[1] *= 0.01
@@ -23,7 +23,7 @@ def test_per_image_standardisation_is_tensorflows():
         np.testing.assert_allclose(ours, expected, atol=3e-6)
 
 
-def test_the_gradient_at_a_constant_image_is_that_of_the_bounded_deviation():
+def test_a_constant_image_has_the_gradient_of_the_bounded_deviation():
     images = jnp.full((1, 4, 4, 3), 0.25)
     weights = jax.random.normal(jax.random.key(0), images.shape)
     gradient = jax.grad(lambda x: jnp.sum(weights * standardize_per_image(x)))(images)
@@ -82,7 +82,7 @@ def logits_of(normalization, mean, std, images):
 
 
 @pytest.mark.parametrize("mean, std", [((0.5,), (0.25,)), ((0.1, 0.2), (0.3, 0.4))])
-def test_mean_and_std_are_one_number_or_one_a_channel(mean, std):
+def test_mean_and_std_are_one_number_or_one_per_channel(mean, std):
     images = jax.random.uniform(jax.random.key(1), (2, 4, 4, 2))
     logits, network = logits_of("mean_std", mean, std, images)
     normalised = (images - jnp.float32(mean)) / jnp.float32(std)
@@ -130,7 +130,7 @@ def test_bfloat16_computes_near_float32_and_keeps_state_and_logits_float32(
     assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
 
 
-def test_synchronised_batch_normalisation_on_two_devices_is_one_on_the_whole_batch(
+def test_two_devices_normalise_like_one_device_with_the_whole_batch(
     randomized,
 ):
     images = jax.random.uniform(jax.random.key(1), (8, 8, 8, 3))

@@ -27,7 +27,7 @@ def in_numpy(images, window, stride, padding):
         ((1, 7, 5, 2), 3, 1, 0),
     ],
 )
-def test_values_are_numpys_and_gradients_those_of_flax(shape, window, stride, padding):
+def test_values_equal_numpy_and_gradients_equal_flax(shape, window, stride, padding):
     # Few different numbers, and as after a ReLU many zeros: most windows have equals.
     images = np.maximum(RNG.integers(-4, 4, shape), 0).astype(np.float32)
     pooled, back = jax.vjp(
@@ -45,7 +45,7 @@ def test_values_are_numpys_and_gradients_those_of_flax(shape, window, stride, pa
     np.testing.assert_allclose(back(sent)[0], expected(sent)[0], atol=1e-6)
 
 
-def test_negative_images_are_not_drowned_by_the_padding():
+def test_the_padding_is_never_the_maximum_of_negative_images():
     images = jnp.full((1, 4, 4, 1), -2.0, jnp.bfloat16)
     pooled = max_pool(images, window=3, stride=2, padding=1)
     assert pooled.dtype == jnp.bfloat16

@@ -35,7 +35,7 @@ def activated(images, scale):
 
 
 def unit(images, params):
-    """Projection where there is one, from the activated input; stride 2 with it."""
+    """Return a unit's output; a projection takes the activated input and has stride 2."""
     stride = 2 if images.shape[-1] != params["Conv_0"]["kernel"].shape[-1] else 1
     active = activated(images, params["BatchNorm_0"])
     shortcut = images
@@ -54,7 +54,7 @@ def plain_network(params, images):
     return pooled @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
 
 
-def test_the_network_agrees_with_a_plain_statement_of_it(randomized):
+def test_the_network_agrees_with_a_plain_version_of_it(randomized):
     network = PreActResNet(4, (4, 8), units=2, num_classes=5)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), "float32")
     variables = randomized(network, images)

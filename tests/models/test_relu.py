@@ -17,7 +17,7 @@ def test_negative_numbers_become_zero_and_nan_stays(dtype):
     np.testing.assert_array_equal(outputs.astype(jnp.float32), expected)
 
 
-def test_the_gradient_is_that_of_jax_which_is_zero_at_zero():
+def test_the_gradient_equals_that_of_jax_and_is_zero_at_zero():
     inputs = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0])
     gradient = jax.vmap(jax.grad(relu))(inputs)
     np.testing.assert_array_equal(gradient, [0.0, 0.0, 0.0, 1.0, 1.0])
@@ -25,7 +25,7 @@ def test_the_gradient_is_that_of_jax_which_is_zero_at_zero():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_leaky_one_is_a_tenth_below_zero_as_jax_has_it(dtype):
+def test_leaky_relu_equals_that_of_jax_with_slope_a_tenth(dtype):
     inputs = jnp.array([-jnp.inf, -2.0, -0.0, 0.0, 1.5, jnp.inf, jnp.nan], dtype)
     outputs = leaky_relu(inputs)
     assert outputs.dtype == dtype
@@ -39,7 +39,7 @@ def test_the_leaky_one_is_a_tenth_below_zero_as_jax_has_it(dtype):
 
 
 @pytest.mark.parametrize("rectifier, slope", [(relu, 0.0), (leaky_relu, 0.1)])
-def test_a_gradient_in_bfloat16_is_that_of_float32_rounded_once(rectifier, slope):
+def test_a_bfloat16_gradient_is_the_float32_gradient_rounded_once(rectifier, slope):
     inputs = jnp.array([-1.0, 1.0] * 50, jnp.bfloat16)
     sent = jnp.linspace(-3, 3, 100).astype(jnp.bfloat16)
     _, back = jax.vjp(rectifier, inputs)
@@ -50,12 +50,12 @@ def test_a_gradient_in_bfloat16_is_that_of_float32_rounded_once(rectifier, slope
     np.testing.assert_array_equal(
         np.asarray(gradient, np.float32), np.asarray(expected, np.float32)
     )
-    # Chosen before it is rounded; see the module.
+    # The gradient is selected before it is rounded; relu.py says why.
     assert re.search(r"f32\[100\] = select_n", str(jax.make_jaxpr(back)(sent)))
 
 
 @pytest.mark.parametrize("rectifier", [relu, leaky_relu])
-def test_derivatives_forward_are_those_backward(rectifier):
+def test_forward_and_reverse_mode_give_the_same_derivatives(rectifier):
     inputs = jnp.array([-2.0, -0.0, 0.0, 3.0])
     forward = jax.vmap(jax.jacfwd(rectifier))(inputs)
     np.testing.assert_array_equal(forward, jax.vmap(jax.grad(rectifier))(inputs))

@@ -11,7 +11,7 @@ from freeadv_jax.models.resnet import ResNet, ResNet50, ResNet101, ResNet152
     "constructor, count",
     [(ResNet50, 25_557_032), (ResNet101, 44_549_160), (ResNet152, 60_192_808)],
 )
-def test_resnets_have_torchvisions_numbers_of_parameters(constructor, count):
+def test_resnets_have_as_many_parameters_as_those_of_torchvision(constructor, count):
     network = constructor(num_classes=1000)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(
@@ -65,7 +65,7 @@ def resnet_with_one_unit_a_stage(params, images):
     return x.mean((1, 2)) @ dense["kernel"] + dense["bias"]
 
 
-def test_the_stride_is_on_the_3x3_as_in_a_plain_statement_of_the_network(randomized):
+def test_the_network_agrees_with_a_plain_version_with_the_stride_on_the_3x3(randomized):
     network = ResNet(units=(1, 1, 1, 1), num_classes=5)
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 3))
     images = jnp.asarray(images, "float32")

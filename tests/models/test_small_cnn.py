@@ -15,7 +15,7 @@ from freeadv_jax.models.small_cnn import SmallCNN, _halve
         (True, {"Conv_0": ["kernel"], "BatchNorm_0": ["bias", "scale"]}),
     ],
 )
-def test_a_convolution_has_a_bias_or_batch_normalisation(batch_norm, shapes):
+def test_a_convolution_has_either_a_bias_or_batch_normalisation(batch_norm, shapes):
     network = SmallCNN(10, batch_norm, features=(4,), hidden=8)
     variables = jax.eval_shape(
         lambda x: network.init(jax.random.key(0), x, train=False),
@@ -26,7 +26,7 @@ def test_a_convolution_has_a_bias_or_batch_normalisation(batch_norm, shapes):
     assert ("BatchNorm_0" in params) == batch_norm == ("batch_stats" in variables)
 
 
-def test_the_default_for_digits_has_53_002_parameters():
+def test_the_default_network_for_digits_has_53_002_parameters():
     network = SmallCNN(10, batch_norm=False)
     images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     variables = jax.eval_shape(
@@ -38,7 +38,7 @@ def test_the_default_for_digits_has_53_002_parameters():
     assert count == convolutions + dense == 53_002
 
 
-def test_pooling_keeps_the_largest_of_each_two_by_two():
+def test_pooling_keeps_the_largest_of_each_two_by_two_pixels():
     network = SmallCNN(3, batch_norm=False, features=(1,), hidden=4)
     images = jax.random.uniform(jax.random.key(0), (2, 4, 6, 1))
     initial = jax.jit(partial(network.init, train=False))
@@ -58,9 +58,9 @@ def test_pooling_keeps_the_largest_of_each_two_by_two():
     )
 
 
-def test_the_gradient_of_pooling_goes_to_the_largest_and_is_never_a_quotient():
-    """A quotient by the number of largest entries is not finite where the compiler
-    rounds them in two ways, so that none equals the maximum."""
+def test_the_gradient_of_pooling_goes_to_the_largest_without_a_division():
+    """Dividing by the number of largest entries would not be finite if none equals the
+    maximum, because the compiler rounded them in two ways."""
     images = jnp.asarray(np.random.default_rng(0).permutation(48) * 1.0).reshape(
         1, 4, 4, 3
     )

@@ -16,7 +16,9 @@ def parameter_count(network):
 
 
 @pytest.mark.parametrize("num_classes, count", [(10, 45_901_914), (100, 45_959_604)])
-def test_the_papers_network_has_its_number_of_parameters(num_classes, count):
+def test_the_network_of_the_paper_has_the_right_number_of_parameters(
+    num_classes, count
+):
     assert parameter_count(MadryWideResNet(num_classes)) == count
 
 
@@ -38,7 +40,7 @@ def test_a_depth_that_is_not_6n_plus_4_is_refused(depth):
 
 
 def numpy_convolution(images, kernel, stride):
-    """TensorFlow's SAME: the odd pixel of padding goes below and to the right."""
+    """Convolve as TensorFlow's SAME: an odd pixel of padding goes below and right."""
     size, side = kernel.shape[0], images.shape[1]
     outputs = -(-side // stride)
     total = max((outputs - 1) * stride + size - side, 0)
@@ -54,7 +56,7 @@ def numpy_convolution(images, kernel, stride):
 
 
 def madry_in_numpy(variables, images, units, train):
-    """float64 logits of the network as facts about w32-10 state it."""
+    """Return the float64 logits of w32-10, written from its description."""
 
     def activated(x, path):
         scale, stats = variables["params"], variables["batch_stats"]
@@ -89,7 +91,7 @@ def madry_in_numpy(variables, images, units, train):
 
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("widen_factor", [1, 2])
-def test_the_papers_network_agrees_with_numpy(widen_factor, train, randomized):
+def test_the_network_of_the_paper_agrees_with_numpy(widen_factor, train, randomized):
     network = MadryWideResNet(7, units=2, widen_factor=widen_factor)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), "float32")
     variables = randomized(network, images)
@@ -103,7 +105,7 @@ def test_the_papers_network_agrees_with_numpy(widen_factor, train, randomized):
     np.testing.assert_allclose(logits / scale, expected / scale, atol=2e-5)
 
 
-def test_the_papers_network_starts_from_its_initial_weights():
+def test_the_network_of_the_paper_starts_from_the_published_distribution():
     network = MadryWideResNet(10, units=1, widen_factor=4)
 
     @jax.jit
