@@ -1,1 +1,1 @@
-"""Data sets, and batches of them as functions of (seed, step)."""
+"""Data sets by name, and their training batches as functions of (seed, step)."""

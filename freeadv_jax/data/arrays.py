@@ -1,20 +1,18 @@
 """Data sets that fit in memory, by name, as NumPy arrays."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Array
 
 from freeadv_jax.data.cifar import read_cifar
 from freeadv_jax.data.idx import read_idx_set
 from freeadv_jax.data.npz import NPZ, read_npz
-from freeadv_jax.data.sampling import array_batches, steps_per_pass
+from freeadv_jax.data.sampling import TrainingBatch, array_batches, steps_per_pass
 from freeadv_jax.data.split import Split, held_out, labelled
 from freeadv_jax.data.tfds_arrays import read_tfds
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, unknown_choice
 
 _DIGITS = tuple("0123456789")
 _FASHION = (
@@ -60,13 +58,13 @@ _CLASS_NAMES = {
     "cifar100": tuple(_CIFAR100.split()),
 }
 _TFDS = "tfds:"
-# Those that are no arrays; see dataset.py.
+# Data sets that do not fit in memory: dataset.py loads them.
 ENCODED = ("imagenet", "folder:<path>")
 
 
 @dataclass(frozen=True)
 class ArrayDataset:
-    """A data set in memory; `validation` was held out of the training images."""
+    """A `Dataset` in memory; its batches are shuffled and augmented on the devices."""
 
     name: str
     train: Split
@@ -78,17 +76,17 @@ class ArrayDataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one image."""
+        """Return the height, width and channels of an image."""
         return self.train.images.shape[1:]
 
     def steps_per_pass(self, batch_size: int) -> int:
-        """See `Dataset`."""
+        """Return the whole batches in a pass; raise InputError if there is none."""
         return steps_per_pass(len(self.train.labels), batch_size)
 
     def batches(
         self, batch_size: int, *, seed: int
-    ) -> Callable[[int], Iterator[dict[str, Array]]]:
-        """See `Dataset`."""
+    ) -> Callable[[int], Iterator[TrainingBatch]]:
+        """Return `batches(first_step)`, as `Dataset` describes it."""
         return array_batches(
             self.train,
             batch_size=batch_size,
@@ -107,15 +105,20 @@ def load_arrays(
     pad: int = 0,
     flip: bool = False,
 ) -> ArrayDataset:
-    """The data set `name`, with `validation_examples` of its training images held out.
+    """Return the data set `name`, with `validation_examples` training images held out.
 
-    `name` is digits (scikit-learn's; `directory` is ignored), mnist, fashion_mnist,
-    cifar10, cifar100, or tfds:<name> for an in-memory set of tensorflow-datasets
-    (`directory` may be '' there), or npz:<file> for a
-    file of the user's own (see `read_npz`, which `test_examples` is for). Which images are held out depends only on their
-    number, never on a run's seed, and fewer are a part of more; the others keep the
-    order of the files. `pad` and `flip` are for its batches (see `array_batches`).
-    InputError names the value or file that is unusable.
+    `name` is one of
+
+    - digits, scikit-learn's, which ignores `directory`;
+    - mnist, fashion_mnist, cifar10 or cifar100, whose files are in `directory`;
+    - tfds:<name>, any set of tensorflow-datasets that fits in memory; `directory` may be
+      '', which is that library's own folder;
+    - npz:<file>, a file of the user's own (see `read_npz`, which takes `test_examples`).
+
+    The choice of held-out images depends only on their number, never on a run's seed, and
+    a smaller held-out set is the start of a larger one. The remaining training images
+    keep the order of the files. `pad` and `flip` augment the batches, as in
+    `array_batches`. Raise InputError naming an unusable value or file.
     """
     train, test, class_names = _load(name, directory, test_examples)
     kept, held = held_out(validation_examples, examples=len(train.labels), name=name)
@@ -138,13 +141,11 @@ def _load(
     if name.startswith(_TFDS) and name != _TFDS:
         return read_tfds(name.removeprefix(_TFDS), str(directory))
     if name not in _CLASS_NAMES:
-        known = (*_CLASS_NAMES, *ENCODED)
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise InputError(
-            f"unknown data set {name!r}{hint}, "
-            f"expected one of {', '.join(_CLASS_NAMES)}, {NPZ}<file>, {_TFDS}<name>, "
-            f"{', '.join(ENCODED)}"
+        raise unknown_choice(
+            "data set",
+            name,
+            (*_CLASS_NAMES, *ENCODED),
+            shown=(*_CLASS_NAMES, f"{NPZ}<file>", f"{_TFDS}<name>", *ENCODED),
         )
     class_names = _CLASS_NAMES[name]
     if name == "digits":
@@ -157,7 +158,7 @@ def _load(
 
 
 def _digits() -> tuple[Split, Split]:
-    """1,347 training and 450 test images [8, 8, 1], the same ones every time."""
+    """Return 1,347 training and 450 test images [8, 8, 1], the same on every call."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

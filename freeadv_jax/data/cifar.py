@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the official archives or their unpacked folders.
+"""Read CIFAR-10 and CIFAR-100 from the official archives or their unpacked folders.
 
 Source of the formats: https://www.cs.toronto.edu/~kriz/cifar.html. Archives are read
 in memory; nothing is extracted to disk.
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from freeadv_jax.data.split import Split, existing_directory, labelled
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, one_line
 
 _PIXELS = 3 * 32 * 32
 _TRAIN_RECORDS = 50_000
@@ -24,10 +24,10 @@ _TEST_RECORDS = 10_000
 
 @dataclass(frozen=True)
 class _Form:
-    """One of the forms a set is published in.
+    """Describe one of the forms in which a set is published.
 
-    `label` is the number of label bytes before a binary record's pixels (the last of
-    them counts), or the key of the labels in a pickled file.
+    `label` is the number of label bytes before the pixels of a binary record, of which
+    the last one is used, or the key of the labels in a pickled file.
     """
 
     folder: str
@@ -37,7 +37,7 @@ class _Form:
     label: int | bytes
 
     def records(self, file: str) -> int:
-        """The number of images that the official `file` holds."""
+        """Return the number of images in the official `file`."""
         return _TEST_RECORDS if file in self.test else _TRAIN_RECORDS // len(self.train)
 
 
@@ -81,23 +81,23 @@ _FORMS = {
 def read_cifar(
     name: str, directory: str | Path, *, num_classes: int
 ) -> tuple[Split, Split]:
-    """The training and the test part of 'cifar10' or 'cifar100' (fine labels).
+    """Return the training and test part of 'cifar10' or 'cifar100' (fine labels).
 
-    `directory` holds an official archive or an unpacked folder, or is that folder; an
-    unpacked folder goes before an archive, the binary form before the pickled one.
-    InputError names the file that is missing or damaged.
+    `directory` holds an official archive or an unpacked folder, or is the unpacked
+    folder. An unpacked folder is preferred to an archive, and the binary form to the
+    pickled one. Raise InputError naming a file that is missing or damaged.
     """
     forms = _FORMS[name]
     wanted = [form.folder for form in forms] + [form.archive for form in forms]
     contents = f"one of {', '.join(wanted)}"
     root = existing_directory(directory, name=name, contents=contents)
-    form, place = _locate(forms, root)
+    form, location = _locate(forms, root)
     if form is None:
-        raise InputError(f"no {name} in '{root}'; looked for {', '.join(wanted)}")
-    read = _read_folder if place.is_dir() else _read_archive
-    files = read(form, place)
+        raise InputError(f"'{root}' holds no {name}: must hold {contents}")
+    read = _read_folder if location.is_dir() else _read_archive
+    files = read(form, location)
     parts = [
-        [_decode(files[file], form, file, place, num_classes) for file in part]
+        [_decode(files[file], form, file, location, num_classes) for file in part]
         for part in (form.train, form.test)
     ]
     train, test = (
@@ -127,19 +127,19 @@ def _read_folder(form: _Form, folder: Path) -> dict[str, bytes]:
     for file in form.train + form.test:
         path = folder / file
         if not path.is_file():
-            raise InputError(f"{path} is missing, expected {_listed(form)}")
+            raise InputError(f"{path} is missing: must have {_listed(form)}")
         try:
             _check_size(path.stat().st_size, form, file, folder)
             files[file] = path.read_bytes()
         except OSError as error:
-            raise InputError(f"{path}: unreadable ({error.strerror})") from error
+            raise InputError(f"{path} is unreadable ({error.strerror})") from error
     return files
 
 
 def _read_archive(form: _Form, archive: Path) -> dict[str, bytes]:
     files = {}
     try:
-        # tarfile's own "r|gz" would not verify the gzip checksum.
+        # Not tarfile's own "r|gz", which does not verify the gzip checksum.
         with gzip.open(archive) as stream:
             with tarfile.open(fileobj=stream, mode="r|") as members:
                 for member in members:
@@ -151,13 +151,13 @@ def _read_archive(form: _Form, archive: Path) -> dict[str, bytes]:
                 pass
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise InputError(
-            f"{archive}: damaged or unreadable ({error}), expected the official "
-            "gzipped archive; download it again"
+            f"{archive} is damaged or unreadable ({one_line(error)}): must be the "
+            "official gzipped archive; download it again"
         ) from error
     missing = [file for file in form.train + form.test if file not in files]
     if missing:
         raise InputError(
-            f"{archive} lacks {', '.join(missing)}, expected {_listed(form)}"
+            f"{archive} lacks {', '.join(missing)}: must hold {_listed(form)}"
         )
     return files
 
@@ -166,26 +166,26 @@ def _listed(form: _Form) -> str:
     return ", ".join(form.train + form.test)
 
 
-def _check_size(size: int, form: _Form, file: str, place: Path) -> None:
+def _check_size(size: int, form: _Form, file: str, location: Path) -> None:
     records = form.records(file)
     if isinstance(form.label, int):
         record = form.label + _PIXELS
         if size != records * record:
             raise InputError(
-                f"{place / file}: {size:,} bytes, expected exactly "
+                f"{location / file} has {size:,} bytes: must have exactly "
                 f"{records * record:,} ({records:,} records of {record:,} bytes)"
             )
     elif size > 2 * records * _PIXELS:
         raise InputError(
-            f"{place / file}: {size:,} bytes, expected about {records * _PIXELS:,} "
+            f"{location / file} has {size:,} bytes: must have about {records * _PIXELS:,} "
             f"(a pickle of {records:,} images)"
         )
 
 
 def _decode(
-    content: bytes, form: _Form, file: str, place: Path, num_classes: int
+    content: bytes, form: _Form, file: str, location: Path, num_classes: int
 ) -> Split:
-    source = str(place / file)
+    source = str(location / file)
     if isinstance(form.label, int):
         table = np.frombuffer(content, np.uint8).reshape(-1, form.label + _PIXELS)
         rows, labels = table[:, form.label :], table[:, form.label - 1]
@@ -197,7 +197,7 @@ def _decode(
     )
 
 
-_ADMITTED = {
+_ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -205,33 +205,36 @@ _ADMITTED = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits the three names that the official files hold, and no others."""
+    """Read a pickle, allowing only the three global names of the official files.
+
+    Any other name could run code when it is unpickled.
+    """
 
     def find_class(self, module_name, global_name):
         try:
-            return _ADMITTED[module_name, global_name]
+            return _ALLOWED_GLOBALS[module_name, global_name]
         except KeyError:
             raise pickle.UnpicklingError(
-                f"it asks for {module_name}.{global_name}, which is not admitted"
+                f"it asks for {module_name}.{global_name}, which is not allowed"
             ) from None
 
 
 def _unpickle(
     content: bytes, label_key: bytes, records: int, source: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    expected = f"expected the official pickle of {records:,} images"
+    allowed = f"must be the official pickle of {records:,} images"
     try:
         # The files were written by Python 2, whose strings are bytes.
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
         rows, labels = batch[b"data"], np.asarray(batch[label_key], np.int64)
-    except Exception as error:  # a damaged pickle raises nearly anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{source}: damaged ({reason}), {expected}") from error
+    except Exception as error:  # A damaged pickle raises nearly anything.
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{source} is damaged ({reason}): {allowed}") from error
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8:
-        raise InputError(f"{source}: its data are not an array of bytes, {expected}")
+        raise InputError(f"{source}: its data are no array of bytes: {allowed}")
     if rows.shape != (records, _PIXELS) or labels.ndim != 1:
         raise InputError(
-            f"{source}: its data have shape {rows.shape}, "
-            f"expected ({records}, {_PIXELS}) and a list of labels"
+            f"{source}: its data have shape {rows.shape}: must have "
+            f"({records}, {_PIXELS}) and a list of labels"
         )
     return rows, labels

@@ -1,41 +1,41 @@
-"""What a data set offers to training and evaluation, and every data set by name."""
+"""The interface of a data set, and every data set by name."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Array
-
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.data.folder import FOLDER, load_folder
 from freeadv_jax.data.imagenet import load_imagenet
+from freeadv_jax.data.sampling import TrainingBatch
 from freeadv_jax.data.split import Split
-
-Batch = dict[str, Array]
 
 
 @runtime_checkable
 class Dataset(Protocol):
-    """A training part that is drawn in batches, and splits to measure accuracy on."""
+    """Training images that are drawn in batches, and splits to measure accuracy on."""
 
     name: str
     class_names: tuple[str, ...]
-    # Height, width and channels of an image in a batch.
+    # Height, width and channels of each image of a batch.
     image_shape: tuple[int, int, int]
-    # Held out of the training images; may be empty.
+    # Images held out of the training images; may be empty.
     validation: Split
     test: Split
 
     def steps_per_pass(self, batch_size: int) -> int:
-        """Whole batches in a pass over the training images; InputError if none."""
+        """Return the number of whole batches in a pass over the training images.
+
+        Raise InputError if there is none.
+        """
 
     def batches(
         self, batch_size: int, *, seed: int
-    ) -> Callable[[int], Iterator[Batch]]:
-        """`batches(first_step)`: the endless training batches from that step on.
+    ) -> Callable[[int], Iterator[TrainingBatch]]:
+        """Return `batches(first_step)`: the endless training batches from that step on.
 
-        A batch is {'image': u8[b, h, w, c], 'label': i32[b]}, split over the devices
-        of all processes, and a function of (seed, step), steps counted from 0. A pass
-        draws each image at most once, in an order of its own.
+        A batch is {'image': [b, h, w, c], u8 or f32 in [0, 1], 'label': i32[b]}, split
+        over the devices of all processes. It is a function of (seed, step), with steps
+        counted from 0. A pass draws each image at most once, in an order of its own.
         """
 
 
@@ -52,9 +52,9 @@ def load_dataset(
     prefetch: int,
     max_corrupt: float,
 ) -> Dataset:
-    """The data set of the fields of `config.data`, explained in config.py.
+    """Return the data set that the fields of `config.data` describe (see config.py).
 
-    InputError names the value or file that is unusable.
+    Raise InputError naming an unusable value or file.
     """
     encoded = {
         "validation_examples": validation_examples,

@@ -1,4 +1,4 @@
-"""Many images that are kept encoded and decoded when they are looked at."""
+"""Images that stay encoded until their pixels are needed."""
 
 import concurrent.futures
 import dataclasses
@@ -15,23 +15,24 @@ from freeadv_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImages:
-    """Images uint8[n, size, size, 3], of files or of encoded bytes, as lazy pixels.
+    """Look like an array of images uint8[n, size, size, 3], decoded when needed.
 
-    A slice or an array of indices gives another one, which costs nothing; pixels come
-    from `np.asarray`, wherever NumPy wants an array: the center of the image after its
-    short side was resized to 256/224 of `size`. Bytes stay in memory as long as a part
-    of them is in use: for ImageNet's 50,000 validation images some 7 GB.
+    A slice or an array of indices returns another `EncodedImages` and decodes nothing.
+    `np.asarray`, and any NumPy function that needs an array, decodes: it resizes the
+    short side of each image to 256/224 of `size` and takes the center. Images given as
+    bytes stay in memory as long as a slice of them does: about 7 GB for ImageNet's 50,000
+    validation images.
     """
 
-    # Of bytes or of Path, one dimension.
+    # One dimension, of bytes or of Path.
     items: np.ndarray
     size: int
-    # Of which the images are, for errors; one that is a file is named itself.
+    # The origin of images given as bytes, for error messages; files are named themselves.
     source: str = "the data set"
 
     @classmethod
     def of(cls, items: Sequence[bytes | Path], **fields) -> "EncodedImages":
-        """The images of these bytes or files."""
+        """Return the images of these bytes or files."""
         array = np.empty(len(items), object)
         array[:] = items
         return cls(array, **fields)
@@ -49,27 +50,28 @@ class EncodedImages:
         return dataclasses.replace(self, items=self.items[chosen])
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """InputError where an image cannot be decoded."""
+        """Return the pixels; raise InputError for an image that cannot be decoded."""
         if copy is False:
             raise ValueError("encoded images cannot become pixels without a copy")
         decode = jpeg.center_decoder(self.size)
         pixels = np.empty(self.shape, np.uint8)
 
-        def fill(place):
-            item = self.items[place]
+        def fill(index):
+            item = self.items[index]
             try:
-                pixels[place] = decode(as_bytes(item)).numpy()
+                pixels[index] = decode(as_bytes(item)).numpy()
             except jpeg.undecodable() as error:
-                of = item if isinstance(item, Path) else f"an image of {self.source}"
-                raise InputError(f"{of} cannot be decoded") from error
+                is_file = isinstance(item, Path)
+                subject = item if is_file else f"an image of {self.source}"
+                raise InputError(f"{subject} cannot be decoded") from error
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-            # A list, so that an error of a thread is raised here.
+            # The list is needed to raise a thread's error here.
             list(threads.map(fill, range(len(self))))
         return pixels if dtype is None else pixels.astype(dtype, copy=False)
 
     def fingerprint(self) -> int:
-        """A checksum of the encoded images in their order, and of their size."""
+        """Return a checksum of the encoded images in their order, and of `size`."""
         crc = zlib.crc32(self.size.to_bytes(4, "little"))
         for item in self.items:
             crc = zlib.crc32(as_bytes(item), crc)
@@ -77,5 +79,5 @@ class EncodedImages:
 
 
 def as_bytes(item: bytes | Path) -> bytes:
-    """The encoded image."""
+    """Return the encoded image, read from its file if it is a path."""
     return item if isinstance(item, bytes) else item.read_bytes()

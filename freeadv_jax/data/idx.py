@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from their idx files, plain or gzipped.
+"""Read MNIST and Fashion-MNIST from their idx files, plain or gzipped.
 
 Source of the format: http://yann.lecun.com/exdb/mnist ("FILE FORMATS").
 """
@@ -12,16 +12,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from freeadv_jax.data.split import Split, existing_directory, labelled
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, one_line
 
 _SIDE = 28
 _CLASSES = 10
 
 
 def read_idx_set(name: str, directory: str | Path) -> tuple[Split, Split]:
-    """The training and the test part, images [n, 28, 28, 1], of data set `name`.
+    """Return the training and test part of data set `name`, images [n, 28, 28, 1].
 
-    InputError names the file that is missing or damaged.
+    Raise InputError naming a file that is missing or damaged.
     """
     folder = existing_directory(
         directory,
@@ -40,8 +40,8 @@ def _read_part(folder: Path, part: str) -> Split:
     if images.shape[1:] != (_SIDE, _SIDE):
         height, width = images.shape[1:]
         raise InputError(
-            f"{images_path}: images of {height}x{width} pixels, "
-            f"expected {_SIDE}x{_SIDE}"
+            f"{images_path} holds images of {height}x{width} pixels: must be "
+            f"{_SIDE}x{_SIDE}"
         )
     return labelled(
         images[..., None],
@@ -56,14 +56,14 @@ def _find(folder: Path, stem: str, kind: str) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"no {names[0]} in '{folder}'; looked for {', '.join(names)}")
+    raise InputError(f"'{folder}' lacks {names[0]}: must hold {' or '.join(names)}")
 
 
 def read_idx(path: Path, *, rank: int) -> UInt8[np.ndarray, "..."]:
-    """The bytes of an idx file of `rank` dimensions, gzipped if it ends in .gz.
+    """Return the bytes of an idx file of `rank` dimensions, gzipped if it ends in .gz.
 
-    InputError if the magic number is another, or the length is not exactly the one
-    the header promises.
+    Raise InputError for another magic number, or if the file is longer or shorter than
+    its header says.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     try:
@@ -71,23 +71,23 @@ def read_idx(path: Path, *, rank: int) -> UInt8[np.ndarray, "..."]:
             content = stream.read()
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
-            f"{path}: damaged or unreadable ({error}), expected an idx file"
+            f"{path} is damaged or unreadable ({one_line(error)}): must be an idx file"
         ) from error
     magic = (0x0800 + rank).to_bytes(4, "big")
     if content[:4] != magic:
         raise InputError(
-            f"{path}: starts with bytes {content[:4].hex() or 'none'}, expected "
+            f"{path} starts with bytes {content[:4].hex() or 'none'}: must be "
             f"{magic.hex()} (idx, unsigned bytes, {rank} dimensions)"
         )
     start = 4 + 4 * rank
     if len(content) < start:
         raise InputError(
-            f"{path}: {len(content)} bytes, expected at least a header of {start}"
+            f"{path} has {len(content)} bytes: must have a header of {start} or more"
         )
     shape = tuple(int(length) for length in np.frombuffer(content[4:start], ">u4"))
     if len(content) != start + math.prod(shape):
         raise InputError(
-            f"{path}: {len(content):,} bytes, expected exactly "
+            f"{path} has {len(content):,} bytes: must have exactly "
             f"{start + math.prod(shape):,} (a header of {start} and "
             f"{' x '.join(f'{length:,}' for length in shape)} unsigned bytes)"
         )

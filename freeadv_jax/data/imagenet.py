@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) as tensorflow-datasets keeps it: JPEGs in TFRecord files."""
+"""Read ImageNet (ILSVRC 2012) from the TFRecord files of tensorflow-datasets."""
 
 import functools
 import logging
@@ -10,10 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from freeadv_jax.data.encoded import EncodedImages
-from freeadv_jax.data.sampling import steps_per_pass
+from freeadv_jax.data.sampling import TrainingBatch, steps_per_pass
 from freeadv_jax.data.split import Split, check_held_out
 from freeadv_jax.data.stream import (
     decoded_batches,
@@ -26,28 +25,28 @@ from freeadv_jax.errors import InputError, one_line
 
 _LOGGER = logging.getLogger(__name__)
 
-# Of the whole set.
+# The number of images in the whole set.
 EXAMPLES = {"train": 1_281_167, "validation": 50_000}
 _ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
-# A batch is made of parts of so many shards of the training images, so that it does
-# not depend on the number of processes up to this one.
+# The training images are divided into this many shards, and each shard contributes to
+# every batch. A batch is then the same for any number of processes up to this one.
 _SHARDS = 64
-# Encoded images waiting to be drawn, and open files, all shards together: 1.8 GB, and
-# a quarter of what a process may usually open.
+# For all shards together: encoded images that wait to be drawn (1.8 GB), and open files
+# (a quarter of the usual limit of a process).
 _SHUFFLED, _OPEN_FILES = 16_384, 256
 _SHUFFLE = 2_765_881_163
 
 
 @dataclass(frozen=True)
 class ImageNet:
-    """See `Dataset`; what is not drawn yet stays in its files.
+    """A `Dataset` whose training images stay in their files until a batch needs them.
 
-    `test` are the validation images of ILSVRC 2012, read into memory (still encoded,
-    7 GB) when they are first asked for; `validation` is held out of the training ones.
+    `test` holds the 50,000 validation images of ILSVRC 2012. Its first use reads them
+    into memory, still encoded: 7 GB. `validation` is held out of the training images.
     """
 
-    # A tfds.core.DatasetBuilder of a prepared set.
+    # The tfds.core.DatasetBuilder of a prepared set.
     builder: Any
     validation_examples: int
     image_size: int
@@ -57,18 +56,21 @@ class ImageNet:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """WordNet's numbers, as the folders of the archive are called."""
+        """Return the WordNet numbers of the classes, the archive's folder names."""
         return tuple(self.builder.info.features["label"].names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one image."""
+        """Return the height, width and channels of an image."""
         return self.image_size, self.image_size, 3
 
     @functools.cached_property
     def validation(self) -> Split:
-        """The first training images of the files, which tfds shuffled."""
-        if not self.validation_examples:  # Of an empty part tfds makes an error.
+        """Read the held-out images: the first of the training files.
+
+        tensorflow-datasets shuffled them when it wrote the files.
+        """
+        if not self.validation_examples:  # tfds refuses to read an empty part.
             nothing = EncodedImages.of([], size=self.image_size)
             return Split(nothing, np.zeros(0, np.int32))
         return self._read(f"train[:{self.validation_examples}]")
@@ -79,14 +81,17 @@ class ImageNet:
         return self._read("validation").shuffled()
 
     def steps_per_pass(self, batch_size: int) -> int:
-        """See `Dataset`."""
+        """Return the whole batches in a pass; raise InputError if there is none."""
         examples = _examples(self.builder, "train") - self.validation_examples
         return steps_per_pass(examples, batch_size)
 
     def batches(
         self, batch_size: int, *, seed: int
-    ) -> Callable[[int], Iterator[dict[str, Array]]]:
-        """See `Dataset`; what a resumed run skips is read, but not decoded."""
+    ) -> Callable[[int], Iterator[TrainingBatch]]:
+        """Return `batches(first_step)`, as `Dataset` describes it.
+
+        The images of the pass before `first_step` are read, but not decoded.
+        """
         steps = self.steps_per_pass(batch_size)
         own = parallel.rows(batch_size)
 
@@ -107,9 +112,10 @@ class ImageNet:
         return device_batches(host_batches, name=self.name, ahead=self.prefetch)
 
     def _rest_of_pass(self, first_step, *, batch_size, steps, own, seed):
-        """The encoded examples of the rows `own`, from `first_step` to its pass's end.
+        """Return the encoded examples from `first_step` to the end of its pass.
 
-        Of `batch_size` rows each of the shards provides as many as the others.
+        They are those of the rows `own` of each batch, to which all shards contribute
+        equally many rows.
         """
         import tensorflow as tf
 
@@ -126,12 +132,12 @@ class ImageNet:
                 for shard in range(first, last)
             ],
             tf.data.Dataset.range(width)
-            .map(lambda place: place // each)
+            .map(lambda index: index // each)
             .repeat(steps - position),
         )
 
-        def numbered(place, example):
-            step, row = first_step + place // width, first * each + place % width
+        def numbered(index, example):
+            step, row = first_step + index // width, first * each + index % width
             return {
                 "image": example["image"],
                 "label": tf.cast(example["label"], tf.int32),
@@ -145,7 +151,7 @@ class ImageNet:
         return chosen.enumerate().map(numbered).filter(is_own)
 
     def _shuffled_shard(self, shard, shards, *, seed, pass_number):
-        """One of the equal parts of the training images, in the order of this pass."""
+        """Return a shard of the training images, in the random order of this pass."""
         import tensorflow_datasets as tfds
 
         rng = np.random.default_rng([_SHUFFLE, seed, pass_number, shard])
@@ -153,7 +159,7 @@ class ImageNet:
         examples = self._encoded(
             tfds.even_splits(train, shards)[shard],
             experimental_interleave_sort_fn=lambda files: [
-                files[place] for place in rng.permutation(len(files))
+                files[index] for index in rng.permutation(len(files))
             ],
             interleave_cycle_length=_OPEN_FILES // shards,
             interleave_block_length=1,
@@ -165,7 +171,7 @@ class ImageNet:
         )
 
     def _read(self, split) -> Split:
-        """All of a part of the set, in the order of the files."""
+        """Read a whole part of the set, in the order of the files."""
         import tensorflow as tf
 
         source = f"part {split!r} of 'imagenet' in {self.builder.data_dir}"
@@ -181,7 +187,7 @@ class ImageNet:
         return Split(images, labels)
 
     def _encoded(self, split, **reading):
-        """The examples of a part of the set as the files have them, images as JPEG."""
+        """Return the examples of a part of the set, with images still encoded."""
         import tensorflow_datasets as tfds
 
         return self.builder.as_dataset(
@@ -202,10 +208,10 @@ def load_imagenet(
     flip: bool,
     prefetch: int,
 ) -> ImageNet:
-    """The set imagenet2012 of tensorflow-datasets in its data_dir `directory`.
+    """Return the set imagenet2012 of tensorflow-datasets in its data_dir `directory`.
 
-    '' is tensorflow-datasets' own folder. If it is not there yet, it is made of the two
-    archives in `manual_dir`. InputError says what is missing.
+    '' is tensorflow-datasets' own folder. A set that is not there yet is prepared from
+    the two official archives in `manual_dir`. Raise InputError naming missing files.
     """
     tf, tfds = import_tensorflow("imagenet", extra="imagenet")
     where = os.path.expanduser(directory) or None
@@ -215,16 +221,16 @@ def load_imagenet(
             _prepare(tf, tfds, builder, os.path.expanduser(manual_dir))
     except InputError:
         raise
-    except Exception as error:  # tfds raises nearly anything, by how it reads.
+    except Exception as error:  # Nearly anything, depending on the file system.
         raise InputError(
             f"'imagenet' cannot be read in '{directory}' "
-            f"({type(error).__name__}: {one_line(error)}); expected the data_dir "
-            "of tensorflow-datasets, a folder or a bucket that this machine may read"
+            f"({type(error).__name__}: {one_line(error)}): must be the data_dir of "
+            "tensorflow-datasets, a folder or a bucket that this machine may read"
         ) from error
     for split, whole in EXAMPLES.items():
         if (found := _examples(builder, split)) < whole:
             _LOGGER.warning(
-                "%s holds %s images in its part %s, all of ImageNet are %s",
+                "%s holds %s images in its part %s; the whole of ImageNet has %s",
                 builder.data_dir,
                 f"{found:,}",
                 split,
@@ -243,11 +249,11 @@ def load_imagenet(
 
 
 def _prepare(tf, tfds, builder, manual_dir: str) -> None:
-    """Writes the set's TFRecord files, from the archives in `manual_dir`."""
+    """Write the TFRecord files of the set from the archives in `manual_dir`."""
     steps = (
         f"register at https://image-net.org/download-images, download "
-        f"{' and '.join(_ARCHIVES)} (145 GB) into one folder, and give it once, to a "
-        "single process, as --config.data.manual_dir=FOLDER"
+        f"{' and '.join(_ARCHIVES)} (145 GB) into one folder, and give that folder "
+        "once, to a single process, as --config.data.manual_dir=FOLDER"
     )
     if not manual_dir:
         raise InputError(f"'imagenet' is not prepared in {builder.data_dir}: {steps}")
@@ -275,13 +281,13 @@ def _prepare(tf, tfds, builder, manual_dir: str) -> None:
 
 
 def _examples(builder, split: str) -> int:
-    """InputError if a prepared set was made without this part."""
+    """Return the number of images in a part; raise InputError if it was not prepared."""
     splits = builder.info.splits
-    if not splits:  # tfds.testing.mock_data tells no sizes.
+    if not splits:  # tfds.testing.mock_data knows no sizes.
         return EXAMPLES[split]
     if split not in splits:
         raise InputError(
             f"'imagenet' in {builder.data_dir} has no part {split!r}: delete that "
-            f"folder, and prepare it anew from {' and '.join(_ARCHIVES)}"
+            f"folder, and prepare it again from {' and '.join(_ARCHIVES)}"
         )
     return splits[split].num_examples

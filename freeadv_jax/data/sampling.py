@@ -1,6 +1,6 @@
-"""Batches of a data set that lies on the device: shuffled, cropped and flipped there.
+"""Training batches of arrays that stay on the devices, shuffled and augmented there.
 
-Every batch is a function of (seed, step) alone; the host only dispatches.
+Each batch is a function of (seed, step) alone. The host only dispatches.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,22 +16,23 @@ from freeadv_jax.devices import parallel
 from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
 
-Batch = dict[str, Array]
+# {'image': u8[b, h, w, c] or f32 in [0, 1], 'label': i32[b]}
+TrainingBatch = dict[str, Array]
 
-# Large, so as not to meet the small numbers others fold into the key of the same seed.
+# Large, unlike the small numbers that other modules fold into the key of the same seed.
 _SHUFFLE = 1_181_783_497
 _AUGMENTATION = 2_038_074_743
 
 
 def steps_per_pass(examples: int, batch_size: int) -> int:
-    """The number of whole batches in `examples`; the remainder is dropped.
+    """Return the number of whole batches in `examples`; the remainder is dropped.
 
-    InputError if there is none.
+    Raise InputError if there is no whole batch.
     """
     if not 1 <= batch_size <= examples:
         raise InputError(
-            f"batch size {batch_size:,} does not fit {examples:,} training images, "
-            f"expected 1 to {examples:,}"
+            f"batch size is {batch_size:,} for {examples:,} training images: must be 1 "
+            f"to {examples:,}"
         )
     return examples // batch_size
 
@@ -43,22 +44,22 @@ def array_batches(
     seed: int,
     pad: int,
     flip: bool,
-) -> Callable[[int], Iterator[Batch]]:
-    """`batches(first_step)`: the endless training batches of `split` from that step on.
+) -> Callable[[int], Iterator[TrainingBatch]]:
+    """Return `batches(first_step)`: the endless training batches from that step on.
 
-    A batch is {'image': u8[b, h, w, c], 'label': i32[b]} split over the devices, whose
-    number does not change a bit of it. Steps count minibatches from 0. Each pass over
-    the data draws without replacement in a new order and drops the remainder. Each
-    image is cropped at random after `pad` pixels of zeros on each side and, if `flip`,
-    mirrored with probability 1/2.
+    A batch is {'image': [b, h, w, c] in the type of `split`, 'label': i32[b]}, split over
+    the devices; their number does not change a bit of it. Steps count minibatches from 0.
+    Each pass over the data draws without replacement in a new order and drops the
+    remainder. Each image is padded by `pad` zeros on every side and cropped at random;
+    with `flip` it is mirrored with probability 1/2.
 
-    Every device gets a copy of the arrays here, once. InputError if `batch_size`
+    This call copies the arrays to every device, once. Raise InputError if `batch_size`
     exceeds the number of images or `seed` does not fit 32 bits.
     """
     examples = len(split.labels)
     steps = steps_per_pass(examples, batch_size)
     if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}, expected 0 to {2**32 - 1}")
+        raise InputError(f"seed is {seed}: must be 0 to {2**32 - 1}")
     arrays = parallel.place((split.images, split.labels), REPLICATED)
     order_of_pass = jax.jit(
         partial(_order_of_pass, examples=examples),
@@ -69,7 +70,7 @@ def array_batches(
         out_shardings=parallel.sharding(SPLIT),
     )
 
-    def batches(first_step: int) -> Iterator[Batch]:
+    def batches(first_step: int) -> Iterator[TrainingBatch]:
         pass_number, position = divmod(first_step, steps)
         while True:
             order = order_of_pass(np.uint32(seed), np.uint32(pass_number))
@@ -100,7 +101,7 @@ def _draw(
     steps: int,
     pad: int,
     flip: bool,
-) -> Batch:
+) -> TrainingBatch:
     position = step % jnp.uint32(steps) * jnp.uint32(batch_size)
     chosen = jax.lax.dynamic_slice_in_dim(order, position, batch_size)
     key = jax.random.fold_in(jax.random.key(seed), _AUGMENTATION)

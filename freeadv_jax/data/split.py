@@ -1,4 +1,4 @@
-"""Labelled images, and the checks every source of them shares."""
+"""Labelled images, and the checks that all data sets share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from freeadv_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 or float32 in [0, 1], and their class numbers; may hold 0 images."""
+    """Hold images, uint8 or float32 in [0, 1], and their class numbers; may be empty."""
 
     images: (
         UInt8[np.ndarray, "n h w c"]
@@ -42,33 +42,36 @@ def labelled(
     num_classes: int,
     source: str,
 ) -> Split:
-    """A Split of `images` and `labels`, int32 from any integer type.
+    """Return a Split of `images` and `labels`, which may be of any integer type.
 
-    InputError, naming `source`, if their numbers differ, if there are none, or if a
-    label is outside 0..num_classes-1.
+    Raise InputError, naming `source`, if their numbers differ, if there are none, or if
+    a label is outside 0..num_classes-1.
     """
     if len(images) != len(labels):
         raise InputError(
-            f"{source}: {len(images):,} images but {len(labels):,} labels, "
-            "expected as many of one as of the other"
+            f"{source}: {len(images):,} images and {len(labels):,} labels: must be "
+            "equally many"
         )
     if not len(labels):
-        raise InputError(f"{source}: holds no images, expected at least 1")
+        raise InputError(f"{source} holds no images: must hold at least 1")
     outside = (labels < 0) | (labels >= num_classes)
     if outside.any():
-        place = int(outside.argmax())
+        index = int(outside.argmax())
         raise InputError(
-            f"{source}: label {labels[place]} of image {place:,} is out of range, "
-            f"expected 0 to {num_classes - 1}"
+            f"{source}: label {labels[index]} of image {index:,} is out of range: must be "
+            f"0 to {num_classes - 1}"
         )
     return Split(images, labels.astype(np.int32))
 
 
 def check_held_out(validation_examples: int, *, examples: int, name: str) -> None:
-    """InputError unless so many images of `name` can be held out of its training."""
+    """Raise InputError unless `examples` images leave some to train on.
+
+    `name` is the data set in the message.
+    """
     if not 0 <= validation_examples < examples:
         raise InputError(
-            f"validation_examples is {validation_examples}, expected 0 to "
+            f"validation_examples is {validation_examples}: must be 0 to "
             f"{examples - 1:,}: {name} has {examples:,} training images"
         )
 
@@ -76,10 +79,10 @@ def check_held_out(validation_examples: int, *, examples: int, name: str) -> Non
 def held_out(
     validation_examples: int, *, examples: int, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the images to train on, in order, and of those held out.
+    """Return the sorted indices of the images to train on, and those of the held-out ones.
 
-    The choice depends only on the numbers, never on a run's seed, and fewer are a part
-    of more. InputError if none is left to train on.
+    The choice depends only on the two numbers, never on a run's seed. A smaller held-out
+    set is the start of a larger one. Raise InputError if no image is left to train on.
     """
     check_held_out(validation_examples, examples=examples, name=name)
     order = np.random.default_rng(0).permutation(examples)
@@ -87,20 +90,21 @@ def held_out(
 
 
 def existing_directory(directory: str | Path, *, name: str, contents: str) -> Path:
-    """`directory` as a path, `~` expanded; `contents` says what `name` keeps there.
+    """Return `directory` as a path with `~` expanded.
 
-    InputError if it is empty, missing or not a directory.
+    Raise InputError, naming the `contents` that data set `name` keeps there, if the
+    directory is '', missing or a file.
     """
     if not str(directory):
         raise InputError(
-            f"data set {name!r} needs a data directory, got ''; "
-            f"expected one that holds {contents}"
+            f"the data directory of {name!r} is '': must be a folder that holds "
+            f"{contents}"
         )
     path = Path(directory).expanduser()
     if not path.is_dir():
         state = "is not a directory" if path.exists() else "does not exist"
         raise InputError(
-            f"data directory '{path}' of {name!r} {state}; "
-            f"expected one that holds {contents}"
+            f"the data directory '{path}' of {name!r} {state}: must be a folder that "
+            f"holds {contents}"
         )
     return path

@@ -1,26 +1,26 @@
-"""From encoded images in a tf.data pipeline to batches on the devices, in time."""
+"""Turn encoded images of a tf.data pipeline into batches on the devices, in advance."""
 
 import collections
 import itertools
 from collections.abc import Callable, Iterator
 
-from jaxtyping import Array
-
 from freeadv_jax.data import jpeg
+from freeadv_jax.data.sampling import TrainingBatch
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError, one_line
 
 
 def decoded_batches(examples, *, rows: int, seed: int, size: int, flip: bool):
-    """NumPy batches of `rows` images, of a tf.data.Dataset of encoded ones, in order.
+    """Return NumPy batches of `rows` decoded images, in the order of `examples`.
 
-    An example is {'image': its bytes, 'label': int32, 'draw': int64}; `draw` counts
-    the drawn images of the whole run, and with `seed` it decides on crop and flip.
+    `examples` is a tf.data.Dataset of {'image': bytes, 'label': int32, 'draw': int64}.
+    `draw` counts the drawn images of the whole run; together with `seed` it decides crop
+    and flip.
     """
     import tensorflow as tf
 
     def decode(example):
-        # Also where the draw is the same: another seed, another crop.
+        # Another seed gives another crop to the same draw.
         draw = tf.stack([tf.constant(seed, tf.int64), example["draw"]])
         pixels = jpeg.random_crop(example["image"], draw, size=size, flip=flip)
         return {"image": pixels, "label": example["label"]}
@@ -35,7 +35,7 @@ def decoded_batches(examples, *, rows: int, seed: int, size: int, flip: bool):
 
 
 def deterministic_options():
-    """Elements come in the order of their sources, however many threads work."""
+    """Return tf.data's options that keep the order, however many threads work."""
     import tensorflow as tf
 
     options = tf.data.Options()
@@ -45,17 +45,17 @@ def deterministic_options():
 
 def device_batches(
     host_batches: Callable[[int], Iterator[dict]], *, name: str, ahead: int
-) -> Callable[[int], Iterator[dict[str, Array]]]:
-    """`batches(first_step)` on the devices, `ahead` of them before they are asked for.
+) -> Callable[[int], Iterator[TrainingBatch]]:
+    """Return `batches(first_step)`: batches on the devices, made `ahead` of their use.
 
-    `host_batches(first_step)` gives this process's rows of each, endlessly. InputError
-    where the data set `name` cannot be read any more.
+    `host_batches(first_step)` yields this process's rows of each batch, endlessly. The
+    batches raise InputError once the data set `name` cannot be read any more.
     """
 
-    def batches(first_step: int) -> Iterator[dict[str, Array]]:
+    def batches(first_step: int) -> Iterator[TrainingBatch]:
         import tensorflow as tf
 
-        # Looked up now: at the exit of the interpreter it would be gone.
+        # Looked up here, because at the interpreter's exit the module may be gone.
         unreadable = tf.errors.OpError
         try:
             placed = map(parallel.assemble, host_batches(first_step))

@@ -1,4 +1,4 @@
-"""Synthetic CIFAR files in every published form, for the tests beside this one."""
+"""Write synthetic CIFAR files in every published form."""
 
 import struct
 import tarfile
@@ -24,7 +24,7 @@ ROW = np.random.default_rng(2).integers(0, 256, 3072, np.uint8)
 
 
 def python2_pickle(rows, **labels):
-    """The bytes that Python 2 wrote: strings are bytes, numpy is named as it was."""
+    """Return a pickle as Python 2 wrote it: strings are bytes, NumPy has its old names."""
     number, width = rows.shape
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R("
@@ -44,7 +44,7 @@ def python2_pickle(rows, **labels):
 
 
 def write_all(root, name):
-    """Each folder and each archive alone in a directory; the ways to name them."""
+    """Write each folder and each archive into a directory; return the paths to read."""
     places = []
     for form, (folder, archive) in enumerate(FORMS[name]):
         unpacked, packed = root / f"unpacked {form}", root / f"packed {form}"

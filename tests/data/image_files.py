@@ -1,4 +1,4 @@
-"""Images as people keep them: in folders, and in ImageNet's two archives."""
+"""Make image files as people keep them: in folders and in ImageNet's two archives."""
 
 import io
 import os
@@ -8,31 +8,31 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Of the thousand: their numbers in ImageNet are 0, 217 and 701.
+# Three of the thousand classes; their numbers in ImageNet are 0, 217 and 701.
 WNIDS = ("n01440764", "n02102040", "n03888257")
 LABELS = (0, 217, 701)
 
 
 def picture(number, height=40, width=48):
-    """A color of its own with a soft pattern: told apart from others in any crop."""
+    """Return a soft pattern in a color that identifies the picture in any crop."""
     rows, columns = np.mgrid[:height, :width]
     pattern = 6 * np.sin(rows[:, :, None] / 5 + np.arange(3)) + columns[:, :, None] / 8
     return (color(number) + pattern).round().astype(np.uint8)
 
 
 def color(number):
-    """One of 512 that differ by 24 levels in a channel."""
+    """Return one of 512 colors that differ by 24 levels in some channel."""
     return 30 + 24 * np.array([number % 8, number // 8 % 8, number // 64 % 8])
 
 
 def number_of(pixels):
-    """The number of the picture that `pixels` [h, w, 3] are a crop of."""
+    """Return the number of the picture that was cropped to `pixels` [h, w, 3]."""
     eighths = np.round((pixels.reshape(-1, 3).mean(0) - 33) / 24).astype(int)
     return int(eighths @ (1, 8, 64))
 
 
 def encoded(pixels, kind="JPEG", **options):
-    """The bytes of an image file."""
+    """Return the bytes of an image file."""
     options = {"quality": 95, "subsampling": 0} | options if kind == "JPEG" else options
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
@@ -40,7 +40,7 @@ def encoded(pixels, kind="JPEG", **options):
 
 
 def write_folder(root, *, train, val, classes=("cat", "dog", "fox")):
-    """root/train/<class>/<number>.jpg and val; a picture each, numbered through."""
+    """Write numbered pictures to root/train/<class>/<number>.jpg, then to root/val."""
     number = 0
     for part, count in (("train", train), ("val", val)):
         for index in range(count):
@@ -52,10 +52,10 @@ def write_folder(root, *, train, val, classes=("cat", "dog", "fox")):
 
 
 def write_archives(folder, *, train, val):
-    """ILSVRC2012_img_train.tar and _val.tar of numbered pictures; returns `folder`.
+    """Write ILSVRC2012_img_train.tar and _val.tar of numbered pictures to `folder`.
 
-    `train` pictures in all of the classes WNIDS by turns, then `val` more. The
-    validation labels are those tensorflow-datasets knows by the names of the images.
+    The first `train` pictures take the classes WNIDS by turns, and `val` more follow.
+    tensorflow-datasets knows the validation labels by the names of the images.
     """
     images = [encoded(picture(number)) for number in range(train + val)]
     classes = {
@@ -69,7 +69,7 @@ def write_archives(folder, *, train, val):
 
 
 def archive_photographs(folder, photographs):
-    """The two archives of train/<wnid>/* and val/<wnid>/* in `photographs`."""
+    """Write the two archives from `photographs`, train/<wnid>/* and val/<wnid>/*."""
     classes = {
         path.name: {file.name: file.read_bytes() for file in sorted(path.iterdir())}
         for path in sorted((photographs / "train").iterdir())
@@ -79,7 +79,7 @@ def archive_photographs(folder, photographs):
 
 
 def archive_images(folder, classes, val):
-    """The two archives, of {wnid: {name: bytes}} and of a list of bytes."""
+    """Write the two archives from {wnid: {name: bytes}} and from a list of bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as archive:
         for wnid, images in classes.items():
@@ -101,6 +101,6 @@ def _add(archive, name, contents):
 
 
 def imagenette():
-    """The folder of FREEADV_IMAGENETTE, or None: train/<wnid>/ and val/<wnid>/."""
+    """Return the folder FREEADV_IMAGENETTE, with train/ and val/ of wnids, or None."""
     given = os.environ.get("FREEADV_IMAGENETTE")
     return Path(given) if given else None

@@ -16,7 +16,7 @@ from freeadv_jax.errors import InputError
 @pytest.fixture
 def scratch(tmp_path):
     yield tmp_path
-    shutil.rmtree(tmp_path)  # pytest would keep 400 MB of it
+    shutil.rmtree(tmp_path)  # pytest would keep its 400 MB.
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_all_forms_of_cifar_give_the_same_arrays_with_channels_last(
     assert first.class_names[-1] == class_name
     assert len(set(first.class_names)) == first.train.labels.max() + 1
     assert (len(first.train.labels), len(first.test.labels)) == (50_000, 10_000)
-    # A record is all of red, then green, then blue, each row by row.
+    # A record holds all red values, then all green, then all blue ones, row by row.
     image = first.train.images[7]
     assert image[0, 0, 0] == 7
     assert image[0, 5, 0] == ROW[5]
@@ -70,7 +70,7 @@ def sparse_binary_folder(root):
 def test_a_binary_file_of_another_length_is_refused(tmp_path, size):
     os.truncate(sparse_binary_folder(tmp_path) / "data_batch_2.bin", size)
     assert fault(tmp_path) == (
-        f"cifar-10-batches-bin/data_batch_2.bin: {size:,} bytes, expected exactly "
+        f"cifar-10-batches-bin/data_batch_2.bin has {size:,} bytes: must have exactly "
         "30,730,000 (10,000 records of 3,073 bytes)"
     )
 
@@ -81,25 +81,25 @@ def test_a_label_outside_the_classes_is_refused(tmp_path):
         stream.seek(2 * 3073)
         stream.write(b"\x0a")
     assert fault(tmp_path) == (
-        "cifar-10-batches-bin/data_batch_1.bin: label 10 of image 2 is out of range, "
-        "expected 0 to 9"
+        "cifar-10-batches-bin/data_batch_1.bin: label 10 of image 2 is out of range: "
+        "must be 0 to 9"
     )
 
 
 def test_a_missing_file_is_named(tmp_path):
     (sparse_binary_folder(tmp_path) / "data_batch_3.bin").unlink()
     assert fault(tmp_path).startswith(
-        "cifar-10-batches-bin/data_batch_3.bin is missing, expected data_batch_1.bin, "
+        "cifar-10-batches-bin/data_batch_3.bin is missing: must have data_batch_1.bin, "
     )
 
 
-def test_a_directory_without_the_set_is_told_what_was_looked_for(tmp_path):
+def test_a_directory_without_the_set_is_answered_with_what_it_must_hold(tmp_path):
     assert fault(tmp_path).endswith(
-        "'; looked for cifar-10-batches-bin, cifar-10-batches-py, "
+        "' holds no cifar10: must hold one of cifar-10-batches-bin, cifar-10-batches-py, "
         "cifar-10-binary.tar.gz, cifar-10-python.tar.gz"
     )
     assert fault(tmp_path, "cifar100").endswith(
-        "'; looked for cifar-100-binary, cifar-100-python, "
+        "' holds no cifar100: must hold one of cifar-100-binary, cifar-100-python, "
         "cifar-100-binary.tar.gz, cifar-100-python.tar.gz"
     )
 
@@ -125,19 +125,19 @@ def test_a_damaged_archive_is_refused(tmp_path, damage):
     }
     (tmp_path / "cifar-100-binary.tar.gz").write_bytes(bad[damage])
     message = fault(tmp_path, "cifar100")
-    assert message.startswith("cifar-100-binary.tar.gz: damaged or unreadable (")
-    assert message.endswith("expected the official gzipped archive; download it again")
+    assert message.startswith("cifar-100-binary.tar.gz is damaged or unreadable (")
+    assert message.endswith(": must be the official gzipped archive; download it again")
 
 
-def test_an_archive_with_too_little_in_it_is_refused(tmp_path):
+def test_an_archive_that_lacks_files_or_bytes_is_refused(tmp_path):
     archive = tmp_path / "cifar-100-binary.tar.gz"
     archive.write_bytes(archive_of(test=bytes(10_000 * 3_074)))
     assert fault(tmp_path, "cifar100") == (
-        "cifar-100-binary.tar.gz lacks train.bin, expected train.bin, test.bin"
+        "cifar-100-binary.tar.gz lacks train.bin: must hold train.bin, test.bin"
     )
     archive.write_bytes(archive_of(train=b"short"))
     assert fault(tmp_path, "cifar100") == (
-        "cifar-100-binary.tar.gz/train.bin: 5 bytes, expected exactly 153,700,000 "
+        "cifar-100-binary.tar.gz/train.bin has 5 bytes: must have exactly 153,700,000 "
         "(50,000 records of 3,074 bytes)"
     )
 
@@ -148,9 +148,9 @@ class Malicious:
 
 
 ZEROS = np.zeros((10_000, 3072), np.uint8)
-REFUSED = f"it asks for {os.system.__module__}.system, which is not admitted"
-SHAPES = "its data have shape (2, 3072), expected (10000, 3072) and a list of labels"
-EXPECTED = "expected the official pickle of 10,000 images"
+REFUSED = f"it asks for {os.system.__module__}.system, which is not allowed"
+SHAPES = ": its data have shape (2, 3072): must have (10000, 3072) and a list of labels"
+ALLOWED = "must be the official pickle of 10,000 images"
 
 
 @pytest.mark.parametrize(
@@ -158,20 +158,20 @@ EXPECTED = "expected the official pickle of 10,000 images"
     [
         (
             lambda: pickle.dumps(Malicious(), protocol=2),
-            f"damaged (UnpicklingError: {REFUSED}), {EXPECTED}",
+            f" is damaged (UnpicklingError: {REFUSED}): {ALLOWED}",
         ),
-        (lambda: b"", f"damaged (EOFError: Ran out of input), {EXPECTED}"),
+        (lambda: b"", f" is damaged (EOFError: Ran out of input): {ALLOWED}"),
         (
             lambda: python2_pickle(ZEROS[:2], labels=[0, 0])[:-10],
-            f"damaged (UnpicklingError: pickle data was truncated), {EXPECTED}",
+            f" is damaged (UnpicklingError: pickle data was truncated): {ALLOWED}",
         ),
         (
             lambda: python2_pickle(ZEROS[:2], other=[0, 0]),
-            f"damaged (KeyError: b'labels'), {EXPECTED}",
+            f" is damaged (KeyError: b'labels'): {ALLOWED}",
         ),
         (
             lambda: pickle.dumps({b"data": 1, b"labels": [1]}, protocol=3),
-            f"its data are not an array of bytes, {EXPECTED}",
+            f": its data are no array of bytes: {ALLOWED}",
         ),
         (
             lambda: python2_pickle(ZEROS[:2], labels=[0, 0]),
@@ -179,11 +179,11 @@ EXPECTED = "expected the official pickle of 10,000 images"
         ),
         (
             lambda: python2_pickle(ZEROS, labels=[0] * 9_999),
-            "10,000 images but 9,999 labels, expected as many of one as of the other",
+            ": 10,000 images and 9,999 labels: must be equally many",
         ),
         (
             lambda: python2_pickle(ZEROS, labels=[0, 11] + [0] * 9_998),
-            "label 11 of image 1 is out of range, expected 0 to 9",
+            ": label 11 of image 1 is out of range: must be 0 to 9",
         ),
     ],
 )
@@ -193,15 +193,18 @@ def test_a_pickle_other_than_the_official_ones_is_refused(tmp_path, content, mes
     for name in BATCHES:
         (folder / name).touch()
     (folder / "data_batch_1").write_bytes(content())
-    assert fault(tmp_path) == f"cifar-10-batches-py/data_batch_1: {message}"
+    fault_found = fault(tmp_path)
+    # Damage is said of the file ("is damaged"), everything else after a colon.
+    assert fault_found.startswith("cifar-10-batches-py/data_batch_1")
+    assert fault_found.removeprefix("cifar-10-batches-py/data_batch_1") == message
 
 
-def test_an_oversized_pickle_is_refused_unread(tmp_path):
+def test_an_oversized_pickle_is_refused_without_reading_it(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     (folder / "data_batch_1").touch()
     os.truncate(folder / "data_batch_1", 10**12)
     assert fault(tmp_path) == (
-        "cifar-10-batches-py/data_batch_1: 1,000,000,000,000 bytes, expected about "
+        "cifar-10-batches-py/data_batch_1 has 1,000,000,000,000 bytes: must have about "
         "30,720,000 (a pickle of 10,000 images)"
     )

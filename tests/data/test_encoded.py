@@ -15,9 +15,7 @@ def images():
     return EncodedImages.of(FILES, size=24)
 
 
-def test_shape_and_type_are_known_and_parts_are_made_without_decoding(
-    images, monkeypatch
-):
+def test_shape_type_and_slices_need_no_decoding(images, monkeypatch):
     monkeypatch.setattr(jpeg, "center_decoder", None)
     assert (len(images), images.shape, images.dtype) == (10, (10, 24, 24, 3), np.uint8)
     part = images[2:8][np.array([5, 0])]
@@ -29,7 +27,7 @@ def test_shape_and_type_are_known_and_parts_are_made_without_decoding(
 
 
 @pytest.mark.tensorflow
-def test_pixels_are_decoded_in_order_and_fill_the_places_of_an_array(images):
+def test_pixels_are_decoded_in_order_and_can_be_assigned_to_an_array(images):
     pytest.importorskip("tensorflow")
     pixels = np.asarray(images)
     assert pixels.dtype == np.uint8
@@ -45,7 +43,7 @@ def test_pixels_are_decoded_in_order_and_fill_the_places_of_an_array(images):
 
 
 @pytest.mark.tensorflow
-def test_files_are_images_like_their_bytes(images, tmp_path):
+def test_files_give_the_same_images_as_their_bytes(images, tmp_path):
     pytest.importorskip("tensorflow")
     paths = [tmp_path / f"{number}.jpg" for number in range(10)]
     for path, data in zip(paths, FILES):
@@ -68,7 +66,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
         np.asarray(EncodedImages.of([path], size=24))
 
 
-def test_the_fingerprint_tells_contents_order_and_size_apart(images):
+def test_the_fingerprint_depends_on_contents_order_and_size(images):
     prints = [
         images.fingerprint(),
         images[::-1].fingerprint(),

@@ -57,46 +57,46 @@ def test_idx_files_are_read_plain_and_gzipped_under_both_spellings(
         (
             "train-images-idx3-ubyte",
             idx_bytes(IMAGES[:20])[:-1],
-            r": 15,695 bytes, expected exactly 15,696 \(a header of 16 and 20 x 28 x 28 ",
+            r" has 15,695 bytes: must have exactly 15,696 \(a header of 16 and 20 x 28 x 28 ",
         ),
         (
             "t10k-labels-idx1-ubyte",
             idx_bytes(LABELS[20:]) + b"0",
-            "/t10k-labels-idx1-ubyte: 19 bytes, expected exactly 18 ",
+            "/t10k-labels-idx1-ubyte has 19 bytes: must have exactly 18 ",
         ),
         (
             "train-labels-idx1-ubyte",
             idx_bytes(IMAGES[:20]),
-            "/train-labels-idx1-ubyte: starts with bytes 00000803, expected 00000801 ",
+            "/train-labels-idx1-ubyte starts with bytes 00000803: must be 00000801 ",
         ),
         (
             "train-images-idx3-ubyte",
             b"",
-            "/train-images-idx3-ubyte: starts with bytes none, expected 00000803 ",
+            "/train-images-idx3-ubyte starts with bytes none: must be 00000803 ",
         ),
         (
             "train-images-idx3-ubyte",
             b"\0\0\x08\x03\0\0",
-            "ubyte: 6 bytes, expected at least a header of 16$",
+            "ubyte has 6 bytes: must have a header of 16 or more$",
         ),
         (
             "train-labels-idx1-ubyte",
             idx_bytes(LABELS[:19]),
-            "ubyte with train-labels-idx1-ubyte: 20 images but 19 labels, expected as ",
+            "ubyte with train-labels-idx1-ubyte: 20 images and 19 labels: must be ",
         ),
         (
             "t10k-labels-idx1-ubyte",
             idx_bytes(np.full(10, 10, np.uint8)),
-            "ubyte: label 10 of image 0 is out of range, expected 0 to 9$",
+            "ubyte: label 10 of image 0 is out of range: must be 0 to 9$",
         ),
         (
             "train-images-idx3-ubyte",
             idx_bytes(np.zeros((20, 28, 29), np.uint8)),
-            "ubyte: images of 28x29 pixels, expected 28x28$",
+            "ubyte holds images of 28x29 pixels: must be 28x28$",
         ),
     ],
 )
-def test_a_damaged_idx_file_is_named_with_what_was_expected(
+def test_a_damaged_idx_file_is_named_with_what_it_must_be(
     tmp_path, file, content, message
 ):
     write(tmp_path, **{file.replace("-", "_"): content})
@@ -115,17 +115,20 @@ def test_a_damaged_gzip_file_is_named(tmp_path, damage):
         "checksum": good[:-8] + b"\0\0\0\0" + good[-4:],
     }
     path.write_bytes(bad[damage])
-    message = r"/train-images-idx3-ubyte.gz: damaged or unreadable \(.+\), expected an "
+    message = (
+        r"/train-images-idx3-ubyte.gz is damaged or unreadable \(.+\): must be an "
+    )
     with pytest.raises(InputError, match=message):
         load_arrays("mnist", tmp_path, validation_examples=0)
 
 
-def test_a_missing_idx_file_is_named_with_all_spellings_looked_for(tmp_path):
+def test_a_missing_idx_file_is_named_with_all_allowed_spellings(tmp_path):
     write(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     message = (
-        "^no t10k-labels-idx1-ubyte in '.+'; looked for t10k-labels-idx1-ubyte, "
-        "t10k-labels-idx1-ubyte.gz, t10k-labels.idx1-ubyte, t10k-labels.idx1-ubyte.gz$"
+        "^'.+' lacks t10k-labels-idx1-ubyte: must hold t10k-labels-idx1-ubyte or "
+        "t10k-labels-idx1-ubyte.gz or t10k-labels.idx1-ubyte or "
+        "t10k-labels.idx1-ubyte.gz$"
     )
     with pytest.raises(InputError, match=message):
         load_arrays("mnist", tmp_path, validation_examples=0)

@@ -1,4 +1,4 @@
-"""The builder of tensorflow-datasets itself, on archives of the official form."""
+"""ImageNet is read through tensorflow-datasets, from archives of the official form."""
 
 import itertools
 import shutil
@@ -55,7 +55,7 @@ def tfds():
 
 @pytest.fixture(scope="module")
 def prepared(tfds, tmp_path_factory):
-    """A data_dir in which the loader itself prepared the set."""
+    """Return a data_dir in which the loader itself prepared the set."""
     folder = tmp_path_factory.mktemp("imagenet")
     manual = write_archives(folder / "archives", train=TRAIN, val=VAL)
     load(folder / "tfds", manual_dir=str(manual))
@@ -64,12 +64,12 @@ def prepared(tfds, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def rows_stay_on_the_host(monkeypatch):
-    """So that a batch of any size can be drawn, whatever the number of devices."""
+    """Let a batch of any size be drawn, whatever the number of devices."""
     monkeypatch.setattr(parallel, "assemble", lambda rows: rows)
 
 
 def drawn(dataset, steps, *, first=0, batch_size=8, seed=0):
-    """The batches of `steps` steps from the step `first`, this process's rows."""
+    """Return this process's rows of `steps` batches from step `first` on."""
     batches = dataset.batches(batch_size, seed=seed)(first)
     return list(itertools.islice(batches, steps))
 
@@ -86,7 +86,7 @@ def assert_same(ones, others):
 
 
 def one_process_of(monkeypatch, index, count):
-    """As if this were process `index`."""
+    """Let this process be number `index` of `count`."""
     monkeypatch.setattr(jax, "process_index", lambda: index)
     monkeypatch.setattr(jax, "process_count", lambda: count)
 
@@ -116,13 +116,15 @@ def test_the_prepared_set_has_every_image_with_its_label(prepared, caplog):
     order = np.random.default_rng(0).permutation(VAL)
     assert found == [stored[place] for place in order]
     messages = " ".join(record.getMessage() for record in caplog.records)
-    assert "50 images in its part train, all of ImageNet are 1,281,167" in messages
+    assert (
+        "50 images in its part train; the whole of ImageNet has 1,281,167" in messages
+    )
 
 
 @pytest.mark.tensorflow
 def test_a_pass_draws_every_image_once_and_with_its_label(prepared):
     dataset = load(prepared)
-    for batch_size in (8, 10, 5):  # Of 8, 2 and 1 shards.
+    for batch_size in (8, 10, 5):  # Batches from 8, 2 and 1 shards.
         steps = dataset.steps_per_pass(batch_size)
         assert steps == TRAIN // batch_size
         both = [
@@ -153,10 +155,10 @@ def test_held_out_images_are_never_drawn(prepared):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 8), (4, 8), (2, 10), (4, 12)])
-def test_processes_together_draw_the_batches_of_one(
+def test_processes_together_draw_the_batches_of_one_process(
     prepared, monkeypatch, count, batch_size
 ):
-    """The shards of a batch of 8 are 8, those of 10 are 2, those of 12 are 4."""
+    """A batch of 8 comes from 8 shards, one of 10 from 2, one of 12 from 4."""
     dataset = load(prepared)
     alone = drawn(dataset, 7, batch_size=batch_size)
     parts = []
@@ -175,7 +177,7 @@ def test_processes_together_draw_the_batches_of_one(
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("index", range(3))
 def test_a_shard_may_be_shared_by_processes(prepared, monkeypatch, index):
-    """Three processes of a batch of 9: one shard, three rows each."""
+    """A batch of 9 for three processes comes from one shard, three rows each."""
     dataset = load(prepared)
     alone = drawn(dataset, 6, batch_size=9)
     one_process_of(monkeypatch, index, 3)
@@ -186,7 +188,7 @@ def test_a_shard_may_be_shared_by_processes(prepared, monkeypatch, index):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("first", [1, 5, 6, 11])
-def test_a_resumed_run_gets_the_same_batches_and_decodes_nothing_before(
+def test_a_resumed_run_gets_the_same_batches_and_decodes_no_earlier_ones(
     prepared, monkeypatch, first
 ):
     dataset = load(prepared)  # Six steps a pass.
@@ -245,7 +247,7 @@ def test_batches_are_split_over_the_devices_and_made_in_advance(prepared, monkey
 def test_photographs_in_archives_are_drawn_once_a_pass_by_two_processes(
     tfds, tmp_path, monkeypatch
 ):
-    """Every photograph by its label and, from one pass to the next, by its number."""
+    """Every photograph keeps its label, and every pass draws each of them once."""
     folder = imagenette()
     if folder is None:
         pytest.skip("FREEADV_IMAGENETTE names no folder of photographs")
@@ -265,7 +267,7 @@ def test_photographs_in_archives_are_drawn_once_a_pass_by_two_processes(
     assert len(dataset.test.labels) == len(list(folder.glob("val/*/*")))
 
     def crop(encoded, draw, **options):
-        """A checksum in place of pixels: which image it is."""
+        """Return a checksum in place of pixels: it identifies the image."""
         return tf.strings.to_hash_bucket_fast(encoded, 2**62)
 
     import tensorflow as tf
@@ -290,9 +292,9 @@ def test_photographs_in_archives_are_drawn_once_a_pass_by_two_processes(
 
 @pytest.mark.slow
 @pytest.mark.tensorflow
-def test_two_processes_train_on_imagenet_what_one_does(prepared, tmp_path):
+def test_two_processes_train_on_imagenet_like_one(prepared, tmp_path):
     fields = {
-        # Pictures of one color: the signs of their gradients would be chance.
+        # The pictures are of one color, so the signs of their gradients would be chance.
         "method": "natural",
         "updates": 12,  # Two passes of six minibatches.
         "batch_size": 8,
@@ -300,8 +302,8 @@ def test_two_processes_train_on_imagenet_what_one_does(prepared, tmp_path):
         "data__dir": str(prepared),
         "data__image_size": 32,
         "data__validation_examples": 0,
-        # Small, or where rounding puts a unit on the other side of ReLU's kink, the
-        # updates after it would show that; other images show in BatchNorm's averages.
+        # A small rate, so that a unit that rounding moves across ReLU's kink does not show
+        # in later updates. BatchNorm's averages would show other images.
         "optimizer__learning_rate": 1e-5,
         "attack__epsilon": 4 / 255,
         "attack__step_size": 4 / 255,
@@ -320,8 +322,8 @@ def test_two_processes_train_on_imagenet_what_one_does(prepared, tmp_path):
 
 
 @pytest.mark.tensorflow
-def test_the_mocked_set_has_imagenets_sizes(tfds, tmp_path):
-    """mock_data gives 20 random images for any part, and knows no sizes."""
+def test_a_mocked_set_has_the_sizes_of_imagenet(tfds, tmp_path):
+    """mock_data returns 20 random images for any part, and knows no sizes."""
     for archive in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
         (tmp_path / archive).touch()
     with tfds.testing.mock_data(num_examples=20, data_dir=str(tmp_path / "mock")):
@@ -349,12 +351,12 @@ def test_without_tensorflow_the_message_names_the_extra(monkeypatch):
 
 
 @pytest.mark.tensorflow
-def test_a_set_that_is_not_prepared_is_answered_with_the_steps(tfds, tmp_path):
+def test_an_unprepared_set_is_answered_with_the_steps_to_prepare_it(tfds, tmp_path):
     message = message_of(tmp_path)
     assert message == (
         f"'imagenet' is not prepared in {tmp_path}/imagenet2012/5.1.0: register at "
         "https://image-net.org/download-images, download ILSVRC2012_img_train.tar and "
-        "ILSVRC2012_img_val.tar (145 GB) into one folder, and give it once, to a "
+        "ILSVRC2012_img_val.tar (145 GB) into one folder, and give that folder once, to a "
         "single process, as --config.data.manual_dir=FOLDER"
     )
     (tmp_path / "ILSVRC2012_img_val.tar").touch()
@@ -399,7 +401,7 @@ def test_a_bucket_that_cannot_be_read_is_named(tfds, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "builder", unreachable)
     assert message_of("gs://bucket/data") == (
         "'imagenet' cannot be read in 'gs://bucket/data' (RuntimeError: File system "
-        "scheme 'gs' not implemented); expected the data_dir of tensorflow-datasets, a "
+        "scheme 'gs' not implemented): must be the data_dir of tensorflow-datasets, a "
         "folder or a bucket that this machine may read"
     )
 
@@ -407,8 +409,8 @@ def test_a_bucket_that_cannot_be_read_is_named(tfds, tmp_path, monkeypatch):
 @pytest.mark.tensorflow
 def test_held_out_images_must_leave_some_to_train_on(prepared):
     message = message_of(prepared, validation_examples=TRAIN)
-    assert message.endswith("expected 0 to 49: imagenet has 50 training images")
-    with pytest.raises(InputError, match="^batch size 51 does not fit 50 training"):
+    assert message.endswith("must be 0 to 49: imagenet has 50 training images")
+    with pytest.raises(InputError, match="^batch size is 51 for 50 training"):
         load(prepared).batches(51, seed=0)
 
 
@@ -444,7 +446,7 @@ def test_a_part_that_cannot_be_read_is_named(
     else:
         shard.unlink()
     fields = {"image_size": 32, "flip": True, "prefetch": 2}
-    # `load_dataset` returns a `Dataset`, a check of which reads both parts here.
+    # Not `load_dataset`: checking its result's type would read both parts here.
     dataset = load_imagenet(
         str(folder), manual_dir="", validation_examples=10, **fields
     )
@@ -459,7 +461,7 @@ def test_a_part_that_cannot_be_read_is_named(
 
 
 @pytest.mark.tensorflow
-def test_of_an_image_that_cannot_be_decoded_the_part_is_named(prepared):
+def test_an_image_that_cannot_be_decoded_is_named_by_its_part(prepared):
     images = load(prepared).test.images
     images.items[3] = images.items[3][:700]
     with pytest.raises(InputError, match="^an image of part 'validation' of "):

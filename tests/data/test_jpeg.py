@@ -17,7 +17,7 @@ def tf():
 
 
 def photograph(height, width):
-    """Detail at every scale, as in a photograph."""
+    """Return an image with detail at every scale, as in a photograph."""
     rng = np.random.default_rng(height * width)
     sum_ = np.zeros((height, width, 3))
     for size in (4, 16, 64):
@@ -28,7 +28,7 @@ def photograph(height, width):
 
 
 def by_pillow(data, size):
-    """torchvision's Resize(256/224 size) and CenterCrop(size), in its own words."""
+    """Return the pixels of torchvision's Resize(256/224 size) and CenterCrop(size)."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     short = round(size * 256 / 224)
     width, height = image.size
@@ -47,7 +47,7 @@ def decoded(data, size):
 
 @pytest.mark.parametrize("shape", [(375, 500), (501, 333), (60, 47), (300, 300)])
 @pytest.mark.parametrize("size", [224, 64])
-def test_test_pixels_are_those_of_pillow(tf, shape, size):
+def test_center_crops_have_the_pixels_of_pillow(tf, shape, size):
     data = encoded(photograph(*shape), subsampling=2)
     pixels = decoded(data, size)
     assert pixels.shape == (size, size, 3)
@@ -57,7 +57,7 @@ def test_test_pixels_are_those_of_pillow(tf, shape, size):
     assert difference.mean() < 0.3
 
 
-def test_test_pixels_of_photographs_are_those_of_pillow(tf):
+def test_center_crops_of_photographs_have_the_pixels_of_pillow(tf):
     folder = imagenette()
     if folder is None:
         pytest.skip("FREEADV_IMAGENETTE names no folder of photographs")
@@ -74,7 +74,7 @@ COLORED = Image.fromarray(photograph(50, 60))
 
 
 def translucent():
-    """A picture whose alpha runs from clear to opaque over colors that stay."""
+    """Return a picture whose alpha runs from transparent to opaque."""
     image = COLORED.copy()
     ramp = np.linspace(0, 255, 60).round().astype(np.uint8)
     image.putalpha(Image.fromarray(np.tile(ramp, (50, 1))))
@@ -92,14 +92,14 @@ def file_of(image, form, **options):
 
 
 def turned():
-    """The EXIF orientation that asks for a quarter turn."""
+    """Return EXIF data that ask for a quarter turn."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return exif
 
 
 def bitmap(bits, pixels, *, colors=b"", compression=0):
-    """A BMP of 60x50 by hand, of the kinds that Pillow cannot write."""
+    """Return a BMP of 60x50 pixels of a kind that Pillow cannot write."""
     start = 54 + len(colors)
     header = struct.pack("<IiiHHI", 40, 60, 50, 1, bits, compression)
     header += struct.pack("<IiiII", len(pixels), 2835, 2835, 0, 0)
@@ -108,7 +108,7 @@ def bitmap(bits, pixels, *, colors=b"", compression=0):
 
 
 def bitmap_of_32_bits():
-    """A screenshot: blue, green, red and a byte that is 0 and no alpha."""
+    """Return a BMP as of a screenshot: the fourth byte of a pixel is 0 and no alpha."""
     pixels = np.asarray(COLORED)[::-1, :, ::-1]
     return bitmap(32, np.pad(pixels, ((0, 0), (0, 0), (0, 1))).tobytes())
 
@@ -129,7 +129,7 @@ def bitmap_of_4_bits():
 
 
 def bitmap_of_runs():
-    """Compressed: each row is ten runs of six pixels."""
+    """Return a run-length encoded BMP: each row is ten runs of six pixels."""
     rows = b"".join(
         b"".join(bytes([6, (row + 10 * run) % 256]) for run in range(10)) + b"\0\0"
         for row in range(50)
@@ -191,7 +191,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pixels_of_every_kind_of_image_are_those_of_pillow(tf, kind):
+def test_every_kind_of_image_has_the_pixels_of_pillow(tf, kind):
     data = KINDS[kind]()
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert expected.shape == (50, 60, 3)
@@ -244,14 +244,14 @@ def test_the_first_frame_of_several_is_taken(tf):
 
 
 def coordinates(height, width):
-    """An image that tells where each of its pixels lies: PNG loses nothing."""
+    """Return a lossless image whose pixels hold their own row and column."""
     rows, columns = np.mgrid[:height, :width]
     pixels = np.stack([rows, columns, 255 * (rows + columns >= 0)], axis=-1)
     return encoded(pixels.astype(np.uint8), "PNG")
 
 
 def windows(tf, data, number, size=64, flip=True):
-    """(top, bottom, left, right, mirrored) of crops, in pixels, about a half off."""
+    """Return (top, bottom, left, right, mirrored) of crops, to about half a pixel."""
     crops = tf.data.Dataset.range(number).map(
         lambda draw: jpeg.random_crop(
             data, tf.stack([tf.zeros_like(draw), draw]), size=size, flip=flip
@@ -268,7 +268,7 @@ def windows(tf, data, number, size=64, flip=True):
 def test_crops_have_the_areas_and_ratios_of_inception_and_half_are_mirrored(tf):
     height, width = 200, 250
     top, bottom, left, right, mirrored = windows(tf, coordinates(height, width), 2000)
-    # The outermost pixels of a crop lie half a step of the resizing inside of it.
+    # The outermost pixels of a crop are half a step of the resizing inside of it.
     heights = (bottom - top) * 64 / 63
     widths = (right - left) * 64 / 63
     areas = heights * widths / (height * width)
@@ -277,12 +277,12 @@ def test_crops_have_the_areas_and_ratios_of_inception_and_half_are_mirrored(tf):
     assert 0.9 < areas.max() < 1.02
     assert 0.72 < ratios.min() < 0.78
     assert 1.3 < ratios.max() < 1.4
-    # Areas are even, ratios are even in their logarithm; large crops less often fit.
+    # Areas are uniform, and so are the logarithms of ratios; large crops fit less often.
     small = areas[areas < 0.5]
     np.testing.assert_allclose(small.mean(), 0.29, atol=0.015)
     np.testing.assert_allclose(np.log(ratios[areas < 0.5]).mean(), 0, atol=0.02)
     assert 0.45 < mirrored.mean() < 0.55
-    # Everywhere in the image, up to its edges.
+    # Crops reach every part of the image, up to its edges.
     assert top.min() < 3
     assert bottom.max() > height - 4
     assert left.min() < 3
@@ -291,7 +291,7 @@ def test_crops_have_the_areas_and_ratios_of_inception_and_half_are_mirrored(tf):
     np.testing.assert_allclose((top[areas < 0.5] / free).mean(), 0.5, atol=0.03)
 
 
-def test_nothing_is_mirrored_unless_asked_for(tf):
+def test_nothing_is_mirrored_without_flip(tf):
     *_, mirrored = windows(tf, coordinates(90, 90), 50, flip=False)
     assert not mirrored.any()
 
@@ -299,8 +299,8 @@ def test_nothing_is_mirrored_unless_asked_for(tf):
 @pytest.mark.parametrize(
     ("shape", "cut"), [((12, 250), (12, 16)), ((250, 12), (16, 12))]
 )
-def test_an_image_too_long_for_any_try_gives_its_center(tf, shape, cut):
-    """Where 8 % of the area are a crop higher or wider than the image."""
+def test_a_very_long_image_gives_its_center(tf, shape, cut):
+    """A crop of 8 % of the area would be higher or wider than such an image."""
     height, width = shape
     top, bottom, left, right, _ = windows(tf, coordinates(height, width), 5)
     for low, high, side, part in (
@@ -311,7 +311,7 @@ def test_an_image_too_long_for_any_try_gives_its_center(tf, shape, cut):
         np.testing.assert_allclose(high - low, part - 1, atol=1.5)
 
 
-def test_of_a_jpeg_the_crop_is_the_one_of_its_pixels(tf):
+def test_a_crop_of_a_jpeg_equals_the_crop_of_its_pixels(tf):
     data = encoded(photograph(120, 150))
     pixels = tf.io.decode_jpeg(data, dct_method="INTEGER_ACCURATE").numpy()
     lossless = encoded(pixels, "PNG")

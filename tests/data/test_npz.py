@@ -133,7 +133,7 @@ def test_batches_have_the_pixels_of_the_file(dtype, tmp_path):
             both(x_train=np.moveaxis(IMAGES, -1, 1)),
             "[20, 3, 8, 6], with the channels first",
         ),
-        (both(x_train=IMAGES[0]), "20 labels, expected as many"),
+        (both(x_train=IMAGES[0]), "20 labels: must be equally many"),
         (both(x_train=IMAGES[None]), "must be [n, h, w, c]"),
         (both(x_train=IMAGES.astype(int)), "int64, must be uint8, or floats in [0, 1]"),
         (both(x_train=IMAGES.astype(float)), "pixels from 0 to 255: floats must be in"),
@@ -141,7 +141,7 @@ def test_batches_have_the_pixels_of_the_file(dtype, tmp_path):
         (both(y_train=LABELS.astype(float)), "float64[20], must be whole numbers [n]"),
         (both(y_train=np.eye(4, dtype=int)[LABELS]), "int64[20, 4], must be whole"),
         (both(y_train=LABELS - 1), "label -1 of image 0 is out of range"),
-        (both(y_train=LABELS[:5]), "20 images but 5 labels"),
+        (both(y_train=LABELS[:5]), "20 images and 5 labels"),
         (both(class_names=np.array(["a", "b"])), "label 2 of image 2 is out of range"),
         (
             both(class_names=np.ones(4)),

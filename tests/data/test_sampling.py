@@ -10,7 +10,7 @@ from freeadv_jax.errors import InputError
 
 
 def numbered(examples, height=8, width=7, channels=3):
-    """Images of distinct non-zero noise; the label is the image's number."""
+    """Return images of distinct non-zero noise, labelled by their numbers."""
     rng = np.random.default_rng(3)
     images = rng.integers(1, 256, (examples, height, width, channels), np.uint8)
     return Split(images, np.arange(examples, dtype=np.int32))
@@ -39,7 +39,7 @@ def test_every_image_appears_exactly_once_a_pass_in_a_new_order():
     assert (first != np.arange(64)).any()
 
 
-def test_images_go_with_their_labels_and_keep_their_pixels():
+def test_images_keep_their_labels_and_their_pixels():
     split = numbered(20)
     for batch in drawn(split, 3):
         assert batch["image"].dtype == np.uint8
@@ -56,7 +56,7 @@ def test_the_remainder_of_a_pass_is_dropped():
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7])
 def test_a_batch_is_the_same_from_the_start_and_from_its_own_step(step):
-    split = numbered(30)  # three steps a pass
+    split = numbered(30)  # Three steps a pass.
     from_start = drawn(split, 10, pad=2, flip=True)
     for one, other in zip(
         from_start[step:], drawn(split, 10 - step, first=step, pad=2, flip=True)
@@ -89,7 +89,7 @@ def test_batches_have_the_same_bits_on_one_and_on_eight_devices(monkeypatch):
 
 
 def offset_of(crop, image, pad):
-    """Where `crop` lies in the zero-padded image; there must be just one place."""
+    """Return the only place of `crop` in the zero-padded image."""
     height, width, _ = image.shape
     padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     matches = [
@@ -110,7 +110,7 @@ def test_each_crop_is_a_window_of_the_padded_image_and_every_offset_occurs_evenl
         for crop, label in zip(batch["image"], batch["label"]):
             counts[offset_of(crop, split.images[label], pad)] += 1
     assert counts.sum() == 2048
-    # 82 +- 8.9 expected at each of the 25 offsets
+    # The expected count at each of the 25 offsets is 82, with deviation 8.9.
     assert counts.min() > 45
     assert counts.max() < 115
 
@@ -139,7 +139,7 @@ def test_nothing_is_compiled_after_the_first_batch():
     next(iterator)
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
-        jax.block_until_ready(list(islice(iterator, 11)))  # three passes
+        jax.block_until_ready(list(islice(iterator, 11)))  # Three passes.
         assert durations == []
         jax.block_until_ready(jax.jit(lambda x: x * 3 + 1)(np.float32(2)))
         assert len(durations) == 1
@@ -149,18 +149,16 @@ def test_nothing_is_compiled_after_the_first_batch():
 
 def test_a_batch_larger_than_the_set_is_refused_naming_both():
     assert steps_per_pass(50_000, 128) == 390
-    message = (
-        "^batch size 1,348 does not fit 1,347 training images, expected 1 to 1,347$"
-    )
+    message = "^batch size is 1,348 for 1,347 training images: must be 1 to 1,347$"
     with pytest.raises(InputError, match=message):
         steps_per_pass(1347, 1348)
-    with pytest.raises(InputError, match="^batch size 0 does not fit 10 training"):
+    with pytest.raises(InputError, match="^batch size is 0 for 10 training"):
         steps_per_pass(10, 0)
-    with pytest.raises(InputError, match="^batch size 9 does not fit 8 training"):
+    with pytest.raises(InputError, match="^batch size is 9 for 8 training"):
         drawn(numbered(8), 1, batch_size=9)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_beyond_32_bits_is_refused(seed):
-    with pytest.raises(InputError, match=f"^seed is {seed}, expected 0 to 4294967295$"):
+    with pytest.raises(InputError, match=f"^seed is {seed}: must be 0 to 4294967295$"):
         drawn(numbered(8), 1, seed=seed)

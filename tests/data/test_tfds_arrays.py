@@ -49,7 +49,7 @@ def test_a_set_of_tensorflow_datasets_is_loaded_whole(tfds, tmp_path):
     assert loaded.validation.images.shape == (5, 32, 32, 3)
     assert loaded.test.images.shape == (30, 32, 32, 3)
     assert loaded.train.labels.dtype == np.int32
-    assert loaded.class_names == tuple("0123456789")  # mock_data knows no names
+    assert loaded.class_names == tuple("0123456789")  # mock_data knows no names.
 
 
 def builder_of(tfds, name, features, splits, *, sorted_=0):
@@ -124,12 +124,15 @@ def test_the_first_test_images_of_a_set_sorted_by_class_are_of_all_classes(
     [
         (
             "shapes",
-            r" has images of shape \(None, None, 3\), expected one height, width",
+            r" has images of shape \(None, None, 3\): must have one height, width",
         ),
-        ("pixels", " has pixels of type float32, expected uint8$"),
-        ("unlabelled", " has no feature 'label', expected 'image' and 'label'$"),
-        ("numbers", " has no class label, expected its feature 'label' to be one$"),
-        ("splits", r" cannot be read \(.*test.*\), expected the splits 'train' and "),
+        ("pixels", " has pixels of type float32: must be uint8$"),
+        ("unlabelled", " has no feature 'label': must have 'image' and 'label'$"),
+        ("numbers", " has no class label: its feature 'label' must be one$"),
+        (
+            "splits",
+            r" cannot be read \(.*test.*\): must be a set with splits 'train' and ",
+        ),
     ],
 )
 def test_a_set_that_does_not_fit_is_refused(tfds, tmp_path, kind, message):
