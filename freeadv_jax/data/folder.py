@@ -1,39 +1,45 @@
-"""A folder of images: train/<class>/* and val/<class>/*."""
+"""A folder of images, train/<class>/* and val/<class>/*, or Tiny ImageNet's folder."""
 
+import collections
 import concurrent.futures
+import dataclasses
 import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Array
 
 from freeadv_jax.data import jpeg
 from freeadv_jax.data.encoded import EncodedImages
-from freeadv_jax.data.sampling import steps_per_pass
+from freeadv_jax.data.sampling import TrainingBatch, steps_per_pass
 from freeadv_jax.data.split import Split, existing_directory, held_out
 from freeadv_jax.data.stream import decoded_batches, device_batches
 from freeadv_jax.data.tf_import import import_tensorflow
 from freeadv_jax.devices import parallel
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, shortened
 from freeadv_jax.progress import Progress
 
 _LOGGER = logging.getLogger(__name__)
 
 FOLDER = "folder:"
-# What else lies in the folders of the classes is left alone.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+# The endings of the files that are read, in lower case. Pillow or TensorFlow decodes a
+# file by its contents, whichever of these endings it has.
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 _LAYOUT = "train/<class>/ and val/<class>/ with images"
-_NAMED = 10
+# Tiny ImageNet keeps a class's images in a folder of its own, beside a list of boxes, and
+# the classes of all its validation images in one file.
+_INNER = "images"
+_BOXES = "_boxes.txt"
+_ANNOTATIONS = "val_annotations.txt"
+# A large number, unlike those that other modules combine with the same seed.
 _SHUFFLE = 3_446_203_747
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class FolderDataset:
-    """See `Dataset`; the images stay in their files."""
+    """A `Dataset` whose images stay in their files until a batch needs them."""
 
     name: str
     train: Split
@@ -45,13 +51,16 @@ class FolderDataset:
     prefetch: int
 
     def steps_per_pass(self, batch_size: int) -> int:
-        """See `Dataset`."""
+        """Return the whole batches in a pass; raise InputError if there is none."""
         return steps_per_pass(len(self.train.labels), batch_size)
 
     def batches(
         self, batch_size: int, *, seed: int
-    ) -> Callable[[int], Iterator[dict[str, Array]]]:
-        """See `Dataset`; nothing is read of what a resumed run skips."""
+    ) -> Callable[[int], Iterator[TrainingBatch]]:
+        """Return `batches(first_step)`, as `Dataset` describes it.
+
+        The files of the steps before `first_step` are not read.
+        """
         import tensorflow as tf
 
         steps = self.steps_per_pass(batch_size)
@@ -60,7 +69,7 @@ class FolderDataset:
         labels = tf.constant(self.train.labels)
 
         def draws(first_step):
-            """The images of each step's rows, and the numbers of the draws."""
+            """Yield this process's images of each step, and the numbers of the draws."""
             for step in itertools.count(first_step):
                 pass_number, position = divmod(step, steps)
                 if position == 0 or step == first_step:
@@ -104,37 +113,41 @@ def load_folder(
     prefetch: int,
     max_corrupt: float,
 ) -> FolderDataset:
-    """The images of `name`, 'folder:' and a path; `test` are those of val/.
+    """Return the images of the data set `name`, 'folder:' and a path.
 
-    They lie in `directory`, or at that path where it is ''. The classes are the folders
-    of train/, sorted. Every image is decoded once here: the damaged ones are named in a
-    warning and left out, if they are no more than `max_corrupt` of the images in train/
-    or val/. InputError names what is unusable.
+    `directory` replaces the path unless it is ''. The classes are the folders of train/,
+    sorted by name. `test` holds the images of val/, in a fixed random order.
+
+    Every image is decoded once here. Damaged images are named in a warning and left out,
+    up to a share of `max_corrupt` of train/ and of val/. Files of other endings than
+    SUFFIXES, and files in nested folders, are counted and named in a warning. The layout
+    of Tiny ImageNet is read too: train/<class>/images/, and val/images/ with the classes
+    in val/val_annotations.txt.
+
+    Raise InputError for an unusable folder, too many damaged images, or more
+    `validation_examples` than training images.
     """
     import_tensorflow(name, extra="imagenet")
     path = directory or name.removeprefix(FOLDER)
     if "://" in path:
         raise InputError(
-            f"{path!r} is no folder of this machine: copy or mount it first; of the "
+            f"{path!r} is no folder of this machine: copy or mount it first; among the "
             "data sets only imagenet and tfds:<name> are read from a bucket"
         )
     root = existing_directory(path, name=FOLDER + "<path>", contents=_LAYOUT)
     class_names = _classes(root / "train")
     if len(class_names) < 2:
         raise InputError(
-            f"'{root / 'train'}' holds {len(class_names)} folders of classes, "
-            f"expected 2 or more; a data set is {_LAYOUT}"
-        )
-    if unknown := [c for c in _classes(root / "val") if c not in class_names]:
-        raise InputError(
-            f"'{root / 'val'}' has classes that train/ has not: {_first(unknown)}"
+            f"'{root / 'train'}' has {len(class_names)} folders of classes: must have 2 "
+            f"or more; a data set is {_LAYOUT}"
         )
     parts = []
     for part in ("train", "val"):
-        files, labels = _list(root / part, class_names)
-        sound = _sound(files, name=f"{root / part}", max_corrupt=max_corrupt)
-        images = EncodedImages.of(files, size=image_size)
-        parts.append(Split(images, np.array(labels, np.int32)).take(sound))
+        found = _find(root / part, class_names)
+        found.warn_of_left_out()
+        sound = _sound(found.files, name=str(root / part), max_corrupt=max_corrupt)
+        images = EncodedImages.of(found.files, size=image_size)
+        parts.append(Split(images, np.array(found.labels, np.int32)).take(sound))
     train, test = parts
     kept, held = held_out(validation_examples, examples=len(train.labels), name=name)
     return FolderDataset(
@@ -151,58 +164,174 @@ def load_folder(
 
 def _classes(folder: Path) -> tuple[str, ...]:
     existing_directory(folder, name=FOLDER + "<path>", contents="a folder a class")
-    return tuple(
-        sorted(
-            path.name
-            for path in folder.iterdir()
-            if path.is_dir() and not path.name.startswith(".")
+    return tuple(sorted(path.name for path in _visible(folder) if path.is_dir()))
+
+
+@dataclasses.dataclass
+class _Found:
+    """The images of train/ or val/ with their labels, and the files left out."""
+
+    folder: Path
+    files: list[Path] = dataclasses.field(default_factory=list)
+    labels: list[int] = dataclasses.field(default_factory=list)
+    # The reason why a file is left out, and the file.
+    left_out: list[tuple[str, Path]] = dataclasses.field(default_factory=list)
+
+    def add(self, files: list[Path], label: int) -> None:
+        self.files += files
+        self.labels += [label] * len(files)
+
+    def leave_out(self, files: list[Path], where: str) -> None:
+        """Note `files`: those that could be images for `where`, others for their end."""
+        for file in files:
+            end = file.suffix.lower()
+            reason = where if end in SUFFIXES else f"ending in {end or 'nothing'}"
+            self.left_out.append((reason, file))
+
+    def summary(self) -> str:
+        """Return "2 in nested folders and 1 ending in .tif: <the first names>"."""
+        counts = collections.Counter(reason for reason, _ in self.left_out)
+        reasons = " and ".join(f"{count} {reason}" for reason, count in counts.items())
+        names = [str(file.relative_to(self.folder)) for _, file in self.left_out]
+        return f"{reasons}: {shortened(names)}"
+
+    def warn_of_left_out(self) -> None:
+        if self.left_out:
+            _LOGGER.warning(
+                "%s: %d files are left out, %s; images must lie directly in the folder of "
+                "their class and end in %s",
+                self.folder,
+                len(self.left_out),
+                self.summary(),
+                ", ".join(SUFFIXES),
+            )
+
+
+def _find(folder: Path, class_names: tuple[str, ...]) -> _Found:
+    """Return the images of train/ or val/, sorted by class and name.
+
+    A class may be missing from val/. Raise InputError if a folder of a class holds no
+    images, or if val/ has a class that train/ lacks.
+    """
+    existing_directory(folder, name=FOLDER + "<path>", contents="a folder a class")
+    if (folder / _ANNOTATIONS).is_file():
+        return _find_annotated(folder, class_names)
+    if unknown := [name for name in _classes(folder) if name not in class_names]:
+        raise InputError(
+            f"'{folder}' has classes that train/ lacks: {shortened(unknown)}"
         )
+    found = _Found(folder)
+    found.leave_out([p for p in _visible(folder) if p.is_file()], "outside of a class")
+    for label, class_name in enumerate(class_names):
+        if (folder / class_name).is_dir():
+            _find_class(folder / class_name, label, found)
+    if not found.files:
+        raise InputError(f"'{folder}' holds no images: must be {_LAYOUT}")
+    return found
+
+
+def _find_class(folder: Path, label: int, found: _Found) -> None:
+    """Add the images of a class to `found`; raise InputError if there are none."""
+    images = _images_in(folder)
+    if not images and (folder / _INNER).is_dir():
+        images = _images_in(folder / _INNER)
+    others = _Found(folder)
+    others.leave_out(
+        [
+            file
+            for file in sorted({*_files_below(folder)} - {*images})
+            if not file.name.endswith(_BOXES)
+        ],
+        "in nested folders",
+    )
+    found.left_out += others.left_out
+    if not images:
+        instead = f"; it has {others.summary()}" if others.left_out else ""
+        raise InputError(
+            f"'{folder}' holds no images: must hold files that end in "
+            f"{', '.join(SUFFIXES)}{instead}"
+        )
+    found.add(images, label)
+
+
+def _find_annotated(folder: Path, class_names: tuple[str, ...]) -> _Found:
+    """Return Tiny ImageNet's validation images, sorted by class and name.
+
+    A line of val_annotations.txt holds a file of images/, its class and a box, separated
+    by tabs. Raise InputError for other lines, unknown classes and missing files.
+    """
+    table = folder / _ANNOTATIONS
+    files: dict[str, list[Path]] = {name: [] for name in class_names}
+    lines = table.read_text(errors="surrogateescape").splitlines()
+    for number, line in enumerate(filter(None, lines), start=1):
+        file, *rest = line.split("\t")
+        if not file or not rest:
+            raise InputError(
+                f"line {number} of '{table}' is {line[:40]!r}: must be a file and its "
+                "class, separated by a tab"
+            )
+        if rest[0] not in files:
+            raise InputError(f"'{table}' has classes that train/ lacks: {rest[0]}")
+        files[rest[0]].append(folder / _INNER / file)
+    missing = [
+        file.name for some in files.values() for file in some if not file.is_file()
+    ]
+    if missing or not any(files.values()):
+        raise InputError(
+            f"'{table}' names {len(missing)} files that '{folder / _INNER}' lacks: "
+            f"{shortened(missing)}"
+            if missing
+            else f"'{table}' names no images: must name a file and its class a line"
+        )
+    found = _Found(folder)
+    for label, some in enumerate(files.values()):
+        found.add(sorted(some), label)
+    others = {*_files_below(folder)} - {*found.files, table}
+    found.leave_out(sorted(others), f"without a line in {_ANNOTATIONS}")
+    return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in _visible(folder)
+        if path.suffix.lower() in SUFFIXES and path.is_file()
     )
 
 
-def _list(folder: Path, class_names: tuple[str, ...]) -> tuple[list[Path], list[int]]:
-    """The images of train/ or val/ by class and name, and their labels.
-
-    InputError if a class has none; val/ need not have all the classes.
-    """
-    files, labels = [], []
-    for label, class_name in enumerate(class_names):
-        if not (folder / class_name).is_dir():
-            continue
-        found = sorted(
-            path
-            for path in (folder / class_name).iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-        )
-        if not found:
-            raise InputError(
-                f"'{folder / class_name}' holds no images, expected files that end in "
-                f"{', '.join(SUFFIXES)}"
-            )
-        files += found
-        labels += [label] * len(found)
-    if not files:
-        raise InputError(f"'{folder}' holds no images, expected {_LAYOUT}")
-    return files, labels
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield every file below `folder` that is neither hidden nor in a hidden folder."""
+    for location, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                yield Path(location) / name
 
 
 def _sound(files: list[Path], *, name: str, max_corrupt: float) -> np.ndarray:
-    """The indices of the files that can be decoded."""
+    """Return the indices of the files that can be decoded; warn of the others.
+
+    Raise InputError if they are more than a share of `max_corrupt`.
+    """
     sound = np.zeros(len(files), bool)
     progress = Progress(f"checking {name}", total=len(files), unit="images")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        for place, is_sound in enumerate(threads.map(_decodes, files)):
-            sound[place] = is_sound
-            progress.show(place + 1)
-    corrupt = [str(path) for path, good in zip(files, sound) if not good]
-    found = f"{name}: {len(corrupt)} of {len(files)} images are damaged"
-    if len(corrupt) > max_corrupt * len(files):
+        for index, is_sound in enumerate(threads.map(_decodes, files)):
+            sound[index] = is_sound
+            progress.show(index + 1)
+    damaged = [str(path) for path, is_sound in zip(files, sound) if not is_sound]
+    found = f"{name}: {len(damaged)} of {len(files)} images are damaged"
+    if len(damaged) > max_corrupt * len(files):
         raise InputError(
-            f"{found}, expected at most data.max_corrupt = {max_corrupt:g} of them: "
-            f"{_first(corrupt)}"
+            f"{found}: must be at most a share of {max_corrupt:g}, which "
+            f"--config.data.max_corrupt sets: {shortened(damaged)}"
         )
-    if corrupt:
-        _LOGGER.warning("%s, and left out: %s", found, _first(corrupt))
+    if damaged:
+        _LOGGER.warning("%s and left out: %s", found, shortened(damaged))
     return np.flatnonzero(sound)
 
 
@@ -212,9 +341,3 @@ def _decodes(path: Path) -> bool:
     except (jpeg.undecodable(), OSError):
         return False
     return True
-
-
-def _first(names: list[str]) -> str:
-    """At most ten of the names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -31,7 +31,7 @@ ASSEMBLE = parallel.assemble
 
 @pytest.fixture(autouse=True)
 def rows_stay_on_the_host(monkeypatch):
-    """So that a batch of any size can be drawn, whatever the number of devices."""
+    """Let a batch of any size be drawn, whatever the number of devices."""
     monkeypatch.setattr(parallel, "assemble", lambda rows: rows)
 
 
@@ -52,7 +52,7 @@ def load(root, **fields):
 
 
 def drawn(dataset, steps, *, first=0, batch_size=8, seed=0):
-    """The batches of `steps` steps from the step `first`, this process's rows."""
+    """Return this process's rows of `steps` batches from step `first` on."""
     batches = dataset.batches(batch_size, seed=seed)(first)
     return list(itertools.islice(batches, steps))
 
@@ -69,7 +69,7 @@ def assert_same(ones, others):
 
 
 @pytest.mark.tensorflow
-def test_classes_and_images_are_those_of_the_folders(root):
+def test_classes_and_images_come_from_the_folders(root):
     (root / "train" / "cat" / "notes.txt").write_text("no image")
     (root / "train" / ".hidden").mkdir()
     dataset = load(root)
@@ -116,7 +116,7 @@ def test_outcomes_on_the_images_in_the_order_of_their_files_are_refused(root):
 
 
 @pytest.mark.tensorflow
-def test_a_data_directory_goes_before_the_path_in_the_name(root, tmp_path):
+def test_a_data_directory_replaces_the_path_in_the_name(root, tmp_path):
     other = write_folder(tmp_path / "other", train=6, val=3)
     dataset = load(root, dir=str(other))
     assert dataset.name == f"folder:{root}"
@@ -142,7 +142,7 @@ def test_a_pass_draws_every_image_once_and_with_its_label(root):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_together_draw_the_batches_of_one(root, monkeypatch, count):
+def test_processes_together_draw_the_batches_of_one_process(root, monkeypatch, count):
     dataset = load(root)
     alone = drawn(dataset, 5)
     parts = []
@@ -161,7 +161,7 @@ def test_processes_together_draw_the_batches_of_one(root, monkeypatch, count):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("first", [1, 3, 5])
-def test_a_resumed_run_gets_the_same_batches_and_decodes_nothing_before(
+def test_a_resumed_run_gets_the_same_batches_and_decodes_no_earlier_ones(
     tf, root, monkeypatch, first
 ):
     dataset = load(root)
@@ -210,7 +210,7 @@ def message_of(root, **fields):
 
 
 def damage(root, which):
-    """Files as they come out of a broken download; returns their paths."""
+    """Write files as a broken download leaves them; return their paths."""
     whole = encoded(picture(0))
     contents = {
         "empty.jpg": b"",
@@ -242,13 +242,138 @@ def test_damaged_images_are_named_and_left_out(root, caplog):
     assert not set(paths) & set(names)
     assert set(numbers(drawn(dataset, 3))) <= set(range(TRAIN))
     (message,) = warnings_of(caplog)
-    assert message.startswith(f"{root}/train: 4 of 35 images are damaged, and left out")
+    assert message.startswith(
+        f"{root}/train: 4 of 35 images are damaged and left out: "
+    )
     assert all(path in message for path in paths)
     assert f"checking {root}/train 35/35 images (100%)" in caplog.text
 
 
+LEFT_OUT = (
+    "; images must lie directly in the folder of their class and end in "
+    ".jpg, .jpeg, .jpe, .jfif, .png, .bmp, .gif, .webp"
+)
+
+
 @pytest.mark.tensorflow
-def test_a_files_name_may_be_in_any_encoding(root):
+def test_every_ending_that_is_read_gives_its_images_to_training_and_evaluation(root):
+    forms = {"JPEG": [".JPG", ".jpeg", ".jpe", ".jfif"], "PNG": [".png"]}
+    forms |= {"BMP": [".bmp"], "GIF": [".gif"], "WEBP": [".webp"]}
+    for part, first in (("train", 100), ("val", 200)):
+        pairs = [(form, end) for form, ends in forms.items() for end in ends]
+        for number, (form, end) in enumerate(pairs, start=first):
+            options = {"lossless": True} if form == "WEBP" else {}
+            data = encoded(picture(number), form, **options)
+            (root / part / "dog" / f"{number}{end}").write_bytes(data)
+    dataset = load(root)
+    added = len(dataset.train.labels) - TRAIN
+    assert added == len(dataset.test.labels) - VAL == 8
+    found = numbers(drawn(dataset, 1, batch_size=TRAIN + added))
+    assert sorted(found) == [*range(TRAIN), *range(100, 108)]
+    found = [number_of(image) for image in np.asarray(dataset.test.images)]
+    assert sorted(found) == [*range(TRAIN, TRAIN + VAL), *range(200, 208)]
+
+
+@pytest.mark.tensorflow
+def test_files_that_are_left_out_are_counted_and_named(root, caplog):
+    train = root / "train"
+    (train / "cat" / "scan.tif").touch()
+    (train / "cat" / "scan2.TIF").touch()
+    (train / "dog" / "more" / "deep").mkdir(parents=True)
+    (train / "dog" / "more" / "deep" / "a.jpg").touch()
+    (train / "stray.png").touch()
+    (train / "dog" / ".hidden.jpg").touch()
+    (train / "README").touch()
+    assert len(load(root).train.labels) == TRAIN
+    (message,) = warnings_of(caplog)
+    assert message.startswith(f"{train}: 5 files are left out, ")
+    assert message.endswith(LEFT_OUT)
+    for part in (
+        "1 outside of a class",
+        "1 ending in nothing",
+        "2 ending in .tif",
+        "1 in nested folders",
+        "cat/scan.tif, cat/scan2.TIF, dog/more/deep/a.jpg",
+    ):
+        assert part in message, part
+
+
+@pytest.mark.tensorflow
+def test_a_class_whose_images_are_all_left_out_is_refused_with_their_names(root):
+    for file in (root / "train" / "dog").iterdir():
+        file.rename(file.with_suffix(".tiff"))
+    message = message_of(root)
+    assert message.startswith(f"'{root}/train/dog' holds no images: must hold files ")
+    assert message.endswith(
+        "; it has 10 ending in .tiff: "
+        + ", ".join(f"{number:03}.tiff" for number in range(1, TRAIN, 3))
+    )
+
+
+def as_tiny_imagenet(root):
+    """Move the images of `root` to the places where Tiny ImageNet has them."""
+    for folder in list((root / "train").iterdir()):
+        files = list(folder.iterdir())
+        (folder / "images").mkdir()
+        for file in files:
+            file.rename(folder / "images" / file.with_suffix(".JPEG").name)
+        (folder / f"{folder.name}_boxes.txt").write_text("a.JPEG\t0\t0\t62\t62\n")
+    lines = []
+    (root / "val" / "images").mkdir()
+    for folder in [root / "val" / name for name in ("cat", "dog", "fox")]:
+        for file in list(folder.iterdir()):
+            lines.append(f"{file.name}\t{folder.name}\t0\t32\t44\t62\n")
+            file.rename(root / "val" / "images" / file.name)
+        folder.rmdir()
+    (root / "val" / "val_annotations.txt").write_text("".join(sorted(lines)))
+    return root
+
+
+@pytest.mark.tensorflow
+def test_tiny_imagenet_is_read_as_it_is_unpacked(root, caplog):
+    plain = load(root)
+    dataset = load(as_tiny_imagenet(root))
+    assert warnings_of(caplog) == []
+    assert dataset.class_names == plain.class_names
+    np.testing.assert_array_equal(dataset.train.labels, plain.train.labels)
+    np.testing.assert_array_equal(dataset.test.labels, plain.test.labels)
+    for part in ("train", "test"):
+        ours, theirs = getattr(dataset, part).images, getattr(plain, part).images
+        names = [[path.stem for path in images.items] for images in (ours, theirs)]
+        assert names[0] == names[1]
+    found = [number_of(image) for image in np.asarray(dataset.test.images)]
+    assert sorted(found) == list(range(TRAIN, TRAIN + VAL))
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("031.jpg cat\n", "line 1 of '{}' is '031.jpg cat': must be a file and its"),
+        ("031.jpg\twolf\n", "'{}' has classes that train/ lacks: wolf"),
+        ("a.jpg\tcat\n", "'{}' names 1 files that '{}/images' lacks: a.jpg"),
+        ("\n", "'{}' names no images: must name a file and its class a line"),
+    ],
+)
+def test_annotations_of_tiny_imagenet_that_do_not_fit_are_refused(root, lines, said):
+    table = as_tiny_imagenet(root) / "val" / "val_annotations.txt"
+    table.write_text(lines)
+    assert message_of(root).startswith(said.format(table, table.parent))
+
+
+@pytest.mark.tensorflow
+def test_images_that_the_annotations_lack_are_named(root, caplog):
+    table = as_tiny_imagenet(root) / "val" / "val_annotations.txt"
+    first, rest = table.read_text().split("\n", 1)
+    table.write_text(rest)
+    assert len(load(root).test.labels) == VAL - 1
+    (message,) = warnings_of(caplog)
+    name = first.split("\t")[0]
+    assert f"1 without a line in val_annotations.txt: images/{name}; " in message
+
+
+@pytest.mark.tensorflow
+def test_a_file_name_may_be_in_any_encoding(root):
     (image, *_) = sorted((root / "train" / "cat").iterdir())
     image.rename(os.fsdecode(os.fsencode(image.parent) + b"/caf\xe9.jpg"))
     assert len(set(numbers(drawn(load(root), 3)))) == 24
@@ -256,21 +381,21 @@ def test_a_files_name_may_be_in_any_encoding(root):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("name", ["empty.jpg", "truncated.jpg", "text.jpg"])
-def test_beyond_the_stated_share_damaged_images_are_refused(root, name):
+def test_more_damaged_images_than_allowed_are_refused(root, name):
     (path,) = damage(root, [name])
     assert message_of(root, max_corrupt=0.02) == (
-        f"{root}/train: 1 of 32 images are damaged, expected at most "
-        f"data.max_corrupt = 0.02 of them: {path}"
+        f"{root}/train: 1 of 32 images are damaged: must be at most a share of 0.02, "
+        f"which --config.data.max_corrupt sets: {path}"
     )
     assert len(load(root, max_corrupt=1 / 32).train.labels) == TRAIN
 
 
 @pytest.mark.tensorflow
-def test_of_many_damaged_images_the_first_ten_are_named(root):
+def test_the_first_ten_damaged_images_are_named(root):
     for number in range(13):
         (root / "val" / "cat" / f"bad{number:02}.jpg").touch()
     message = message_of(root)
-    assert f"{root}/val: 13 of 19 images are damaged, expected" in message
+    assert f"{root}/val: 13 of 19 images are damaged: must be at" in message
     assert "bad09.jpg and 3 more" in message
     assert "bad10.jpg" not in message
 
@@ -281,23 +406,23 @@ def test_of_many_damaged_images_the_first_ten_are_named(root):
     [
         (
             "nothing",
-            "of 'folder:<path>' does not exist; expected one that holds train/",
+            "of 'folder:<path>' does not exist: must be a folder that holds train/",
         ),
         (
             "no val",
-            "/val' of 'folder:<path>' does not exist; expected one that holds a",
+            "/val' of 'folder:<path>' does not exist: must be a folder that holds a",
         ),
-        ("no class", "/train' holds 0 folders of classes, expected 2 or more; a data"),
-        ("one class", "/train' holds 1 folders of classes, expected 2 or more; a data"),
+        ("no class", "/train' has 0 folders of classes: must have 2 or more; a data"),
+        ("one class", "/train' has 1 folders of classes: must have 2 or more; a data"),
         (
             "empty class",
-            "/train/dog' holds no images, expected files that end in .jpg,",
+            "/train/dog' holds no images: must hold files that end in .jpg,",
         ),
         (
             "empty val",
-            "/val' holds no images, expected train/<class>/ and val/<class>/",
+            "/val' holds no images: must be train/<class>/ and val/<class>/",
         ),
-        ("unknown class", "/val' has classes that train/ has not: wolf"),
+        ("unknown class", "/val' has classes that train/ lacks: wolf"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused(tf, tmp_path, change, expected):
@@ -321,7 +446,7 @@ def test_a_folder_that_does_not_fit_is_refused(tf, tmp_path, change, expected):
 
 
 @pytest.mark.tensorflow
-def test_a_bucket_is_no_folder(tf):
+def test_a_bucket_is_refused(tf):
     for root, directory in (("gs://bucket/images", ""), ("gone", "gs://bucket/images")):
         assert message_of(root, dir=directory).startswith(
             "'gs://bucket/images' is no folder of this machine: copy or mount it"
@@ -341,13 +466,13 @@ def test_val_may_lack_a_class(root):
 @pytest.mark.tensorflow
 def test_numbers_that_do_not_fit_are_refused(root):
     message = message_of(root, validation_examples=TRAIN)
-    assert message.endswith(f"expected 0 to 30: folder:{root} has 31 training images")
-    with pytest.raises(InputError, match="^batch size 32 does not fit 31 training"):
+    assert message.endswith(f"must be 0 to 30: folder:{root} has 31 training images")
+    with pytest.raises(InputError, match="^batch size is 32 for 31 training"):
         load(root).batches(32, seed=0)
 
 
 @pytest.mark.tensorflow
-def test_an_image_gone_since_the_start_ends_the_run_in_one_line(root):
+def test_an_image_deleted_during_training_ends_the_run_with_one_line(root):
     dataset = load(root)
     for file in root.glob("train/*/*"):
         file.unlink()
