@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.robustness import VALIDATION_ATTACK
 from freeadv_jax.config import replays
 from freeadv_jax.console import say
 from freeadv_jax.data.dataset import Dataset
@@ -34,9 +35,6 @@ from freeadv_jax.training.loop import train as train_loop
 from freeadv_jax.training.methods import METHODS
 from freeadv_jax.training.multistep import STATE_LAYOUT
 from freeadv_jax.training.state import TrainState
-
-# The attack of the validation during training.
-VALIDATION_ATTACK = "pgd-10"
 
 
 def train_run(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from freeadv_jax.attacks.robustness import VALIDATION_ATTACK
 from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.progress import Progress
 from freeadv_jax.runs.metrics import MetricsLog, Window
@@ -98,14 +99,15 @@ class Watch:
     def collapse(self) -> str | None:
         """Return a message if robust validation accuracy has collapsed, else None."""
         *before, now = self._log.of_kind("validation")
-        best = max(before, key=lambda line: line["pgd-10"], default=now)
-        fall = best["pgd-10"] - now["pgd-10"]
+        attack = VALIDATION_ATTACK
+        best = max(before, key=lambda line: line[attack], default=now)
+        fall = best[attack] - now[attack]
         if fall <= COLLAPSE or now["train_loss"] >= best["train_loss"]:
             return None
         message = (
             f"CATASTROPHIC OVERFITTING at update {now['updates']}: robust validation "
-            f"accuracy fell from {best['pgd-10']:.4f} (update {best['updates']}) to "
-            f"{now['pgd-10']:.4f} while the training loss fell from "
+            f"accuracy fell from {best[attack]:.4f} (update {best['updates']}) to "
+            f"{now[attack]:.4f} while the training loss fell from "
             f"{best['train_loss']:.4f} to {now['train_loss']:.4f}"
         )
         _LOGGER.warning("%s", message)
