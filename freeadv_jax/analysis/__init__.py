@@ -1,1 +1,1 @@
-"""Trained models looked into: what a table of accuracies does not show."""
+"""Analyses of trained models beyond a table of accuracies."""

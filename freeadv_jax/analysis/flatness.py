@@ -1,4 +1,4 @@
-"""How flat the loss is around images: on planes through one, and as two numbers each."""
+"""The flatness of the loss around images: on planes through one, and as two numbers."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,9 @@ from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import make_threat
 
-# Grid points in one pass of the network.
-_POINTS_A_PASS = 128
-# Of the ascents that look for the highest point and for the largest error, the step
-# in epsilons: 5 of them in all.
+# Grid points in one forward pass.
+_POINTS_PER_PASS = 128
+# The ascents to the highest loss and to the largest error: 50 steps of 0.1 epsilon.
 STEPS, _STEP = 50, 0.1
 
 
@@ -26,10 +25,11 @@ def loss_grid(
     directions: Float[Array, "2 h w c"],
     coordinates: Float[Array, " k"],
 ) -> Float[Array, "k k"]:
-    """Cross-entropy at image + a * directions[0] + b * directions[1], a the row.
+    """Return the cross-entropy at image + a * directions[0] + b * directions[1].
 
-    The points of the plane as they are: clipping to the pixel box would bend it. The
-    whole grid is one call, in the memory of a hundred images.
+    Rows are a, columns b, both taken from `coordinates`. Points are not clipped to
+    [0, 1], which would bend the plane. The whole grid is one call that needs the memory
+    of about a hundred images.
     """
 
     def loss(point):
@@ -38,7 +38,7 @@ def loss_grid(
 
     a, b = jnp.meshgrid(coordinates, coordinates, indexing="ij")
     points = jnp.stack([a.ravel(), b.ravel()], axis=1)
-    losses = jax.lax.map(loss, points, batch_size=_POINTS_A_PASS)
+    losses = jax.lax.map(loss, points, batch_size=_POINTS_PER_PASS)
     return losses.reshape(a.shape)
 
 
@@ -52,33 +52,34 @@ def flatness(
     norm: str,
     epsilon: float,
 ) -> dict[str, Array]:
-    """For each image the 'rise' and the 'error' f32[b], and the 'worst' point's shift.
+    """Return for each image 'rise' and 'error' f32[b], and 'worst' f32[b, h, w, c].
 
-    The rise is the largest loss in the ball and the pixel box, less that of the image.
-    The error is the largest |loss(x + d) - loss(x) - d . gradient(x)| there, gamma of
-    Qin et al. (NeurIPS 2019): 0 where the loss is linear. Both are the
-    best of two ascents from a random start, one for each, so from below.
+    The rise is the largest loss within the ball and [0, 1], minus the loss of the image.
+    The error is the largest |loss(x + d) - loss(x) - d . gradient(x)| there, which is
+    gamma of Qin et al. (NeurIPS 2019) and 0 where the loss is linear. Both are lower
+    bounds: the better of two ascents from a random start, one for each. `worst` is the
+    perturbation where the ascent on the loss ends.
     """
     ball = make_threat(norm, epsilon)
 
     def loss(points):
         return cross_entropy(logits_fn(points), labels)
 
-    def of_image(values):
+    def sum_over_pixels(values):
         return values.sum(axis=(1, 2, 3))
 
-    here = loss(images)
+    loss_at_images = loss(images)
     gradient = jax.grad(lambda points: loss(points).sum())(images)
 
     def rise(points):
-        return loss(points) - here
+        return loss(points) - loss_at_images
 
     def error(points):
-        return jnp.abs(rise(points) - of_image((points - images) * gradient))
+        return jnp.abs(rise(points) - sum_over_pixels((points - images) * gradient))
 
     start = ball.random_start(keys, images.shape[1:])
     ends = {
-        of: projected_ascent(
+        name: projected_ascent(
             objective,
             images,
             start,
@@ -86,7 +87,7 @@ def flatness(
             steps=STEPS,
             step_size=_STEP * epsilon,
         )
-        for of, objective in (("rise", rise), ("error", error))
+        for name, objective in (("rise", rise), ("error", error))
     }
     return {
         "rise": jnp.maximum(rise(ends["rise"]), rise(ends["error"])),
@@ -96,7 +97,7 @@ def flatness(
 
 
 def random_direction(seed: int, shape, *, norm: str, epsilon: float) -> np.ndarray:
-    """A Rademacher direction that reaches the edge of the ball: f32[h, w, c]."""
+    """Return a Rademacher direction f32[h, w, c] that reaches the edge of the ball."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=shape)
     length = 1.0 if norm == "linf" else np.sqrt(signs.size)
     return (epsilon / length * signs).astype(np.float32)

@@ -1,7 +1,7 @@
-"""What a report measures on a model beyond its evaluation, kept in the run folder.
+"""Measurements of a report beyond the evaluation, kept in the models' folders.
 
-Robust accuracy against epsilon and against steps, what the model says of attacked
-images, and what it says of images attacked on other models.
+They are robust accuracy by epsilon and by attack steps, predictions on attacked images,
+and predictions on images that were attacked on the other models.
 """
 
 import dataclasses
@@ -10,29 +10,30 @@ from collections.abc import Callable
 
 import numpy as np
 
-from freeadv_jax.analysis.comparison import Examples, Subject, threat
+from freeadv_jax.analysis.comparison import ComparedModel, Examples
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.console import say
 from freeadv_jax.progress import Progress
 from freeadv_jax.runs.outcomes import ArrayFile
 
-# Of the epsilon of the training.
+# Multiples of the threat's epsilon.
 RADII = (0.25, 0.5, 1, 1.5, 2, 3, 4)
 STEP_COUNTS = (1, 2, 5, 10, 20, 50, 100)
-# Of the curve over epsilon and of the attacked images.
+# The steps of PGD for the curve by epsilon and for the attacked images.
 STEPS = 20
 _KEPT = "report"
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """The figures of one model on its first n test images.
+class Measurements:
+    """The measurements of one model on its first n test images.
 
-    `by_epsilon` and `by_steps` say which images stand, bool[n]; the attacked images are
-    the last iterates of PGD from every image, right or wrong, so that they can be
-    carried to another model: `transferred` has what this model says of those made on
-    the others, int[n] by their labels.
+    `by_epsilon` and `by_steps` say which images stay robust, bool[n], by the radius in
+    [0, 1] pixels and by the number of steps. `attacked` f32[n, h, w, c] are the last
+    iterates of PGD from every image, even a misclassified one, so that they can be
+    transferred. `transferred` has this model's predictions int[n] on the images that
+    were attacked on the model of each label.
     """
 
     images: np.ndarray
@@ -46,157 +47,157 @@ class Measured:
     transferred: dict[str, np.ndarray]
 
     @property
-    def right(self) -> np.ndarray:
-        """Which images are classified right as they are, bool[n]."""
+    def correct(self) -> np.ndarray:
+        """The images that are classified correctly without an attack, as bool[n]."""
         return self.logits.argmax(axis=-1) == self.labels
 
-    def standing_under(self, label: str) -> np.ndarray:
-        """Which images stand, as they are and attacked on the model of that label."""
-        return self.right & (self.transferred[label] == self.labels)
+    def robust_to_attack_on(self, label: str) -> np.ndarray:
+        """Return which images stay correct, natural and attacked on that model."""
+        return self.correct & (self.transferred[label] == self.labels)
 
 
 def measure(
-    subjects: list[Subject], load: Callable[[], Examples], *, examples: int
-) -> list[Measured]:
-    """Measures what the run folders do not hold already.
+    models: list[ComparedModel], load: Callable[[], Examples], *, examples: int
+) -> list[Measurements]:
+    """Return the measurements of all models, after making those that are missing.
 
-    `load()` gives the first `examples` of the test set; it is called only if needed.
-    The same call goes on where it was cut off.
+    `load()` returns the first `examples` of the test set; it is called only if needed.
+    After a cut the same call goes on with the missing measurements.
     """
     load = functools.cache(load)
     campaigns: dict = {}
-    kept = []
-    for subject in subjects:
-        size = subject.run.config.evaluation.batch_size
+    measuring = []
+    for model in models:
+        size = model.batch_size
         campaign = campaigns.setdefault(size, Campaign(batch_size=size))
-        kept.append(_Measuring(subject, campaign, _outcomes(subject, examples), load))
-    for measuring in kept:
-        measuring.alone()
-    for measuring in kept:
-        measuring.transfers(kept)
-    return found(subjects, examples=examples)
+        kept = _kept(model, examples)
+        measuring.append(_Measuring(model, campaign, kept, load))
+    for one in measuring:
+        one.measure_alone()
+    for one in measuring:
+        one.measure_transfers(measuring)
+    return kept_measurements(models, examples=examples)
 
 
-def found(subjects: list[Subject], *, examples: int) -> list[Measured] | None:
-    """What was measured before, None unless it is there for every model."""
+def kept_measurements(
+    models: list[ComparedModel], *, examples: int
+) -> list[Measurements] | None:
+    """Return earlier measurements, None unless they are complete for every model."""
     results = []
-    for subject in subjects:
-        arrays = _outcomes(subject, examples).arrays
-        if not all(_transfer(other) in arrays for other in subjects):
+    for model in models:
+        arrays = _kept(model, examples).arrays
+        if not all(_transfer(other) in arrays for other in models):
             return None
-        results.append(_measured(subject, arrays, subjects))
+        results.append(_measurements(model, arrays, models))
     return results
 
 
 @dataclasses.dataclass(frozen=True)
 class _Measuring:
-    """One model at work."""
+    """One model with its kept arrays; each array is measured once."""
 
-    subject: Subject
+    model: ComparedModel
     campaign: Campaign
-    outcomes: ArrayFile
+    kept: ArrayFile
     load: Callable[[], Examples]
 
-    def alone(self):
-        """All that takes only this model."""
-        config = self.subject.run.config
-        ball, step_size = threat(config), config.evaluation.step_size
+    def measure_alone(self):
+        """Measure everything that needs only this model."""
+        threat, step_size = self.model.threat, self.model.step_size
         self._once("label", lambda: self.load().labels)
         self._once("class", lambda: np.array(self.load().class_names))
         self._once("image", lambda: self.load().images)
         self._once("logits", self._logits_of, "image")
-        pgd = functools.partial(PGD, **ball, step_size=step_size, steps=STEPS)
+        pgd = functools.partial(PGD, **threat, step_size=step_size, steps=STEPS)
         self._once("attacked", self._attacked, pgd(last_iterate=True))
         self._once("attacked logits", self._logits_of, "attacked")
-        for radius in _radii(config):
-            sized = pgd(epsilon=radius, step_size=step_size * radius / ball["epsilon"])
+        for radius in _radii(self.model):
+            sized = pgd(
+                epsilon=radius, step_size=step_size * radius / threat["epsilon"]
+            )
             title = f"epsilon {radius:.4g}"
-            self._once(_at_epsilon(radius), self._standing, sized, title)
+            self._once(_at_epsilon(radius), self._robust, sized, title)
         for steps in STEP_COUNTS:
             title = f"{steps} steps"
-            self._once(_after(steps), self._standing, pgd(steps=steps), title)
+            self._once(_after(steps), self._robust, pgd(steps=steps), title)
 
-    def transfers(self, measurings):
-        """What this model says of the images attacked on each."""
-        for other in measurings:
-            name = _transfer(other.subject)
-            self._once(name, self._says_of, other.outcomes.arrays["attacked"])
+    def measure_transfers(self, measuring):
+        """Predict the images that were attacked on each model."""
+        for other in measuring:
+            name = _transfer(other.model)
+            self._once(name, self._predictions, other.kept.arrays["attacked"])
 
     def _once(self, name, make, *arguments):
-        """Measures and keeps it, unless it is there."""
-        if name not in self.outcomes.arrays:
-            self.outcomes.arrays[name] = make(*arguments)
-            self.outcomes.save()
+        """Keep `make(*arguments)` under a name that has no array yet."""
+        if name not in self.kept.arrays:
+            self.kept.arrays[name] = make(*arguments)
+            self.kept.save()
 
     def _logits_of(self, name):
-        return self._logits(self.outcomes.arrays[name])
+        return self._logits(self.kept.arrays[name])
 
-    def _says_of(self, images):
+    def _predictions(self, images):
         return self._logits(images).argmax(axis=-1)
 
     def _logits(self, images):
-        return self.campaign.logits(self.subject.logits_fn, images)
+        return self.campaign.logits(self.model.logits_fn, images)
 
-    def _attack(self, attack, title, standing, **options):
+    def _attack(self, attack, title, attempted, **options):
         progress = Progress(
-            f"{self.subject.label}: {title}",
-            total=int(standing.sum()),
+            f"{self.model.label}: {title}",
+            total=int(attempted.sum()),
             unit="images",
             write=say,
         )
         return self.campaign.attack(
             attack,
-            self.subject.logits_fn,
-            self.outcomes.arrays["image"],
-            self.outcomes.arrays["label"],
-            standing,
-            watch=lambda done, left: progress.show(done, accuracy=left.mean()),
+            self.model.logits_fn,
+            self.kept.arrays["image"],
+            self.kept.arrays["label"],
+            attempted,
+            watch=lambda done, robust: progress.show(done, accuracy=robust.mean()),
             **options,
         )
 
-    def _standing(self, attack, title):
-        """Which of the images classified right withstand."""
-        arrays = self.outcomes.arrays
-        right = arrays["logits"].argmax(axis=-1) == arrays["label"]
-        return self._attack(attack, title, right)
+    def _robust(self, attack, title):
+        """Return bool[n], true for correctly classified images that stay robust."""
+        arrays = self.kept.arrays
+        correct = arrays["logits"].argmax(axis=-1) == arrays["label"]
+        return self._attack(attack, title, correct)
 
     def _attacked(self, attack):
-        images = self.outcomes.arrays["image"]
+        images = self.kept.arrays["image"]
         adversarial = np.zeros(images.shape, np.float32)
         everywhere = np.ones(len(images), bool)
-        self._attack(attack, "the images", everywhere, adversarial=adversarial)
+        self._attack(attack, "attacked images", everywhere, adversarial=adversarial)
         return adversarial
 
 
-def _outcomes(subject, examples):
-    config = subject.run.config
-    step_size = config.evaluation.step_size
-    about = {"examples": examples, "step_size": step_size, "steps": STEPS}
-    about |= {"data": config.data.name} | threat(config)
-    return subject.kept(_KEPT, about)
+def _kept(model, examples):
+    settings = {"examples": examples, "step_size": model.step_size, "steps": STEPS}
+    return model.kept_arrays(_KEPT, settings | {"data": model.data_name} | model.threat)
 
 
-def _measured(subject, arrays, subjects):
-    return Measured(
+def _measurements(model, arrays, models):
+    correct = arrays["logits"].argmax(axis=-1) == arrays["label"]
+    return Measurements(
         images=arrays["image"],
         labels=arrays["label"],
         class_names=tuple(map(str, arrays["class"])),
         logits=arrays["logits"],
         attacked=arrays["attacked"],
         attacked_logits=arrays["attacked logits"],
-        by_epsilon={0.0: arrays["logits"].argmax(axis=-1) == arrays["label"]}
-        | {
-            radius: arrays[_at_epsilon(radius)] for radius in _radii(subject.run.config)
-        },
+        by_epsilon={0.0: correct}
+        | {radius: arrays[_at_epsilon(radius)] for radius in _radii(model)},
         by_steps={steps: arrays[_after(steps)] for steps in STEP_COUNTS},
-        transferred={other.label: arrays[_transfer(other)] for other in subjects},
+        transferred={other.label: arrays[_transfer(other)] for other in models},
     )
 
 
-def _radii(config):
-    """Those of the curve, in [0, 1] pixels; beyond 1 an L-inf ball holds no more."""
-    most = 1.0 if config.attack.norm == "linf" else np.inf
-    return sorted({min(part * config.attack.epsilon, most) for part in RADII})
+def _radii(model):
+    """The radii of the curve in [0, 1] pixels; beyond 1 an L-inf ball does not grow."""
+    most = 1.0 if model.threat["norm"] == "linf" else np.inf
+    return sorted({min(part * model.threat["epsilon"], most) for part in RADII})
 
 
 def _at_epsilon(radius):
@@ -207,5 +208,5 @@ def _after(steps):
     return f"steps/{steps}"
 
 
-def _transfer(subject):
-    return f"transfer/{subject.checksum}"
+def _transfer(model):
+    return f"transfer/{model.checksum}"

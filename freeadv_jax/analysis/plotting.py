@@ -1,21 +1,29 @@
-"""What the figures share: matplotlib, imported late, colours, and how one is kept."""
+"""The style, the colours and the file formats of all figures.
+
+Matplotlib is imported only when a figure is made.
+"""
 
 import io
 import pathlib
 import re
+from xml.etree import ElementTree
 
 from freeadv_jax.errors import InputError
 
-# Readable on white, also in print and to the colour-blind (with MARKERS); a page
-# replaces each by a variable, which has another value in the dark.
+# Readable on white, in print and, with MARKERS, to the colour-blind. A page replaces each
+# colour by a variable that has another value in the dark.
 SERIES = ("#0b62a8", "#b3400a", "#0a7a55", "#8a3b8f", "#7a5b00", "#5a5a66")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, FAINT = "#1b1b21", "#d5d5dc"
+_SVG = "http://www.w3.org/2000/svg"
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def new_figure(width: float, height: float, **options):
-    """An empty matplotlib Figure of so many inches."""
+    """Return an empty matplotlib Figure of this size in inches.
+
+    Raise InputError if matplotlib is not installed.
+    """
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -23,7 +31,7 @@ def new_figure(width: float, height: float, **options):
         raise missing_extra("figures", "matplotlib") from fault
     mpl.rcParams.update(
         {
-            # Text stays text: small, searchable, and in the font of the page.
+            # Text stays text: it is small, searchable and in the page's font.
             "svg.fonttype": "none",
             "font.family": "sans-serif",
             "font.size": 9,
@@ -48,12 +56,12 @@ def new_figure(width: float, height: float, **options):
 
 
 def missing_extra(what: str, package: str) -> InputError:
-    """The one line about a package that only the extra `report` brings."""
+    """Return the InputError for a package of the extra `report` that is missing."""
     return InputError(f"{what} need {package}; pip install 'freeadv_jax[report]'")
 
 
 def check_figure_path(path: pathlib.Path) -> None:
-    """InputError unless a figure can be written there, before it is computed."""
+    """Raise InputError unless a figure can be written to `path`; make its folder."""
     new_figure(1, 1)
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{path}: a figure ends in one of {', '.join(_SUFFIXES)}")
@@ -61,9 +69,9 @@ def check_figure_path(path: pathlib.Path) -> None:
 
 
 def save(figure, path: pathlib.Path, *, dpi: int = 110) -> None:
-    """Writes a figure, in the format its name ends in."""
+    """Write a figure in the format of its suffix: .png, .svg or .pdf."""
     if path.suffix == ".png":
-        # A palette is a third of the size, and the eye sees no difference.
+        # A palette needs a third of the size, and the eye sees no difference.
         from PIL import Image
 
         canvas = io.BytesIO()
@@ -76,9 +84,10 @@ def save(figure, path: pathlib.Path, *, dpi: int = 110) -> None:
 
 
 def as_svg(figure, name: str, description: str) -> str:
-    """An <svg> element for a page, transparent, its colours the page's variables.
+    """Return a figure as an <svg> element for a page.
 
-    `name` keeps its ids apart from those of other figures; `description` is read out.
+    It is transparent and takes its colours and its font from the page. `name` keeps its
+    ids apart from those of other figures; screen readers read `description`.
     """
     import matplotlib as mpl
 
@@ -91,40 +100,68 @@ def as_svg(figure, name: str, description: str) -> str:
             transparent=True,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
-    svg = canvas.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    # Its style would hold for the whole page, which has one for all plots.
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r">\s+<", "><", svg)
-    svg = re.sub(r" font-family: [^;]*;", "", svg)  # That of the page.
-    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
-    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # HTML knows them.
-    svg = re.sub(r"<g id=\"\w+_\d+\">", "<g>", svg)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
-    # A hundredth of a point is enough, and half the size.
-    svg = re.sub(
-        r'(?<= )(?:d|x|y|transform)="[^"]*"',
-        lambda part: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(part[0].split())),
-        svg,
-    )
-    variables = {"--ink": INK, "--faint": FAINT} | {
-        f"--series-{place}": colour for place, colour in enumerate(SERIES)
+    root = ElementTree.fromstring(canvas.getvalue())
+    _drop(root, "metadata")
+    # A style would hold for the whole page, which has one for all plots.
+    _drop(root, "style")
+    linked = {
+        link
+        for element in root.iter()
+        for value in element.attrib.values()
+        for link in _LINK.findall(value)
     }
-    for variable, colour in variables.items():
-        svg = svg.replace(colour, f"var({variable})")
-    width, height = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups()
-    svg = svg.replace(f'width="{width}pt" height="{height}pt"', "", 1)
-    label = (
-        description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    )
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+    for element in root.iter():
+        # HTML knows the namespaces, and the whitespace between elements has no meaning.
+        element.tag = element.tag.rpartition("}")[2]
+        element.text = (element.text or "").strip()
+        element.tail = ""
+        attributes = {
+            attribute.rpartition("}")[2]: _for_page(attribute, value, name)
+            for attribute, value in element.attrib.items()
+            if attribute != "id" or value in linked
+        }
+        element.attrib.clear()
+        element.attrib.update(attributes)
+    # The page decides the size; viewBox keeps the proportions.
+    del root.attrib["width"], root.attrib["height"]
+    root.attrib |= {"role": "img", "aria-label": description}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+# An id in href="#id" or url(#id).
+_LINK = re.compile(r"#([\w-]+)(?=\)|$)")
+_LONG_FRACTION = re.compile(r"(\.\d\d)\d+")
+
+
+def _drop(root, tag):
+    """Remove all elements with this tag."""
+    for parent in list(root.iter()):
+        for child in parent.findall(f"{{{_SVG}}}{tag}"):
+            parent.remove(child)
+
+
+def _for_page(attribute, value, name):
+    """The value of an attribute with the page's ids, colours, font and precision."""
+    if attribute == "id":
+        return f"{name}-{value}"
+    if attribute == "style":
+        parts = [part.strip() for part in value.split(";")]
+        value = "; ".join(
+            part for part in parts if part and not part.startswith("font-family")
+        )
+    if attribute in ("d", "x", "y", "transform"):
+        # A hundredth of a point is enough, and half the size.
+        value = _LONG_FRACTION.sub(r"\1", " ".join(value.split()))
+    colours = {INK: "--ink", FAINT: "--faint"} | {
+        colour: f"--series-{number}" for number, colour in enumerate(SERIES)
+    }
+    for colour, variable in colours.items():
+        value = value.replace(colour, f"var({variable})")
+    return _LINK.sub(rf"#{name}-\1", value)
 
 
 def colour_and_marker(place: int) -> dict:
-    """For the line of the model in that place."""
+    """Return the colour and the marker of the line with this number."""
     return {
         "color": SERIES[place % len(SERIES)],
         "marker": MARKERS[place % len(MARKERS)],

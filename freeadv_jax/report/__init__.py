@@ -1,1 +1,1 @@
-"""Run folders shown: tables, figures, and one page that holds them all."""
+"""Reports on evaluated models: tables, figures and a verdict on one page."""

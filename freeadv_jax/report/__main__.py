@@ -1,45 +1,48 @@
-"""Trained runs shown side by side, on one page.
+"""Compare trained models on one page: accuracies, figures, pictures and a verdict.
 
-    python -m freeadv_jax.report RUN... --out=report.html
+    python -m freeadv_jax.report MODEL... --out=report.html
         [--format=html|markdown|csv] [--data=DIR] [--examples=500] [--no-measure]
 
-Each RUN is a run folder with its results.json; all are of one data set and one threat.
-What the evaluation does not hold (robust accuracy against epsilon and steps, attacked
-images, attacks carried over between the models) is measured on the first --examples
-test images and kept in RUN/report.npz; the same command again goes on where it was cut
-off. --no-measure shows what is there.
+Each MODEL is an evaluated run folder, or an exported model with an evaluation (the folder
+with its results.json). All share the data set and the threat. The evaluation lacks robust
+accuracy by epsilon and by steps, attacked images and transferred attacks; these are
+measured on the first --examples test images and kept in MODEL/report.npz, so that the
+same command goes on after a cut. --no-measure shows the evaluation alone. An exported
+model names no data set: without a run beside it nothing is measured.
 """
 
 import argparse
 
-from freeadv_jax.analysis.command import Parser
-from freeadv_jax.analysis.comparison import first_examples, open_subjects
-from freeadv_jax.analysis.measurement import found, measure
+from freeadv_jax.analysis.arguments import ModelsParser
+from freeadv_jax.analysis.comparison import first_examples, open_models
+from freeadv_jax.analysis.measurement import kept_measurements, measure
 from freeadv_jax.analysis.plotting import new_figure
 from freeadv_jax.command import count, run_command
 from freeadv_jax.devices.compilation import keep_compiled
 from freeadv_jax.files import whole_file
 from freeadv_jax.report.page import FORMATS, render
-from freeadv_jax.report.shown import read_shown
+from freeadv_jax.report.reported import read_reported
 
 
 def main(argv):
     given = _parser().parse_args(argv[1:])
     out = given.out
     if given.format == "html":
-        new_figure(1, 1)  # Says what is not installed before anything is measured.
-    subjects = open_subjects(given.runs)
-    keep_compiled(subjects[0].run.workdir)
-    read_shown(subjects, None)  # The same, of what was not evaluated.
-    if given.measure:
+        new_figure(1, 1)  # Fails early if matplotlib is not installed.
+    models = open_models(given.models)
+    keep_compiled(models[0].folder)
+    read_reported(models, None)  # Fails early if a model was not evaluated.
+    if given.measure and any(model.config for model in models):
 
         def load():
-            return first_examples(subjects, data=given.data, examples=given.examples)
+            return first_examples(models, data=given.data, examples=given.examples)
 
-        measured = measure(subjects, load, examples=given.examples)
+        measured = measure(models, load, examples=given.examples)
     else:
-        measured = found(subjects, examples=given.examples)
-    text = render(read_shown(subjects, measured), given.format)
+        if given.measure:
+            print("nothing is measured: exported models name no data set")
+        measured = kept_measurements(models, examples=given.examples)
+    text = render(read_reported(models, measured), given.format)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -47,15 +50,18 @@ def main(argv):
 
 
 def _parser():
-    parser = Parser("freeadv_jax.report", __doc__)
-    say = parser.add_argument
-    say("--format", choices=FORMATS, default="html")
-    say("--examples", type=count, default=500, help="test images to measure on")
-    say(
+    parser = ModelsParser("freeadv_jax.report", __doc__)
+    parser.add_argument(
+        "--format", choices=FORMATS, default="html", help="the form of the report"
+    )
+    parser.add_argument(
+        "--examples", type=count, default=500, help="test images to measure on"
+    )
+    parser.add_argument(
         "--measure",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="measure what the run folders do not hold",
+        help="measure what the folders do not hold yet",
     )
     return parser
 

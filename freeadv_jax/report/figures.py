@@ -1,11 +1,10 @@
-"""The plots of a report, each an <svg> element with a caption."""
+"""The plots of a report: <svg> elements with captions."""
 
 import dataclasses
 import re
 
 import numpy as np
 
-from freeadv_jax.analysis.comparison import number, threat
 from freeadv_jax.analysis.plotting import (
     INK,
     SERIES,
@@ -13,108 +12,137 @@ from freeadv_jax.analysis.plotting import (
     colour_and_marker,
     new_figure,
 )
+from freeadv_jax.attacks.robustness import epsilon_text
 from freeadv_jax.intervals import wilson
-from freeadv_jax.report.detail_tables import class_names, standing_by_class
-from freeadv_jax.report.shown import Shown, first_of_each_kind, hardest_attack
+from freeadv_jax.report.class_tables import class_names, robust_images
+from freeadv_jax.report.reported import (
+    ReportedModel,
+    first_of_each_kind,
+    strongest_attack,
+)
 
-# Inches, so that three fit beside one another and one fits a phone.
+# Inches: three plots fit side by side on a desktop, and one fits a phone.
 _SIZE = (3.9, 2.9)
-# Of each end, where a data set has more classes than fit.
+# A data set with more classes shows the least and the most robust ones.
 _CLASSES = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """An <svg> element, and below it what it shows and what to look for."""
+    """An <svg> element with the caption below it, which says what to look for."""
 
     title: str
     svg: str
     caption: str
 
 
-def training_curves(shown: list[Shown]) -> list[Plot]:
-    """Loss, natural and robust validation accuracy, against updates and minutes."""
-    panels = (
-        ("Training loss", "train", "loss", "mean loss of the training batches", 1),
+# Title, kind of line in metrics.jsonl, field, unit, scale and caption.
+_PANELS = (
+    (
+        "Training loss",
+        "train",
+        "loss",
+        "mean loss of the training batches",
+        1,
         (
-            "Natural accuracy",
-            "validation",
-            "natural",
-            "percent of held-out images",
-            100,
+            "A lower loss is a better fit. Adversarial training fits attacked images, which "
+            "is harder: its loss stays higher, and that is no fault."
         ),
-        ("Robust accuracy", "validation", "pgd-10", "percent under PGD-10", 100),
-    )
-    captions = {
-        "loss": "Lower is fitted better. Adversarial training fits attacked images, "
-        "which is harder: its loss stays higher, and that is no fault.",
-        "natural": "On images held out of the training, as they are. What adversarial "
-        "training costs is the distance between the curves.",
-        "pgd-10": "On the same held-out images, attacked. A curve that falls to zero "
-        "while the training loss falls is catastrophic overfitting.",
-    }
+    ),
+    (
+        "Natural accuracy",
+        "validation",
+        "natural",
+        "percent of held-out images",
+        100,
+        (
+            "On images held out of the training, without an attack. The distance between "
+            "the curves is the cost of adversarial training."
+        ),
+    ),
+    (
+        "Robust accuracy",
+        "validation",
+        "pgd-10",
+        "percent under PGD-10",
+        100,
+        (
+            "On the same held-out images, attacked. A curve that falls to zero while the "
+            "training loss falls is catastrophic overfitting."
+        ),
+    ),
+)
+
+
+def training_curves(models: list[ReportedModel]) -> list[Plot]:
+    """Return loss, natural and robust validation accuracy by updates and by minutes."""
     plots = []
     for against in ("updates", "minutes"):
-        for title, kind, name, unit, scale in panels:
+        for title, kind, name, unit, scale, caption in _PANELS:
             lines = [
-                (run, *_curve(run, kind, name, against))
-                for run in shown
-                if any(name in line for line in run.of_kind(kind))
+                (model, *_curve(model, kind, name, against))
+                for model in models
+                if any(name in line for line in model.metrics_of(kind))
             ]
             if not lines:
                 continue
             figure = new_figure(*_SIZE)
             axes = figure.subplots()
-            for run, x, y in lines:
-                axes.plot(x, scale * y, **_style(run, shown), markevery=_every(x))
+            for model, x, y in lines:
+                axes.plot(x, scale * y, **_style(model, models), markevery=_every(x))
             axes.set(xlabel=against, ylabel=unit, xlim=(0, None))
             axes.set_ylim(0, 100) if scale == 100 else axes.set_ylim(0, None)
-            _legend(axes, [run for run, *_ in lines])
-            ends = ", ".join(f"{run.label} {scale * y[-1]:.3g}" for run, _, y in lines)
-            full = f"{title} against {against}"
-            plots.append(_plot(full, figure, f"At the end: {ends}.", captions[name]))
+            _legend(axes, [model for model, *_ in lines])
+            ends = ", ".join(
+                f"{model.label} {scale * y[-1]:.3g}" for model, _, y in lines
+            )
+            description = f"At the end: {ends}."
+            plots.append(
+                _plot(f"{title} against {against}", figure, description, caption)
+            )
     return plots
 
 
-def robustness_curves(shown: list[Shown]) -> list[Plot]:
-    """Accuracy against epsilon and against the steps of the attack, where measured."""
-    if not all(run.measured for run in shown):
-        return [plot for plot in (_flag_curve(shown),) if plot]
-    epsilon = shown[0].config.attack.epsilon
-    plots = [_epsilon_plot(shown, [run.measured.by_epsilon for run in shown], epsilon)]
+def robustness_curves(models: list[ReportedModel]) -> list[Plot]:
+    """Return accuracy by epsilon and by attack steps, as far as it was measured."""
+    if not all(model.measured for model in models):
+        return [plot for plot in (_red_flag_curve(models),) if plot]
+    epsilon = models[0].model.threat["epsilon"]
+    curves = [model.measured.by_epsilon for model in models]
+    plots = [_epsilon_plot(models, curves, epsilon)]
     figure = new_figure(*_SIZE)
     axes = figure.subplots()
-    for run in shown:
-        _with_interval(axes, run, shown, run.measured.by_steps)
-    axes.set(xlabel="steps of PGD", ylabel="percent right", ylim=(0, 100))
+    for model in models:
+        _with_interval(axes, model, models, model.measured.by_steps)
+    axes.set(xlabel="steps of PGD", ylabel="percent correct", ylim=(0, 100))
     axes.set_xscale("log")
-    counts = list(shown[0].measured.by_steps)
+    counts = list(models[0].measured.by_steps)
     axes.set_xticks(counts, map(str, counts))
     axes.minorticks_off()
-    _legend(axes, shown)
+    _legend(axes, models)
     ends = ", ".join(
-        f"{run.label} {100 * run.measured.by_steps[counts[-1]].mean():.1f} percent"
-        for run in shown
+        f"{model.label} {100 * model.measured.by_steps[counts[-1]].mean():.1f} percent"
+        for model in models
     )
     plots.append(
         _plot(
             "Accuracy against the steps of the attack",
             figure,
             f"After {counts[-1]} steps: {ends}.",
-            f"Within epsilon {number(epsilon)}. More steps break more images, at first; "
-            "where the curve is flat a longer attack would find nothing more, and the "
+            f"Within epsilon {epsilon_text(epsilon)}. More steps break more images at first. "
+            "Where the curve is flat, a longer attack would find nothing more and the "
             "figure can be trusted.",
         )
     )
     return plots
 
 
-def class_bars(shown: list[Shown]) -> list[Plot]:
-    """For each kind of model natural and robust accuracy of the classes."""
-    attack = hardest_attack(shown)
+def class_bars(models: list[ReportedModel]) -> list[Plot]:
+    """Return natural and robust accuracy of the classes, a plot for each kind."""
+    comparison = strongest_attack(models)
     plots = []
-    for run in first_of_each_kind(shown):
-        found = standing_by_class(run, attack)
+    for model in first_of_each_kind(models):
+        found = robust_images(model, comparison)
         if found is None:
             continue
         labels, natural, robust = found
@@ -128,68 +156,74 @@ def class_bars(shown: list[Shown]) -> list[Plot]:
             ranked = sorted(present, key=lambda label: shares[label][::-1])
             chosen = ranked[: _CLASSES // 2] + ranked[-_CLASSES // 2 :]
             which = f"The {_CLASSES // 2} least and the {_CLASSES // 2} most robust"
-        names = [class_names(run)[label].replace("_", " ") for label in chosen]
-        heights = [100 * share for label in chosen for share in shares[label]]
-        figure = new_figure(_SIZE[0], 0.9 + 0.23 * len(chosen))
-        axes = figure.subplots()
-        colour = SERIES[run.place % len(SERIES)]
-        rows = np.arange(len(chosen))
-        axes.barh(
-            rows,
-            heights[::2],
-            color="none",
-            edgecolor=colour,
-            linewidth=1.2,
-            label="as they are",
-        )
-        axes.barh(rows, heights[1::2], color=colour, height=0.5, label="attacked")
-        axes.set_yticks(rows, names)
-        axes.invert_yaxis()
-        axes.set_axisbelow(True)
-        axes.grid(False, axis="y")
-        axes.set(xlim=(0, 100), xlabel="percent right")
-        figure.legend(loc="outside lower right", ncols=2)
-        said = "; ".join(
+        names = [class_names(model)[label].replace("_", " ") for label in chosen]
+        percents = [[100 * share for share in shares[label]] for label in chosen]
+        description = "; ".join(
             f"{name} {natural:.0f} and {robust:.0f}"
-            for name, natural, robust in zip(names, heights[::2], heights[1::2])
+            for name, (natural, robust) in zip(names, percents)
         )
+        colour = SERIES[model.place % len(SERIES)]
         plots.append(
             _plot(
-                f"{run.label}: class by class",
-                figure,
-                f"Percent right as they are and attacked: {said}.",
-                f"{which}: the frame is accuracy without attack, the filled bar what "
-                "is left of it under attack. The emptier the frames, the less robust.",
+                f"{model.label}: class by class",
+                _bars(names, percents, colour),
+                f"Percent correct without an attack and attacked: {description}.",
+                f"{which}, {len(labels):,} images. The frame is natural accuracy, the "
+                "filled bar the accuracy under attack. The emptier the frames, the less "
+                "robust the model.",
             )
         )
     return plots
 
 
-def _flag_curve(shown):
-    """The curve over epsilon that the evaluation made among its red flags."""
+def _bars(names, percents, colour):
+    figure = new_figure(_SIZE[0], 0.9 + 0.23 * len(names))
+    axes = figure.subplots()
+    rows = np.arange(len(names))
+    natural, robust = zip(*percents)
+    axes.barh(
+        rows,
+        natural,
+        color="none",
+        edgecolor=colour,
+        linewidth=1.2,
+        label="natural",
+    )
+    axes.barh(rows, robust, color=colour, height=0.5, label="attacked")
+    axes.set_yticks(rows, names)
+    axes.invert_yaxis()
+    axes.set_axisbelow(True)
+    axes.grid(False, axis="y")
+    axes.set(xlim=(0, 100), xlabel="percent correct")
+    figure.legend(loc="outside lower right", ncols=2)
+    return figure
+
+
+def _red_flag_curve(models):
+    """The accuracy by epsilon that the evaluation measured for its red flags."""
     curves = []
-    for run in shown:
-        flags = (run.results.get("red_flags") or {}).get("flags", {})
+    for model in models:
+        flags = (model.results.get("red_flags") or {}).get("flags", {})
         if "epsilon curve" not in flags:
             return None
         curve = flags["epsilon curve"]["accuracy"]
-        examples = run.results["red_flags"]["examples"]
+        examples = model.results["red_flags"]["examples"]
         curves.append(
             {
                 float(radius): np.arange(examples) < round(share * examples)
                 for radius, share in curve.items()
             }
         )
-    return _epsilon_plot(shown, curves, shown[0].config.attack.epsilon)
+    return _epsilon_plot(models, curves, models[0].model.threat["epsilon"])
 
 
-def _epsilon_plot(shown, curves, epsilon):
-    in_levels = number(epsilon).endswith("/255")
+def _epsilon_plot(models, curves, epsilon):
+    in_levels = epsilon_text(epsilon).endswith("/255")
     scale = 255 if in_levels else 1
     figure = new_figure(*_SIZE)
     axes = figure.subplots()
-    for run, curve in zip(shown, curves):
-        _with_interval(axes, run, shown, curve, x_scale=scale)
+    for model, curve in zip(models, curves):
+        _with_interval(axes, model, models, curve, x_scale=scale)
     axes.axvline(scale * epsilon, color=INK, linestyle=":", linewidth=1)
     axes.annotate(
         "trained for",
@@ -199,59 +233,60 @@ def _epsilon_plot(shown, curves, epsilon):
         fontsize=8,
         verticalalignment="top",
     )
-    unit = "of 255 levels" if in_levels else "of the range of a pixel"
-    norm = threat(shown[0].config)["norm"]
+    unit = "in pixel levels of 255" if in_levels else "pixels range from 0 to 1"
+    linf = models[0].model.threat["norm"] == "linf"
     axes.set(
-        xlabel=f"epsilon, {unit}" if norm == "linf" else "epsilon, L2",
-        ylabel="percent right",
+        xlabel=f"epsilon, {unit}" if linf else "epsilon, L2",
+        ylabel="percent correct",
         ylim=(0, 100),
         xlim=(0, None),
     )
-    _legend(axes, shown)
-    said = "; ".join(
-        f"{run.label}: "
+    _legend(axes, models)
+    description = "; ".join(
+        f"{model.label}: "
         + ", ".join(
-            f"{100 * standing.mean():.0f} at {number(radius)}"
-            for radius, standing in curve.items()
+            f"{100 * robust.mean():.0f} at {epsilon_text(radius)}"
+            for radius, robust in curve.items()
         )
-        for run, curve in zip(shown, curves)
+        for model, curve in zip(models, curves)
     )
     return _plot(
         "Accuracy against epsilon",
         figure,
-        f"Percent right by epsilon. {said}.",
-        "How far an image may be changed, against what the model still gets right. A "
-        "robust model falls slowly; every model must reach zero, or the attack fails.",
+        f"Percent correct by epsilon. {description}.",
+        "How much an image may be changed, and how many images the model still "
+        "classifies correctly. A robust model falls slowly. Every model must reach zero, "
+        "or the attack fails.",
     )
 
 
-def _with_interval(axes, run, shown, curve, x_scale=1):
-    """A line through accuracies, and pale around it their 95 % intervals."""
+def _with_interval(axes, model, models, curve, x_scale=1):
+    """A line through the accuracies on a pale band of their 95 % intervals."""
     x = [x_scale * key for key in curve]
-    shares = [100 * standing.mean() for standing in curve.values()]
-    bounds = [wilson(int(standing.sum()), len(standing)) for standing in curve.values()]
-    style = _style(run, shown)
-    axes.plot(x, shares, **style)
+    percents = [100 * robust.mean() for robust in curve.values()]
+    bounds = [wilson(int(robust.sum()), len(robust)) for robust in curve.values()]
+    style = _style(model, models)
+    axes.plot(x, percents, **style)
     low, high = (100 * np.array(bound) for bound in zip(*bounds))
     axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _curve(run, kind, name, against):
-    lines = [line for line in run.of_kind(kind) if name in line]
+def _curve(model, kind, name, against):
+    lines = [line for line in model.metrics_of(kind) if name in line]
     updates = np.array([line["updates"] for line in lines], float)
     values = np.array([line[name] for line in lines], float)
     if against == "updates":
         return updates, values
-    timed = [line for line in run.of_kind("train") if "seconds" in line]
+    timed = [line for line in model.metrics_of("train") if "seconds" in line]
     known = [0.0, *(line["updates"] for line in timed)]
     seconds = [0.0, *(line["seconds"] for line in timed)]
     return np.interp(updates, known, seconds) / 60, values
 
 
-def _style(run, shown):
-    """The colour of its kind; the seeds of a kind thinner."""
-    alike = sum(other.kind == run.kind for other in shown)
-    style = colour_and_marker(run.place)
+def _style(model, models):
+    """The colour of the model's kind; thinner lines where a kind has several seeds."""
+    alike = sum(other.kind == model.kind for other in models)
+    style = colour_and_marker(model.place)
     return style | ({"linewidth": 0.8, "markersize": 2.5} if alike > 1 else {})
 
 
@@ -260,14 +295,14 @@ def _every(x):
     return max(1, len(x) // 12)
 
 
-def _legend(axes, runs):
-    """A line a kind."""
+def _legend(axes, models):
+    """One entry for each kind."""
     handles = {}
-    for run, line in zip(runs, axes.get_lines()):
-        handles.setdefault(run.kind, line)
+    for model, line in zip(models, axes.get_lines()):
+        handles.setdefault(model.kind, line)
     axes.legend(handles.values(), handles.keys(), fontsize=8)
 
 
-def _plot(title, figure, said, caption):
+def _plot(title, figure, description, caption):
     name = re.sub(r"\W+", "-", title.lower()).strip("-")
-    return Plot(title, as_svg(figure, name, f"{title}. {said}"), caption)
+    return Plot(title, as_svg(figure, name, f"{title}. {description}"), caption)

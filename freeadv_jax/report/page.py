@@ -1,14 +1,14 @@
-"""One self-contained HTML page, and the same tables as Markdown and CSV."""
+"""A report as one self-contained HTML page, and its tables as Markdown or CSV."""
 
 import dataclasses
 
 import freeadv_jax
-from freeadv_jax.analysis.comparison import threat, threat_text
+from freeadv_jax.analysis.comparison import threat_text
 from freeadv_jax.analysis.plotting import missing_extra
-from freeadv_jax.report import detail_tables, tables
+from freeadv_jax.report import accuracy_tables, class_tables, run_tables
 from freeadv_jax.report.figures import class_bars, robustness_curves, training_curves
 from freeadv_jax.report.pictures import picture_grids
-from freeadv_jax.report.shown import Shown
+from freeadv_jax.report.reported import ReportedModel
 from freeadv_jax.report.table import Table, as_csv, as_markdown
 from freeadv_jax.report.verdict import verdict
 
@@ -17,7 +17,7 @@ FORMATS = ("html", "markdown", "csv")
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """All tables of a report, None where nothing was measured or nothing to compare."""
+    """All tables of a report; None where nothing was measured or can be compared."""
 
     results: Table
     seeds: Table | None
@@ -31,46 +31,47 @@ class Tables:
     settings: Table
 
 
-def make_tables(shown: list[Shown]) -> Tables:
-    """The tables, the same for every format."""
+def make_tables(models: list[ReportedModel]) -> Tables:
+    """Return the tables, the same for every format."""
     return Tables(
-        results=tables.results_table(shown),
-        seeds=tables.seeds_table(shown),
-        transfer=detail_tables.transfer_table(shown),
-        classes=detail_tables.classes_table(shown),
-        confused=detail_tables.confused_table(shown),
-        cost=tables.cost_table(shown),
-        flags=tables.flags_table(shown),
-        differences=detail_tables.settings_table(shown, differing=True),
-        environment=detail_tables.environment_table(shown),
-        settings=detail_tables.settings_table(shown, differing=False),
+        results=accuracy_tables.results_table(models),
+        seeds=accuracy_tables.seeds_table(models),
+        transfer=accuracy_tables.transfer_table(models),
+        classes=class_tables.classes_table(models),
+        confused=class_tables.confused_table(models),
+        cost=run_tables.cost_table(models),
+        flags=run_tables.flags_table(models),
+        differences=run_tables.settings_table(models, differing=True),
+        environment=run_tables.environment_table(models),
+        settings=run_tables.settings_table(models, differing=False),
     )
 
 
-def render(shown: list[Shown], form: str) -> str:
-    """The report in one of FORMATS."""
-    made = make_tables(shown)
-    listed = [
+def render(models: list[ReportedModel], form: str) -> str:
+    """Return the report in one of FORMATS."""
+    made = make_tables(models)
+    tables = [
         table
         for field in dataclasses.fields(made)
         if (table := getattr(made, field.name))
     ]
     if form == "csv":
-        return as_csv(listed)
+        return as_csv(tables)
     if form == "markdown":
-        headline, *sentences = verdict(shown)
-        lines = [f"# {title(shown)}", "", f"**{headline}** {' '.join(sentences)}", ""]
-        return "\n".join([*lines, *map(as_markdown, listed)])
-    return _html(shown, made)
+        headline, *sentences = verdict(models)
+        lines = [f"# {title(models)}", "", f"**{headline}** {' '.join(sentences)}", ""]
+        return "\n".join([*lines, *map(as_markdown, tables)])
+    return _html(models, made)
 
 
-def title(shown: list[Shown]) -> str:
-    """What is compared, on what."""
-    kinds = ", ".join(dict.fromkeys(run.kind for run in shown))
-    return f"{kinds} on {shown[0].config.data.name}"
+def title(models: list[ReportedModel]) -> str:
+    """Return the kinds of the models and their data set, where a run names it."""
+    kinds = ", ".join(dict.fromkeys(model.kind for model in models))
+    names = [model.config.data.name for model in models if model.config]
+    return f"{kinds} on {names[0]}" if names else kinds
 
 
-def _html(shown, made):
+def _html(models, made):
     try:
         import jinja2
     except ImportError as fault:
@@ -82,19 +83,20 @@ def _html(shown, made):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    headline, *sentences = verdict(shown)
+    headline, *sentences = verdict(models)
     page = environment.get_template("page.html.jinja")
     return page.render(
-        title=title(shown),
-        threat=threat_text(**threat(shown[0].config)),
+        title=title(models),
+        threat=threat_text(**models[0].model.threat),
         headline=headline,
         sentences=sentences,
         tables=made,
-        training=training_curves(shown),
-        robustness=robustness_curves(shown),
-        classes=class_bars(shown),
-        pictures=picture_grids(shown),
-        measured=all(run.measured for run in shown),
-        folders=[str(run.subject.run.workdir) for run in shown],
+        training=training_curves(models),
+        robustness=robustness_curves(models),
+        classes=class_bars(models),
+        pictures=picture_grids(models),
+        measured=all(model.measured for model in models),
+        measurable=any(model.config for model in models),
+        folders=[str(model.model.results_folder) for model in models],
         version=freeadv_jax.__version__,
     )

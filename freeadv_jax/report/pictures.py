@@ -1,4 +1,4 @@
-"""Test images, what an attack changes in them, and what the network says of both."""
+"""Pictures of a report: test images, the changes of an attack, and the predictions."""
 
 import base64
 import dataclasses
@@ -6,107 +6,110 @@ import io
 
 import numpy as np
 
-from freeadv_jax.report.shown import Shown, first_of_each_kind
+from freeadv_jax.pixels import unit_range
+from freeadv_jax.report.reported import ReportedModel, first_of_each_kind
 
 _COLUMNS = 6
-# A larger image is made smaller: the page stays small.
+# Pixels a side; larger images are reduced, which keeps the page small.
 _LARGEST = 96
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image as a data address, read out as `description`, with a line below."""
+    """An image as a data address, its text for screen readers and the line below it."""
 
     source: str
     description: str
     below: str
-    right: bool
+    correct: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """For a model the rows 'image', 'change' and 'attacked'; `magnified` by so much."""
+    """A model's rows 'image', 'change' and 'attacked'; changes are `magnified` times."""
 
     label: str
     magnified: float
     rows: dict[str, list[Picture]]
 
 
-def picture_grids(shown: list[Shown]) -> list[Pictures]:
-    """One grid a kind of model, all of the same images, where measured."""
-    if not all(run.measured for run in shown):
+def picture_grids(models: list[ReportedModel]) -> list[Pictures]:
+    """Return one grid for each kind of model, all with the same test images.
+
+    The list is empty unless every model was measured.
+    """
+    if not all(model.measured for model in models):
         return []
-    runs = first_of_each_kind(shown)
-    chosen = _chosen(runs)
-    return [_grid(run, chosen) for run in runs]
+    first = first_of_each_kind(models)
+    chosen = _chosen(first)
+    return [_grid(model, chosen) for model in first]
 
 
-def _chosen(runs):
-    """Images of different classes, first those that all models classify right."""
-    labels = runs[0].measured.labels
-    all_right = np.logical_and.reduce([run.measured.right for run in runs])
-    order = np.argsort(~all_right, kind="stable")
+def _chosen(models):
+    """One image of each class; images that all models classify correctly come first."""
+    labels = models[0].measured.labels
+    all_correct = np.logical_and.reduce([model.measured.correct for model in models])
+    order = np.argsort(~all_correct, kind="stable")
     chosen: dict = {}
     for index in order:
         chosen.setdefault(int(labels[index]), int(index))
     return list(chosen.values())[:_COLUMNS]
 
 
-def _grid(run, chosen):
-    found = run.measured
-    images = found.images.astype(np.float32)
-    if found.images.dtype == np.uint8:
-        images /= 255
+def _grid(model, chosen):
+    found, threat = model.measured, model.model.threat
+    images = np.asarray(unit_range(found.images))
     change = found.attacked - images
-    largest = run.config.attack.epsilon
-    if run.config.attack.norm != "linf":
+    largest = threat["epsilon"]
+    if threat["norm"] != "linf":
         largest = float(np.abs(change[chosen]).max())
-    # The largest change is white or black, none is grey.
+    # The largest change becomes white or black, no change grey.
     magnified = 0.5 / max(largest, 1e-6)
     rows: dict = {"image": [], "change": [], "attacked": []}
     for index in chosen:
-        truth = _name(found, found.labels[index])
-        before = _says(found, found.logits[index])
-        after = _says(found, found.attacked_logits[index])
+        name = _name(found, found.labels[index])
         rows["image"].append(
             _picture(
-                images[index], f"Test image of class {truth}", found, index, before
+                found,
+                index,
+                images[index],
+                found.logits[index],
+                f"Test image of class {name}",
             )
         )
         rows["change"].append(
             Picture(
                 data_address(0.5 + magnified * change[index]),
-                f"What the attack adds to the image of class {truth}, magnified",
+                f"The change that the attack makes to the image of class {name}, "
+                "magnified",
                 "",
                 True,
             )
         )
         rows["attacked"].append(
             _picture(
-                found.attacked[index],
-                f"The image of class {truth}, attacked",
                 found,
                 index,
-                after,
+                found.attacked[index],
+                found.attacked_logits[index],
+                f"The image of class {name}, attacked",
             )
         )
-    return Pictures(run.label, magnified, rows)
+    return Pictures(model.label, magnified, rows)
 
 
-def _picture(image, description, found, index, says):
-    label, text = says
-    right = bool(label == found.labels[index])
-    return Picture(
-        data_address(image), f"{description}; the network says {text}", text, right
-    )
-
-
-def _says(found, logits):
-    """The likeliest class, and a line with its probability."""
+def _picture(found, index, image, logits, description):
+    """The image with the likeliest class and its probability below it."""
     label = int(np.argmax(logits))
-    shifted = np.exp(logits - np.max(logits))
-    probability = shifted[label] / shifted.sum()
-    return label, f"{_name(found, label)} ({100 * probability:.0f} %)"
+    exponentials = np.exp(logits - np.max(logits))
+    probability = exponentials[label] / exponentials.sum()
+    prediction = f"{_name(found, label)} ({100 * probability:.0f} %)"
+    return Picture(
+        data_address(image),
+        f"{description}; the network predicts {prediction}",
+        prediction,
+        bool(label == found.labels[index]),
+    )
 
 
 def _name(found, label):
@@ -114,7 +117,7 @@ def _name(found, label):
 
 
 def data_address(image: np.ndarray) -> str:
-    """Lossless WebP, as a data address, of an image f32[h, w, c] in [0, 1]."""
+    """Return an image f32[h, w, c] in [0, 1] as lossless WebP in a data address."""
     from PIL import Image
 
     pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)

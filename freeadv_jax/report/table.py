@@ -1,4 +1,4 @@
-"""A table as it is shown: cells with their numbers, as Markdown and as CSV."""
+"""A table of a report, and its form as Markdown and as CSV."""
 
 import csv
 import dataclasses
@@ -7,10 +7,10 @@ import io
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """`text` and, smaller, a `note`; the `numbers` behind them, for a program.
+    """A cell: `text`, a smaller `note`, and the unrounded `numbers` for programs.
 
-    `mark` is 'best', 'published', 'own', 'suspicious' or nothing; `share` in [0, 1]
-    shades the cell.
+    `mark` is 'best', 'published', 'own', 'suspicious' or ''. `share` in [0, 1] is the
+    strength of the cell's shade.
     """
 
     text: str
@@ -22,7 +22,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of cells, the first of each its heading; `caption` says what to look for."""
+    """Rows of cells, each begun by its heading; `caption` says what to look for."""
 
     name: str
     title: str
@@ -31,11 +31,13 @@ class Table:
     rows: list[list[Cell]]
 
 
+# A cell without a value.
+NONE = Cell("–")
 _MARKS = {"best": "best", "own": "white box", "suspicious": "suspicious"}
 
 
 def as_markdown(table: Table) -> str:
-    """A title, the caption and the table."""
+    """Return the title, the caption and the table in Markdown."""
     lines = [_markdown_row(table.columns), "|---" * len(table.columns) + "|"]
     lines += [_markdown_row(map(_markdown_cell, row)) for row in table.rows]
     return "\n".join([f"## {table.title}", "", table.caption, "", *lines, ""])
@@ -51,9 +53,10 @@ def _markdown_cell(cell):
 
 
 def as_csv(tables: list[Table]) -> str:
-    """All tables as one, a line a cell: table, row, column, text, note, mark, numbers.
+    """Return all tables as one CSV text with a line for each cell.
 
-    The columns after these hold the numbers by name, unrounded.
+    The columns are table, row, column, text, note and mark, then the unrounded numbers
+    by name.
     """
     names = dict.fromkeys(
         name
@@ -67,27 +70,27 @@ def as_csv(tables: list[Table]) -> str:
     writer.writerow(["table", "row", "column", "text", "note", "mark", *names])
     for table in tables:
         for number, row in enumerate(table.rows):
-            # Published rows and the pairs of a class may share their heading.
+            # The number keeps rows with the same heading apart.
             heading = f"{number + 1}: {row[0].text}"
             for column, cell in zip(table.columns[1:], row[1:], strict=True):
                 numbers = [cell.numbers.get(name, "") for name in names]
-                said = [cell.text, cell.note, _MARKS.get(cell.mark, cell.mark)]
-                writer.writerow([table.name, heading, column, *said, *numbers])
+                texts = [cell.text, cell.note, _MARKS.get(cell.mark, cell.mark)]
+                writer.writerow([table.name, heading, column, *texts, *numbers])
     return out.getvalue()
 
 
 def percent(share: float) -> str:
-    """55.3, of 0.5533."""
+    """Return a share as percent with one digit: 55.3 for 0.5533."""
     return f"{100 * share:.1f}"
 
 
 def interval_text(interval) -> str:
-    """50.7 to 59.9."""
+    """Return an interval of shares in percent: '50.7 to 59.9'."""
     return " to ".join(map(percent, interval))
 
 
 def minutes_text(seconds: float, *, digits: int) -> str:
-    """Minutes with so many digits, 5.4, or whole ones that have as many: 5,418."""
+    """Return minutes with `digits` digits, 5.4, or whole ones if that long: 5,418."""
     minutes = seconds / 60
     whole = minutes >= 10 ** (digits - 1)
     return f"{minutes:,.0f}" if whole else f"{minutes:.{digits}g}"

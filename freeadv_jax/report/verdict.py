@@ -1,137 +1,190 @@
-"""Which model is better and why, in sentences made from the figures."""
+"""The verdict of a report: which model is most robust and why, in a few sentences."""
 
 import statistics
 
-from freeadv_jax.analysis.comparison import threat, threat_text
-from freeadv_jax.report.shown import Shown, hardest_attack
+from freeadv_jax.analysis.comparison import threat_text
+from freeadv_jax.attacks.robustness import WORST_CASE
+from freeadv_jax.report.reported import (
+    NATURAL,
+    Comparison,
+    ReportedModel,
+    attack_names,
+    compare,
+    compare_on_first,
+    strongest_attack,
+)
 from freeadv_jax.report.table import interval_text, minutes_text, percent
-from freeadv_jax.runs.results import WORST_CASE
+from freeadv_jax.training.methods import METHODS
 
-_HOW = {
-    "natural": "saw only the images as they are",
-    "free": "saw attacked images at every update: each minibatch is replayed, and one "
-    "backward pass improves both the weights and the attack (Free-m)",
-    "pgd": "saw images attacked with several steps before every update (K-PGD), which "
-    "costs as many more passes through the network",
-    "fgsm-rs": "saw images attacked with one step from a random start (FGSM-RS)",
-    "trades": "was taught to say the same of an image and of its attacked version "
-    "(TRADES)",
-}
 _UNRANKED = (
-    "These models cannot be ranked: no attack was made on all of them in the same way "
-    "and on as many images. Evaluate them alike with python -m freeadv_jax.evaluate."
+    "These models cannot be ranked: no attack was run on every model with the same "
+    "settings and images. Evaluate them alike with python -m freeadv_jax.evaluate."
 )
 
 
-def verdict(shown: list[Shown]) -> list[str]:
-    """A few sentences; the first is the headline."""
-    attack = hardest_attack(shown)
-    if attack is None:
+def verdict(models: list[ReportedModel]) -> list[str]:
+    """Return a few sentences about the models; the first is the headline.
+
+    The verdict goes by the strongest attack that was run on every model, on the images
+    that all models share.
+    """
+    comparison = strongest_attack(models)
+    if comparison is None:
         return [_UNRANKED]
-    groups: dict[str, list[Shown]] = {}
-    for run in shown:
-        groups.setdefault(run.kind, []).append(run)
-    ranked = sorted(groups.values(), key=lambda runs: -_mean(runs, attack))
-    said = [_headline(ranked, attack), _robustness(ranked, attack)]
-    said += [_natural(ranked), _why(ranked), _minutes(ranked), _trust(shown)]
-    return [sentence for sentence in said if sentence]
+    ranked = _kinds(models, comparison)
+    sentences = [
+        _headline(ranked),
+        _robustness(ranked, comparison, models[0].model.threat),
+        _natural(models, comparison),
+        _not_compared(models, comparison),
+        _methods(ranked),
+        _minutes(ranked),
+        _red_flags(models),
+    ]
+    return [sentence for sentence in sentences if sentence]
 
 
-def _headline(ranked, attack):
+class _Kind:
+    """Models that differ only in their seed, with their rows under one attack."""
+
+    def __init__(self, models, rows):
+        self.models, self.rows = models, rows
+        self.name = models[0].kind
+        self.accuracies = [row["accuracy"] for row in rows]
+        self.mean = statistics.mean(self.accuracies)
+
+    def bounds(self):
+        """The 95 % interval of one model, or two deviations around the mean."""
+        if len(self.rows) == 1:
+            return self.rows[0]["interval"]
+        spread = 2 * statistics.stdev(self.accuracies)
+        return self.mean - spread, self.mean + spread
+
+    def text(self):
+        """The kind and its mean: Free-8 45.3 %."""
+        return f"{self.name} {percent(self.mean)} %"
+
+    def uncertainty(self):
+        """How certain the mean is, in parentheses."""
+        if len(self.rows) == 1:
+            return f"(95 % interval {interval_text(self.rows[0]['interval'])})"
+        deviation = statistics.stdev(self.accuracies)
+        return f"(± {percent(deviation)} over {len(self.rows)} runs)"
+
+
+def _kinds(models, comparison):
+    """The kinds of the models, the most robust first."""
+    groups: dict[str, list] = {}
+    for model, row in zip(models, comparison.rows, strict=True):
+        groups.setdefault(model.kind, []).append((model, row))
+    kinds = [_Kind(*map(list, zip(*members))) for members in groups.values()]
+    return sorted(kinds, key=lambda kind: -kind.mean)
+
+
+def _headline(ranked):
     best, *others = ranked
     if not others:
-        return f"{best[0].kind} keeps {_share(best, attack)} right under attack."
-    near = [runs[0].kind for runs in others if not _clear(best, runs, attack)]
-    if not near:
-        return f"{best[0].kind} is the most robust of these models."
-    kinds = f"{', '.join([best[0].kind, *near[:-1]])} and {near[-1]}"
-    if len(near) == len(others):
-        return f"{kinds} are equally robust, up to chance."
-    return f"{kinds} are the most robust of these models, too close to tell apart."
+        return f"{best.name} classifies {percent(best.mean)} % correctly under attack."
+    close = [kind.name for kind in others if best.bounds()[0] <= kind.bounds()[1]]
+    if not close:
+        return f"{best.name} is the most robust of these models."
+    names = f"{', '.join([best.name, *close[:-1]])} and {close[-1]}"
+    if len(close) == len(others):
+        return f"{names} are equally robust, up to chance."
+    return f"{names} are the most robust of these models, too close to rank."
 
 
-def _robustness(ranked, attack):
-    config = ranked[0][0].config
-    means = [
-        f"{runs[0].kind} {_share(runs, attack)}{_uncertainty(runs, attack)}"
-        for runs in ranked
-    ]
-    examples = ranked[0][0].rows[attack]["examples"]
-    what = "All attacks together" if attack == WORST_CASE else f"The attack {attack}"
+def _robustness(ranked, comparison, threat):
+    together = comparison.attack == WORST_CASE
+    subject = (
+        "All attacks together"
+        if together
+        else f"The attack {_title(comparison.attack)}"
+    )
+    means = [f"{kind.text()} {kind.uncertainty()}" for kind in ranked]
     return (
-        f"{what} may change every image within {threat_text(**threat(config))} (pixels "
-        f"range from 0 to 1). Of {examples:,} test images, attacked, still classified "
-        f"right: {', '.join(means)}."
+        f"{subject} may change every image within {threat_text(**threat)} (pixels range "
+        f"from 0 to 1). Of {comparison.examples:,} attacked test images, these percent "
+        f"are still classified correctly: {', '.join(means)}."
     )
 
 
-def _natural(ranked):
-    means = [f"{runs[0].kind} {_share(runs, 'natural')}" for runs in ranked]
+def _natural(models, comparison):
+    """Natural accuracy on the images of the comparison, or on each model's own."""
+    natural = compare_on_first(models, NATURAL, comparison.examples)
+    rows = natural.rows if natural else [model.rows[NATURAL] for model in models]
+    order = {kind.name: kind for kind in _kinds(models, comparison)}
+    kinds = {
+        kind.name: kind
+        for kind in _kinds(models, Comparison(NATURAL, comparison.examples, rows))
+    }
+    means = [kinds[name].text() for name in order]
     return f"Without an attack: {', '.join(means)}."
 
 
-def _why(ranked):
-    methods = dict.fromkeys(runs[0].config.method for runs in ranked)
-    first = {
-        method: next(r[0].kind for r in ranked if r[0].config.method == method)
-        for method in methods
-    }
-    told = [f"{first[method]} {_HOW[method]}" for method in methods]
-    return f"Why: in training {'; '.join(told)}."
+def _not_compared(models, comparison):
+    """Name the attacks that break more than the compared one, but not on all models."""
+    stronger = []
+    for model, row in zip(models, comparison.rows, strict=True):
+        for name in attack_names(models):
+            other = model.rows.get(name)
+            if other is None or name == NATURAL or compare(models, name):
+                continue
+            if other["accuracy"] < row["accuracy"]:
+                stronger.append(
+                    f"{_title(name)} leaves {model.label} {percent(other['accuracy'])} % "
+                    f"of {other['examples']:,} images"
+                )
+    if not stronger:
+        return ""
+    return (
+        f"Careful: {'; '.join(stronger)}. These attacks were not run on all models with "
+        "the same settings and images, so the ranking leaves them out."
+    )
+
+
+def _methods(ranked):
+    """How each method trains, where the configuration is known."""
+    names: dict[str, str] = {}
+    for kind in ranked:
+        config = kind.models[0].config
+        if config:
+            names.setdefault(config.method, kind.name)
+    reasons = [
+        f"{name} {METHODS[method].description}" for method, name in names.items()
+    ]
+    return f"Why: in training {'; '.join(reasons)}." if reasons else ""
 
 
 def _minutes(ranked):
-    told = []
-    for runs in ranked:
+    times = []
+    for kind in ranked:
         seconds = [
-            run.results["training"]["seconds"]
-            for run in runs
-            if "seconds" in (run.results.get("training") or {})
+            model.results["training"]["seconds"]
+            for model in kind.models
+            if "seconds" in (model.results.get("training") or {})
         ]
         if seconds:
             text = minutes_text(statistics.mean(seconds), digits=2)
-            told.append(f"{runs[0].kind} {text} minutes")
-    return f"Training took: {', '.join(told)}." if told else ""
+            times.append(f"{kind.name} {text} minutes")
+    return f"Training took: {', '.join(times)}." if times else ""
 
 
-def _trust(shown):
+def _red_flags(models):
     suspicious = [
-        f"{run.label} ({name})"
-        for run in shown
-        for name, flag in (run.results.get("red_flags") or {}).get("flags", {}).items()
+        f"{model.label} ({name})"
+        for model in models
+        for name, flag in (model.results.get("red_flags") or {})
+        .get("flags", {})
+        .items()
         if flag["suspicious"]
     ]
     if suspicious:
-        return (
-            f"Careful: suspicious signs at {', '.join(suspicious)}; see the red flags."
-        )
-    if all("red_flags" in run.results for run in shown):
+        return f"Careful: red flags for {', '.join(suspicious)}; see the table below."
+    if all("red_flags" in model.results for model in models):
         return "No red flag speaks against these figures."
-    return "Red flags were not looked for on every model."
+    return "Not every model was checked for red flags."
 
 
-def _clear(runs, others, attack):
-    """Whether the intervals, or two deviations around the means, leave a gap."""
-    return _bounds(runs, attack)[0] > _bounds(others, attack)[1]
-
-
-def _bounds(runs, attack):
-    if len(runs) == 1:
-        return runs[0].rows[attack]["interval"]
-    spread = 2 * statistics.stdev(run.rows[attack]["accuracy"] for run in runs)
-    return _mean(runs, attack) - spread, _mean(runs, attack) + spread
-
-
-def _mean(runs, attack):
-    return statistics.mean(run.rows[attack]["accuracy"] for run in runs)
-
-
-def _share(runs, attack):
-    return f"{percent(_mean(runs, attack))} %"
-
-
-def _uncertainty(runs, attack):
-    if len(runs) > 1:
-        deviation = statistics.stdev(run.rows[attack]["accuracy"] for run in runs)
-        return f" (± {percent(deviation)} over {len(runs)} runs)"
-    return f" (95 % interval {interval_text(runs[0].rows[attack]['interval'])})"
+def _title(attack):
+    return "AutoAttack" if attack == "autoattack" else attack

@@ -1,4 +1,4 @@
-"""Which runs can be compared, and what they are called."""
+"""Models can be compared if they share data set and threat, and get distinct names."""
 
 import shutil
 import types
@@ -7,26 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import tiny_config
 
-from freeadv_jax.analysis import command, comparison
+from freeadv_jax import evaluate
+from freeadv_jax.analysis import comparison
+from freeadv_jax.analysis.arguments import ModelsParser
 from freeadv_jax.analysis.comparison import (
     first_examples,
-    method_name,
-    number,
-    open_subjects,
+    open_models,
     threat_text,
 )
+from freeadv_jax.attacks.robustness import epsilon_text
 from freeadv_jax.data import jpeg
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
+from freeadv_jax.export import export_run
 from freeadv_jax.files import read_json, write_json
 from freeadv_jax.runs.load import load
 
 
 def change_config(workdir, field, value):
-    """The run says of itself that it was made so."""
+    """Write another value of a field into the record of a run."""
     record = read_json(workdir / "run.json")
     *groups, name = field.split(".")
     part = record["config"]
@@ -41,22 +42,22 @@ def pair(trained_pair, tmp_path):
     return [shutil.copytree(run, tmp_path / run.name) for run in trained_pair]
 
 
-def test_models_are_those_of_the_folders_and_called_by_their_methods(pair):
-    subjects = open_subjects(pair)
-    assert [subject.label for subject in subjects] == ["Natural", "Free-2"]
-    examples = first_examples(subjects, data="", examples=20)
+def test_the_models_of_run_folders_are_named_by_their_methods(pair):
+    models = open_models(pair)
+    assert [model.label for model in models] == ["Natural", "Free-2"]
+    examples = first_examples(models, data="", examples=20)
     images = jnp.asarray(examples.images / np.float32(255))
     jitted = jax.jit(lambda logits_fn, images: logits_fn(images))
-    for subject, workdir in zip(subjects, pair):
+    for model, workdir in zip(models, pair):
         np.testing.assert_allclose(
-            jitted(subject.logits_fn, images), load(workdir)(images), atol=1e-5
+            jitted(model.logits_fn, images), load(workdir)(images), atol=1e-5
         )
     assert examples.class_names == tuple("0123456789")
 
 
-def test_images_that_the_data_set_keeps_encoded_come_as_pixels(pair, monkeypatch):
+def test_encoded_images_of_a_data_set_are_decoded(pair, monkeypatch):
     def decoder(size):
-        """An image of the level that its only byte says, as TensorFlow gives it."""
+        """Return an image whose pixels all equal its only byte, as TensorFlow would."""
         return lambda encoded: types.SimpleNamespace(
             numpy=lambda: np.full((size, size, 3), encoded[0], np.uint8)
         )
@@ -66,25 +67,25 @@ def test_images_that_the_data_set_keeps_encoded_come_as_pixels(pair, monkeypatch
     dataset = types.SimpleNamespace(test=test, class_names=tuple("abcdefghi"))
     monkeypatch.setattr(jpeg, "center_decoder", decoder)
     monkeypatch.setattr(comparison, "load_dataset", lambda **_: dataset)
-    found = first_examples(open_subjects(pair[:1]), data="", examples=5)
+    found = first_examples(open_models(pair[:1]), data="", examples=5)
     assert found.images.astype(np.float32).shape == (5, 4, 4, 3)
     assert found.images[:, 0, 0, 0].tolist() == found.labels.tolist()
 
 
-def test_weights_have_the_checksum_the_evaluation_gave_them(pair):
-    for subject, workdir in zip(open_subjects(pair), pair):
+def test_the_checksum_of_the_weights_is_that_of_the_evaluation(pair):
+    for model, workdir in zip(open_models(pair), pair):
         with np.load(workdir / "evaluation.npz") as file:
-            assert f'"model": {subject.checksum},' in str(file["about"])
+            assert f'"model": {model.checksum},' in str(file["about"])
 
 
 def test_seeds_share_a_kind_and_other_recipes_do_not(pair, tmp_path):
     seed = shutil.copytree(pair[1], tmp_path / "seed")
     change_config(seed, "seed", 7)
-    first, second = open_subjects([pair[1], seed])
+    first, second = open_models([pair[1], seed])
     assert (first.kind, second.kind) == ("Free-2", "Free-2")
     assert (first.label, second.label) == ("Free-2, seed 0", "Free-2, seed 7")
     change_config(seed, "optimizer.learning_rate", 0.3)
-    kinds = [subject.kind for subject in open_subjects([*pair, seed])]
+    kinds = [model.kind for model in open_models([*pair, seed])]
     assert kinds == ["Natural", "Free-2, recipe 1", "Free-2, recipe 2"]
 
 
@@ -92,17 +93,19 @@ def test_seeds_share_a_kind_and_other_recipes_do_not(pair, tmp_path):
     ("field", "value"),
     [("data.dir", "/data"), ("data.manual_dir", "/archives"), ("data.prefetch", 9)],
 )
-def test_where_and_how_data_is_read_makes_no_other_recipe(pair, tmp_path, field, value):
+def test_the_place_and_the_reading_of_data_make_no_other_recipe(
+    pair, tmp_path, field, value
+):
     seed = shutil.copytree(pair[1], tmp_path / "seed")
     change_config(seed, "seed", 7)
     change_config(seed, field, value)
-    kinds = [subject.kind for subject in open_subjects([pair[1], seed])]
+    kinds = [model.kind for model in open_models([pair[1], seed])]
     assert kinds == ["Free-2", "Free-2"]
 
 
-def test_runs_alike_in_all_are_told_apart_by_their_folders(pair, tmp_path):
+def test_identical_runs_are_named_by_their_folders(pair, tmp_path):
     again = shutil.copytree(pair[0], tmp_path / "again")
-    labels = [subject.label for subject in open_subjects([*pair, again])]
+    labels = [model.label for model in open_models([*pair, again])]
     assert labels == ["Natural (natural)", "Free-2", "Natural (again)"]
 
 
@@ -114,42 +117,88 @@ def test_runs_alike_in_all_are_told_apart_by_their_folders(pair, tmp_path):
         ("attack.norm", "l2", "different threats: .* L-inf .* L2"),
     ],
 )
-def test_runs_of_different_sets_or_threats_are_refused(pair, field, value, message):
+def test_runs_of_different_data_sets_or_threats_are_refused(
+    pair, field, value, message
+):
     change_config(pair[1], field, value)
     with pytest.raises(InputError, match=message):
-        open_subjects(pair)
+        open_models(pair)
 
 
-def test_folder_without_a_run_and_one_given_twice_are_refused(pair, tmp_path):
+def test_a_folder_without_a_run_and_a_repeated_folder_are_refused(pair, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no run"):
-        open_subjects([pair[0], tmp_path / "empty"])
+        open_models([pair[0], tmp_path / "empty"])
     with pytest.raises(InputError, match="is given twice"):
-        open_subjects([pair[0], pair[0]])
+        open_models([pair[0], pair[0]])
 
 
-def test_radii_and_methods_are_written_as_people_do():
-    assert [number(x) for x in (8 / 255, 0.2, 0.5, 0.0123)] == [
+def test_radii_are_written_as_people_write_them():
+    assert [epsilon_text(x) for x in (8 / 255, 0.2, 0.5, 0.0123)] == [
         "8/255",
         "0.2",
         "0.5",
         "0.0123",
     ]
     assert threat_text("l2", 0.5) == "L2 epsilon 0.5"
-    names = [
-        method_name(tiny_config(method=method))
-        for method in ("natural", "free", "pgd", "fgsm-rs", "trades")
-    ]
-    assert names == ["Natural", "Free-2", "7-PGD", "FGSM-RS", "TRADES"]
 
 
-def test_data_of_other_classes_than_a_run_was_trained_on_is_refused(pair):
+def test_data_with_other_classes_than_the_training_is_refused(pair):
     record = read_json(pair[1] / "run.json")
     write_json(pair[1] / "run.json", record | {"class_names": ["odd", "even"]})
     with pytest.raises(InputError, match=f"{pair[1]} was trained on odd, even"):
-        first_examples(open_subjects(pair), data="", examples=5)
+        first_examples(open_models(pair), data="", examples=5)
 
 
-def test_a_bucket_is_no_file_to_write():
+def test_a_bucket_is_refused_as_the_output_file():
     with pytest.raises(InputError, match="gs://bucket/page.html is no folder of this"):
-        command.Parser("a", "b").parse_args(["run", "--out=gs://bucket/page.html"])
+        ModelsParser("a", "b").parse_args(["run", "--out=gs://bucket/page.html"])
+
+
+@pytest.fixture
+def exported(pair, tmp_path):
+    """The Free-2 run exported, and evaluated on the first 64 test images."""
+    folder = tmp_path / "exported"
+    export_run(pair[1], folder)
+    images = first_examples(open_models(pair), data="", examples=64)
+    file = tmp_path / "test.npz"
+    np.savez(file, images=images.images, labels=images.labels)
+    evaluate.main(
+        ["evaluate", f"--workdir={folder}", f"--images={file}", "--no-red_flags"]
+        + ["--attacks=natural,pgd-20"]
+    )
+    return folder
+
+
+def test_an_exported_model_is_opened_with_its_evaluation(pair, exported):
+    model, run = open_models([exported, pair[1]])
+    assert model.label == "small-cnn-bn (exported)"
+    assert run.label == "Free-2"
+    assert model.config is None
+    assert model.results_folder == exported / "test"
+    assert model.threat == run.threat == {"norm": "linf", "epsilon": 0.2}
+    assert model.checksum == run.checksum
+    (inside,) = open_models([exported / "test"])
+    assert inside.folder == exported
+    assert inside.data_name is None
+
+
+def test_an_exported_model_alone_names_no_data_set(exported):
+    with pytest.raises(InputError, match="exported model, which names no data set"):
+        first_examples(open_models([exported]), data="", examples=5)
+
+
+def test_an_exported_model_with_several_evaluations_asks_for_one(exported):
+    shutil.copytree(exported / "test", exported / "other")
+    with pytest.raises(InputError, match=r"several evaluations; .*other, .*test$"):
+        open_models([exported])
+
+
+def test_a_model_without_a_training_threat_has_that_of_its_evaluation(exported):
+    description = read_json(exported / "model.json")
+    write_json(exported / "model.json", description | {"threat": None})
+    (model,) = open_models([exported])
+    assert model.threat == {"norm": "linf", "epsilon": 0.2}
+    shutil.rmtree(exported / "test")
+    with pytest.raises(InputError, match="exactly one; its evaluation has: none"):
+        open_models([exported])

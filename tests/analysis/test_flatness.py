@@ -1,4 +1,4 @@
-"""The loss around images: against direct evaluation, and models where all is known."""
+"""The loss around images: against direct evaluation, and against known models."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from freeadv_jax.runs.load import load
 
 IMAGES = np.random.default_rng(0).uniform(0.3, 0.7, (4, 4, 4, 2)).astype(np.float32)
 WEIGHTS = np.random.default_rng(1).normal(size=(32, 3)).astype(np.float32)
-# Class 2 is far ahead, so that the loss of class 0 is z_2 - z_0: linear in the image.
+# Class 2 is far ahead: the loss of class 0 is z_2 - z_0, which is linear in the image.
 LINEAR = jax.tree_util.Partial(
     lambda weights, images: (
         images.reshape(len(images), -1) @ weights + jnp.array([0.0, 0.0, 60.0])
@@ -21,13 +21,13 @@ LINEAR = jax.tree_util.Partial(
 )
 
 
-def of(logits_fn, norm, epsilon, label=0):
+def flatness_of(logits_fn, norm, epsilon, label=0):
     keys = jax.random.split(jax.random.key(0), len(IMAGES))
     labels = np.full(len(IMAGES), label, np.int32)
     return flatness(logits_fn, IMAGES, labels, keys, norm=norm, epsilon=epsilon)
 
 
-def test_grid_is_the_loss_at_each_of_its_points(trained_pair):
+def test_the_grid_holds_the_loss_at_each_of_its_points(trained_pair):
     model = load(trained_pair[0])
     image = np.random.default_rng(2).uniform(size=(8, 8, 1)).astype(np.float32)
     directions = np.stack(
@@ -50,7 +50,7 @@ def test_grid_is_the_loss_at_each_of_its_points(trained_pair):
             np.testing.assert_allclose(grid[row, column], direct, rtol=1e-5, atol=1e-6)
 
 
-def test_grid_of_a_linear_loss_is_a_plane():
+def test_the_grid_of_a_linear_loss_is_a_plane():
     directions = np.stack(
         [random_direction(seed, (4, 4, 2), norm="l2", epsilon=0.5) for seed in (0, 1)]
     )
@@ -65,27 +65,29 @@ def test_grid_of_a_linear_loss_is_a_plane():
 
 
 @pytest.mark.parametrize(("norm", "order"), [("linf", 1), ("l2", 2)])
-def test_linear_loss_has_no_error_and_rises_by_the_dual_norm(norm, order):
-    found = of(LINEAR, norm, 0.1)
+def test_a_linear_loss_has_no_error_and_rises_by_the_dual_norm(norm, order):
+    found = flatness_of(LINEAR, norm, 0.1)
     slope = WEIGHTS[:, 2] - WEIGHTS[:, 0]
     assert np.abs(found["error"]).max() < 1e-4
     expected = 0.1 * np.linalg.norm(slope, order)
     np.testing.assert_allclose(found["rise"], expected, rtol=1e-3)
 
 
-def test_error_of_a_quadratic_loss_is_its_curvature_times_the_squared_radius():
-    """loss = 60 + c |x - 1/2|^2 / 2: what is not linear in d is c |d|^2 / 2."""
+def test_the_error_of_a_quadratic_loss_is_half_its_curvature_times_the_squared_radius():
+    """The loss is 60 + c |x - 1/2|^2 / 2, whose nonlinear part in d is c |d|^2 / 2."""
 
     def quadratic(images):
         distance = jnp.sum((images - 0.5) ** 2, axis=(1, 2, 3))
         ahead = 60 + 3 * distance / 2
         return jnp.stack([jnp.zeros_like(ahead), ahead], axis=1)
 
-    found = of(jax.tree_util.Partial(quadratic), "l2", 0.25)
+    found = flatness_of(jax.tree_util.Partial(quadratic), "l2", 0.25)
     np.testing.assert_allclose(found["error"], 3 * 0.25**2 / 2, rtol=1e-3)
 
 
-def test_worst_point_is_inside_ball_and_box_and_as_high_as_said(trained_pair):
+def test_the_worst_point_is_inside_ball_and_box_and_its_rise_is_the_reported_one(
+    trained_pair,
+):
     model = load(trained_pair[0])
     pixels = np.random.default_rng(3).integers(0, 256, (6, 8, 8, 1))
     images = jnp.asarray(pixels / 255, jnp.float32)

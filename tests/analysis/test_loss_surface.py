@@ -1,4 +1,4 @@
-"""The command that draws loss surfaces: its numbers, after a cut, and bad input."""
+"""The command that draws loss surfaces: its numbers, resuming after a cut, bad input."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from freeadv_jax.analysis import loss_surface
-from freeadv_jax.analysis.comparison import open_subjects
+from freeadv_jax.analysis.comparison import open_models
 from freeadv_jax.analysis.flatness import flatness
 from freeadv_jax.analysis.loss_surface import main
 from freeadv_jax.errors import InputError
@@ -22,7 +22,7 @@ def call(pair, out, *arguments):
     main(["loss_surface", *map(str, pair), f"--out={out}", "--points=9", *arguments])
 
 
-def test_command_draws_writes_its_numbers_and_measures_once(
+def test_the_command_draws_writes_its_numbers_and_measures_once(
     pair, tmp_path, monkeypatch
 ):
     out = tmp_path / "figure" / "surface.png"
@@ -30,14 +30,14 @@ def test_command_draws_writes_its_numbers_and_measures_once(
     assert out.read_bytes().startswith(b"\x89PNG")
     numbers = json.loads(out.with_suffix(".json").read_text())
     assert list(numbers) == ["Natural", "Free-2"]
-    for subject, row in zip(open_subjects(pair), numbers.values()):
-        with np.load(subject.run.workdir / "loss_surface.npz") as file:
+    for model, row in zip(open_models(pair), numbers.values()):
+        with np.load(model.folder / "loss_surface.npz") as file:
             assert row["rise"]["mean"] == file["rise"].mean()
             assert row["error"]["at the image"] == file["error"][row["image"]]
             assert file["adversarial"].shape == file["random"].shape == (9, 9)
-            # The middle of both planes is the image itself.
+            # The image itself is the middle of both planes.
             assert file["adversarial"][4, 4] == file["random"][4, 4]
-    # What the training is for.
+    # Adversarial training flattens the loss.
     assert numbers["Free-2"]["rise"]["mean"] < numbers["Natural"]["rise"]["mean"]
 
     def forbidden(*_, **__):
@@ -50,7 +50,7 @@ def test_command_draws_writes_its_numbers_and_measures_once(
 
 
 @pytest.mark.slow
-def test_cut_command_goes_on_with_the_images_that_are_missing(pair, tmp_path):
+def test_after_a_cut_the_command_measures_only_the_missing_images(pair, tmp_path):
     made = []
 
     def cut_at_the_second(*arguments, **options):
@@ -68,7 +68,7 @@ def test_cut_command_goes_on_with_the_images_that_are_missing(pair, tmp_path):
     assert made == [50, 10, 10, 1]
 
 
-def test_image_that_is_not_there_and_unknown_format_are_refused(pair, tmp_path):
+def test_a_missing_image_and_an_unknown_format_are_refused(pair, tmp_path):
     with pytest.raises(InputError, match=r"--image=60: must be below --examples=60"):
         call(pair, tmp_path / "surface.png", "--examples=60", "--image=60")
     with pytest.raises(InputError, match=r"ends in one of \.png, \.svg, \.pdf"):

@@ -1,4 +1,4 @@
-"""What a report measures: against doing it by hand, and after a cut."""
+"""The measurements of a report: against a direct computation, and after a cut."""
 
 import shutil
 
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from freeadv_jax.analysis import measurement
-from freeadv_jax.analysis.comparison import first_examples, open_subjects
-from freeadv_jax.analysis.measurement import found, measure
+from freeadv_jax.analysis.comparison import first_examples, open_models
+from freeadv_jax.analysis.measurement import kept_measurements, measure
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.runs.load import load
 
@@ -28,28 +28,28 @@ def pair(trained_pair, tmp_path_factory):
 
 
 def measured(pair):
-    subjects = open_subjects(pair)
+    models = open_models(pair)
     return measure(
-        subjects,
-        lambda: first_examples(subjects, data="", examples=EXAMPLES),
+        models,
+        lambda: first_examples(models, data="", examples=EXAMPLES),
         examples=EXAMPLES,
     )
 
 
-def test_curves_pass_through_the_figures_of_the_evaluation(pair):
+def test_the_curves_pass_through_the_figures_of_the_evaluation(pair):
     for one, workdir in zip(measured(pair), pair):
         with np.load(workdir / "evaluation.npz") as file:
             natural, robust = file["natural"], file["pgd-20"]
         np.testing.assert_array_equal(one.by_epsilon[0.2], robust)
         np.testing.assert_array_equal(one.by_steps[20], robust)
         np.testing.assert_array_equal(one.by_epsilon[0.0], natural)
-        np.testing.assert_array_equal(one.right, natural)
+        np.testing.assert_array_equal(one.correct, natural)
         assert list(one.by_epsilon) == [0.0, 0.1, 0.2, 1.0]
         assert one.by_epsilon[0.1].mean() >= one.by_epsilon[0.2].mean()
         assert one.by_epsilon[1.0].mean() == 0
 
 
-def test_transfer_is_what_each_model_says_of_the_others_images(pair):
+def test_transfer_is_each_models_accuracy_on_the_images_attacked_on_the_others(pair):
     results = measured(pair)
     labels = ["Natural", "Free-2"]
     models = [load(workdir) for workdir in pair]
@@ -60,21 +60,24 @@ def test_transfer_is_what_each_model_says_of_the_others_images(pair):
             by_hand = (
                 np.argmax(model(jnp.asarray(other.attacked)), axis=-1) == one.labels
             )
-            as_it_is = (
+            naturally = (
                 np.argmax(model(jnp.asarray(one.images / np.float32(255))), axis=-1)
                 == one.labels
             )
-            standing = one.standing_under(label)
-            np.testing.assert_array_equal(standing, by_hand & as_it_is)
+            robust = one.robust_to_attack_on(label)
+            np.testing.assert_array_equal(robust, by_hand & naturally)
     natural, free = results
-    # Who knows the model does it more harm.
-    assert natural.standing_under("Natural").mean() < (
-        natural.standing_under("Free-2").mean()
+    # An attacker who knows the model does it more harm.
+    assert natural.robust_to_attack_on("Natural").mean() < (
+        natural.robust_to_attack_on("Free-2").mean()
     )
-    assert free.standing_under("Free-2").mean() < free.standing_under("Natural").mean()
+    assert (
+        free.robust_to_attack_on("Free-2").mean()
+        < free.robust_to_attack_on("Natural").mean()
+    )
 
 
-def test_second_call_attacks_nothing_and_finds_the_same(pair, monkeypatch):
+def test_a_second_call_attacks_nothing_and_returns_the_same(pair, monkeypatch):
     before = measured(pair)
 
     def forbidden(*_):
@@ -82,16 +85,18 @@ def test_second_call_attacks_nothing_and_finds_the_same(pair, monkeypatch):
 
     monkeypatch.setattr(Campaign, "attack", forbidden)
     monkeypatch.setattr(Campaign, "logits", forbidden)
-    subjects = open_subjects(pair)
-    after = measure(subjects, forbidden, examples=EXAMPLES)
+    models = open_models(pair)
+    after = measure(models, forbidden, examples=EXAMPLES)
     for one, other in zip(before, after):
         np.testing.assert_array_equal(one.attacked, other.attacked)
-    assert len(found(subjects, examples=EXAMPLES)) == 2
-    assert found(subjects, examples=EXAMPLES + 1) is None
+    assert len(kept_measurements(models, examples=EXAMPLES)) == 2
+    assert kept_measurements(models, examples=EXAMPLES + 1) is None
 
 
 @pytest.mark.slow
-def test_cut_measurement_goes_on_with_what_is_missing(trained_pair, tmp_path, pair):
+def test_after_a_cut_only_the_missing_measurements_are_made(
+    trained_pair, tmp_path, pair
+):
     whole = measured(pair)[1]
     run = shutil.copytree(trained_pair[1], tmp_path / "run")
     attack, attacks = Campaign.attack, []
@@ -107,8 +112,8 @@ def test_cut_measurement_goes_on_with_what_is_missing(trained_pair, tmp_path, pa
         with pytest.raises(KeyboardInterrupt):
             measured([run])
         (resumed,) = measured([run])
-    # The images, three radii and two counts of steps: the cut one twice.
+    # The images, three radii and two numbers of steps; the cut attack runs twice.
     assert len(attacks) == 1 + 3 + 2 + 1
     np.testing.assert_array_equal(resumed.attacked, whole.attacked)
-    for radius, standing in whole.by_epsilon.items():
-        np.testing.assert_array_equal(resumed.by_epsilon[radius], standing)
+    for radius, robust in whole.by_epsilon.items():
+        np.testing.assert_array_equal(resumed.by_epsilon[radius], robust)

@@ -1,4 +1,4 @@
-"""The published rows are those which the configurations quote."""
+"""Published rows: the same as the configurations quote, and found for the right runs."""
 
 import importlib
 import pathlib
@@ -51,7 +51,7 @@ def test_every_row_is_quoted_by_one_configuration():
     assert len(ROWS) == len(QUOTED) == 20
 
 
-def test_run_of_another_size_gets_the_row_and_is_told_apart():
+def test_a_run_of_another_size_gets_the_row_as_another_recipe():
     config = config_of("cifar10_free8")
     config.model.name = "wrn-10-1"
     config.updates = 2000
@@ -60,7 +60,7 @@ def test_run_of_another_size_gets_the_row_and_is_told_apart():
     assert not row.same_recipe(config)
 
 
-def test_the_modern_row_is_not_taken_for_free_4():
+def test_the_modern_configuration_gets_a_row_of_another_recipe():
     config = config_of("cifar10_modern")
     row = published_row(config)
     assert (row.model, row.updates) == (config.model.name, config.updates)
@@ -77,7 +77,7 @@ def test_the_modern_row_is_not_taken_for_free_4():
         ("method", "trades"),
     ],
 )
-def test_run_that_nobody_published_has_no_row(field, value):
+def test_a_run_that_nobody_published_has_no_row(field, value):
     config = config_of("cifar10_free8")
     config.update_from_flattened_dict({field: value})
     assert published_row(config) is None

@@ -1,4 +1,4 @@
-"""The command: a page that is whole, the same figures in every format, and bad input."""
+"""The report command: a complete page, the same figures in every format, bad input."""
 
 import csv
 import html.parser
@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 from tiny_run import ROOT, environment
 
+from freeadv_jax import evaluate
 from freeadv_jax.analysis import measurement
+from freeadv_jax.analysis.comparison import first_examples, open_models
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.errors import InputError
+from freeadv_jax.export import export_run
+from freeadv_jax.files import read_json
 from freeadv_jax.report.__main__ import main
 from freeadv_jax.runs.metrics import read_lines
 
@@ -23,7 +27,7 @@ VOID = {"meta", "link", "img", "br"}
 
 
 class Page(html.parser.HTMLParser):
-    """Elements in order, with their attributes; what is not closed stays open."""
+    """The elements in order with their attributes, and the tags that stay open."""
 
     def __init__(self, text):
         super().__init__()
@@ -53,7 +57,7 @@ def call(*arguments):
 
 @pytest.fixture(scope="module")
 def pair(trained_pair, tmp_path_factory):
-    """Copies, measured at fewer points than the command would."""
+    """Copies of the trained pair, measured at fewer points than the command would."""
     folder = tmp_path_factory.mktemp("report")
     runs = [shutil.copytree(run, folder / run.name) for run in trained_pair]
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +77,7 @@ def render(pair, out, *arguments):
     return out.read_text()
 
 
-def test_page_is_well_formed_and_every_picture_has_a_text(page):
+def test_the_page_is_well_formed_and_every_picture_has_a_text(page):
     parsed = Page(page)
     assert parsed.faults == []
     assert parsed.open == []
@@ -90,7 +94,7 @@ def test_page_is_well_formed_and_every_picture_has_a_text(page):
         assert link in identities
 
 
-def test_page_is_small_and_asks_for_nothing(page):
+def test_the_page_is_small_and_refers_to_no_other_file(page):
     assert len(page.encode()) < 1_000_000
     assert not re.search(r"https?:", page)
     parsed = Page(page)
@@ -102,17 +106,17 @@ def test_page_is_small_and_asks_for_nothing(page):
     assert set(re.findall(r"url\((.)", page)) <= {"#"}
 
 
-def test_page_says_which_model_is_better_and_shows_both(page):
+def test_the_page_names_the_better_model_and_shows_both(page):
     assert "Free-2 is the most robust of these models." in page
     assert "Natural, Free-2 on digits" in page
     for section in (
         "Results",
-        "How much attack it takes",
-        "What an attack looks like",
+        "Accuracy by the strength of the attack",
+        "Attacked images",
         "Class by class",
         "Most confused",
-        "Attacks carried over from other models",
-        "How they were trained",
+        "Transferred attacks",
+        "Training curves",
         "Cost of the training",
         "Can the figures be believed?",
         "Environment",
@@ -120,7 +124,7 @@ def test_page_says_which_model_is_better_and_shows_both(page):
         assert f">{section}</h2>" in page
 
 
-def test_figures_are_those_of_results_json_in_every_format(pair, page, tmp_path):
+def test_every_format_has_the_figures_of_results_json(pair, page, tmp_path):
     markdown = render(pair, tmp_path / "report.md", "--format=markdown")
     cells = list(
         csv.DictReader(
@@ -151,7 +155,7 @@ def test_figures_are_those_of_results_json_in_every_format(pair, page, tmp_path)
     assert len(titles) == len({cell["table"] for cell in cells}) == 9
 
 
-def test_second_call_measures_nothing_and_writes_the_same(
+def test_a_second_call_measures_nothing_and_writes_the_same(
     pair, page, tmp_path, monkeypatch
 ):
     def forbidden(*_, **__):
@@ -162,18 +166,40 @@ def test_second_call_measures_nothing_and_writes_the_same(
     assert render(pair, tmp_path / "again.html") == page
 
 
-def test_without_measuring_the_rest_is_shown(trained_pair, tmp_path):
+def test_without_measuring_the_evaluation_is_shown(trained_pair, tmp_path):
     run = shutil.copytree(trained_pair[1], tmp_path / "run")
     text = render([run], tmp_path / "report.html", "--no-measure")
     parsed = Page(text)
     assert not parsed.of("img")
-    # Six of the training, and the classes of the evaluation.
+    # Six training curves, and one plot of the classes.
     assert len(parsed.of("svg")) == 7
     assert "were not measured" in text
     assert not (run / "report.npz").exists()
 
 
-def test_curves_end_where_the_training_did(pair, page):
+def test_an_exported_model_with_an_evaluation_is_reported(pair, tmp_path, capsys):
+    exported, images = tmp_path / "exported", tmp_path / "test.npz"
+    export_run(pair[1], exported)
+    # The whole test set: evaluations of other files are not compared.
+    examples = first_examples(open_models(pair), data="", examples=1000)
+    np.savez(images, images=examples.images, labels=examples.labels)
+    given = [f"--workdir={exported}", f"--images={images}", "--examples=64"]
+    evaluate.main(["", *given, "--attacks=natural,pgd-20", "--no-red_flags"])
+    text = render([exported], tmp_path / "report.html")
+    assert "nothing is measured: exported models name no data set" in (
+        capsys.readouterr().out
+    )
+    assert Page(text).faults == []
+    assert "small-cnn-bn (exported) classifies" in text
+    robust = read_json(exported / "test" / "results.json")["evaluation"]["pgd-20"]
+    assert f"{100 * robust['accuracy']:.1f} %" in text
+    # Beside a run of the same data set both are measured and compared.
+    both = render([pair[0], exported], tmp_path / "both.html", "--format=markdown")
+    assert "small-cnn-bn (exported) is the most robust" in both
+    assert "## Transferred attacks" in both
+
+
+def test_curves_end_at_the_last_validation(pair, page):
     *_, last = (
         line for line in read_lines(pair[1] / "metrics.jsonl") if "pgd-10" in line
     )
@@ -183,7 +209,7 @@ def test_curves_end_where_the_training_did(pair, page):
     assert f"Free-2 {100 * last['pgd-10']:.3g}" in text
 
 
-def test_every_colour_of_a_plot_follows_light_and_dark(page):
+def test_every_colour_of_a_plot_has_a_light_and_a_dark_value(page):
     plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert plots
     for plot in plots:
@@ -203,13 +229,13 @@ def test_every_colour_of_a_plot_follows_light_and_dark(page):
         (lambda run: (run / "results.json").write_text("{"), "results.json is damaged"),
         (
             lambda run: (run / "results.json").write_text("{}"),
-            "was not evaluated as it is and under an attack",
+            "was not evaluated both without an attack and under one",
         ),
         (lambda run: (run / "report.npz").write_text("x"), "report.npz is damaged"),
         (lambda run: _other_weights(run), "was evaluated with other weights"),
     ],
 )
-def test_unusable_run_is_one_line(pair, tmp_path, damage, message):
+def test_an_unusable_run_is_reported_in_one_line(pair, tmp_path, damage, message):
     runs = [shutil.copytree(run, tmp_path / run.name) for run in pair]
     damage(runs[1])
     with pytest.raises(InputError, match=message) as caught:
@@ -225,7 +251,7 @@ def _other_weights(run):
     np.savez(run / "evaluation.npz", **arrays)
 
 
-def test_command_ends_with_one_line_and_status_1(tmp_path):
+def test_the_command_prints_one_line_and_exits_with_status_1(tmp_path):
     found = subprocess.run(
         [sys.executable, "-m", "freeadv_jax.report", str(tmp_path), "--out=a.html"],
         cwd=ROOT,

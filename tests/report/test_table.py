@@ -1,4 +1,4 @@
-"""Tables as Markdown and as CSV."""
+"""A table as Markdown and as CSV, and figures as text."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ TABLE = Table(
 )
 
 
-def test_markdown_has_title_caption_and_a_line_a_row():
+def test_markdown_has_the_title_the_caption_and_a_line_for_each_row():
     assert as_markdown(TABLE).splitlines() == [
         "## Results",
         "",
@@ -41,7 +41,7 @@ def test_markdown_has_title_caption_and_a_line_a_row():
     ]
 
 
-def test_csv_has_a_line_a_cell_with_unrounded_numbers():
+def test_csv_has_a_line_for_each_cell_with_unrounded_numbers():
     other = Table("cost", "Cost", "", ("model", "minutes"), [[Cell("x"), Cell("2")]])
     lines = list(csv.DictReader(io.StringIO(as_csv([TABLE, other]))))
     assert lines == [
@@ -83,7 +83,7 @@ def test_shares_are_percent_with_one_digit():
     assert interval_text((0.0, 1.0)) == "0.0 to 100.0"
 
 
-def test_minutes_are_rounded_and_long_ones_whole():
+def test_minutes_are_rounded_and_long_ones_are_whole():
     minutes = (0.5333, 5.418, 12.34, 785.2, 5418)
     texts = [
         [minutes_text(60 * m, digits=digits) for m in minutes] for digits in (2, 3)

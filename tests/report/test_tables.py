@@ -1,28 +1,29 @@
-"""The tables of a report: their figures, their marks, and what is not comparable."""
+"""The tables of a report: their figures, their marks, and what they refuse to compare."""
+
+import dataclasses
 
 import numpy as np
 import pytest
-from fake_runs import measured, row, shown
+from fake_models import measured, reported, row
 
-from freeadv_jax.report.detail_tables import (
-    classes_table,
-    confused_table,
-    settings_table,
-    standing_by_class,
-    transfer_table,
-)
-from freeadv_jax.report.tables import (
-    cost_table,
-    flags_table,
+from freeadv_jax.report.accuracy_tables import (
     results_table,
     seeds_table,
+    transfer_table,
 )
+from freeadv_jax.report.class_tables import (
+    classes_table,
+    confused_table,
+    robust_images,
+)
+from freeadv_jax.report.reported import strongest_attack
+from freeadv_jax.report.run_tables import cost_table, flags_table, settings_table
 
 
 def pair(natural, free):
     return [
-        shown(natural, method="natural"),
-        shown(free, place=1, method="free"),
+        reported(natural, method="natural"),
+        reported(free, place=1, method="free"),
     ]
 
 
@@ -43,31 +44,110 @@ def test_best_of_each_column_is_marked_once():
 @pytest.mark.parametrize(
     "other", [row(90, examples=100), row(90, steps=40), row(90, last_iterate=True)]
 )
-def test_attacks_made_otherwise_are_not_compared(other):
+def test_attacks_with_other_settings_or_images_are_not_compared(other):
     runs = pair(
         {"natural": row(190), "pgd-20": row(4)}, {"natural": row(180), "pgd-20": other}
     )
     table = results_table(runs)
-    assert [line[2].mark for line in table.rows] == ["", ""]
+    assert {line[2].mark for line in table.rows} == {""}
     assert "Nothing is marked for pgd-20" in table.caption
 
 
-def test_attack_another_seed_made_is_compared():
+OUTCOMES = {
+    "label": np.zeros(8, np.int32),
+    "natural": np.array([1, 1, 1, 1, 1, 1, 0, 0], bool),
+    "pgd-20": np.array([1, 1, 0, 0, 1, 1, 0, 0], bool),
+    "autoattack": np.array([1, 0, 0, 0], bool),
+}
+
+
+def evaluated_on(examples, **fields):
+    """A model with AutoAttack on 4 images and other rows on the first `examples`."""
+    names = ("natural", "pgd-20", "autoattack")
+    arrays = {name: array[:examples] for name, array in OUTCOMES.items()}
+    rows = {
+        name: row(int(arrays[name].sum()), examples=len(arrays[name])) for name in names
+    }
+    return reported(rows, outcomes=arrays, **fields)
+
+
+def test_rows_of_different_images_are_on_lines_of_their_own():
+    table = results_table([evaluated_on(8)])
+    assert table.columns == ("model", "natural", "autoattack", "pgd-20")
+    texts = [[cell.text for cell in line[1:]] for line in table.rows]
+    # The second line counts every attack on the four images that AutoAttack has.
+    assert texts == [["75.0", "–", "50.0"], ["100.0", "25.0", "50.0"]]
+    notes = [line[0].note for line in table.rows]
+    assert notes == ["the first 8 images", "the first 4 images"]
+    assert "different numbers of images" in table.caption
+
+
+def test_models_with_different_numbers_of_images_are_compared_on_the_common_ones():
+    models = [
+        evaluated_on(8, method="natural"),
+        evaluated_on(4, place=1, method="free", label="Free-2"),
+    ]
+    lines = results_table(models).rows
+    headings = [(line[0].text, line[0].note) for line in lines]
+    assert headings == [
+        ("Natural", "the first 8 images"),
+        ("Natural", "the first 4 images"),
+        ("Free-2", "the first 4 images"),
+    ]
+    assert [line[3].mark for line in lines] == ["", "best", "best"]
+
+
+def test_models_evaluated_on_other_image_sets_are_not_compared():
+    models = [
+        dataclasses.replace(evaluated_on(8, method=method), images=images)
+        for method, images in (("natural", 1), ("free", 2))
+    ]
+    assert strongest_attack(models) is None
+    table = results_table(models)
+    assert {cell.mark for line in table.rows for cell in line} == {""}
+
+
+def test_autoattack_is_the_second_column_and_the_worst_case_the_last():
+    rows = dict.fromkeys(("natural", "fgsm", "worst-case", "pgd-20", "autoattack"))
+    models = [reported({name: row(100) for name in rows})]
+    columns = results_table(models).columns
+    assert columns == (
+        "model",
+        "natural",
+        "autoattack",
+        "fgsm",
+        "pgd-20",
+        "worst-case",
+    )
+
+
+def test_confusions_of_all_models_are_counted_on_the_common_images():
+    predictions = np.array([1, 0, 0, 0, 0, 0, 2, 2])
+    models = [evaluated_on(8, method="natural"), evaluated_on(4, method="free")]
+    for model, examples in zip(models, (8, 4)):
+        model.outcomes["prediction"] = predictions[:examples]
+    for line in confused_table(models).rows:
+        assert line[0].note == "4 images"
+        assert (line[1].text, line[1].note) == ("0 → 1", "1 of 4")
+        assert line[2].text == "–"
+
+
+def test_attacks_with_another_seed_are_compared():
     runs = pair({"pgd-20": row(4, seed=0)}, {"pgd-20": row(90, seed=5)})
     assert results_table(runs).rows[1][1].mark == "best"
 
 
-def test_single_run_marks_nothing():
-    table = results_table([shown({"natural": row(190)})])
+def test_a_single_run_marks_nothing():
+    table = results_table([reported({"natural": row(190)})])
     assert table.rows[0][1].mark == ""
     assert "best" not in table.caption
 
 
-def test_published_row_stands_below_the_runs_of_its_kind():
+def test_the_published_row_follows_the_first_run_of_its_kind():
     fields = {"data__name": "cifar10", "attack__epsilon": 8 / 255}
     fields |= {"attack__replays": 8, "updates": 64}
     runs = [
-        shown({"natural": row(150), "pgd-20": row(80)}, label=label, **fields)
+        reported({"natural": row(150), "pgd-20": row(80)}, label=label, **fields)
         for label in ("seed 0", "seed 1")
     ]
     lines = results_table(runs).rows
@@ -77,9 +157,9 @@ def test_published_row_stands_below_the_runs_of_its_kind():
     assert cost_table(runs).rows[0][-1].text == "785"
 
 
-def test_seeds_have_mean_and_deviation():
+def test_seeds_have_a_mean_and_a_deviation():
     runs = [
-        shown({"pgd-20": row(correct)}, label=f"seed {correct}")
+        reported({"pgd-20": row(correct)}, label=f"seed {correct}")
         for correct in (80, 90, 100)
     ]
     assert seeds_table(runs[:1]) is None
@@ -90,15 +170,15 @@ def test_seeds_have_mean_and_deviation():
     assert seeds_table(runs) is None
 
 
-def test_white_box_is_framed_and_a_stronger_transfer_is_a_red_flag():
+def test_the_white_box_is_framed_and_a_stronger_transfer_is_a_red_flag():
     labels = [0] * 20
     right, wrong = [0] * 20, [1] * 20
     honest = measured(labels, {"Natural": right, "Free-2": wrong})
     masked = measured(labels, {"Natural": right, "Free-2": wrong})
     runs = pair({}, {})
     runs = [
-        shown({}, method="natural", measured=masked),
-        shown({}, method="free", measured=honest),
+        reported({}, method="natural", measured=masked),
+        reported({}, method="free", measured=honest),
     ]
     table = transfer_table(runs)
     assert [[cell.text for cell in line[1:]] for line in table.rows] == [
@@ -110,15 +190,15 @@ def test_white_box_is_framed_and_a_stronger_transfer_is_a_red_flag():
     assert "RED FLAG: attacks made on Free-2 break Natural" in table.caption
 
 
-def test_one_image_more_is_chance_and_is_said():
+def test_one_broken_image_more_is_reported_as_chance():
     labels = [0] * 20
     runs = [
-        shown(
+        reported(
             {},
             method="natural",
             measured=measured(labels, {"Natural": [0] * 20, "Free-2": [1] + [0] * 19}),
         ),
-        shown(
+        reported(
             {},
             method="free",
             measured=measured(labels, {"Natural": [0] * 20, "Free-2": [1] * 20}),
@@ -130,16 +210,16 @@ def test_one_image_more_is_chance_and_is_said():
     assert transfer_table(runs[:1]) is None
 
 
-def test_classes_and_confusions_are_counted():
-    run = shown({}, measured=measured([0, 0, 1, 2], {}))
+def test_classes_and_confusions_are_counted_by_hand():
+    run = reported({}, measured=measured([0, 0, 1, 2], {}))
     table = classes_table([run])
     assert [cell.text for cell in table.rows[0]] == ["a", "100.0", "100.0"]
     assert [cell.text for cell in table.rows[1]] == ["b", "100.0", "0.0"]
     natural, attacked = confused_table([run]).rows
     assert [cell.text for cell in natural[1:]] == ["–"] * 5
-    # The logits under attack are those of 2, 1, 0, 0.
-    said = [(cell.text, cell.note) for cell in attacked[1:]]
-    assert said[:4] == [
+    # The attacked images are classified as 2, 1, 0, 0.
+    pairs = [(cell.text, cell.note) for cell in attacked[1:]]
+    assert pairs[:4] == [
         ("a → b", "1 of 2"),
         ("a → c", "1 of 2"),
         ("b → a", "1 of 1"),
@@ -147,9 +227,9 @@ def test_classes_and_confusions_are_counted():
     ]
 
 
-def test_worst_case_of_more_and_fewer_images_is_of_the_fewer():
+def test_a_worst_case_covers_the_images_that_all_its_attacks_have():
     worst = row(2, examples=4, attacks=["pgd-20", "square"])
-    run = shown({"natural": row(5, examples=6), "worst-case": worst})
+    run = reported({"natural": row(5, examples=6), "worst-case": worst})
     run.outcomes.update(
         {
             "label": np.array([0, 0, 1, 1, 2, 2], np.int32),
@@ -158,7 +238,7 @@ def test_worst_case_of_more_and_fewer_images_is_of_the_fewer():
             "square": np.array([1, 1, 0, 1], bool),
         }
     )
-    labels, natural, robust = standing_by_class(run, "worst-case")
+    labels, natural, robust = robust_images(run, strongest_attack([run]))
     assert labels.tolist() == [0, 0, 1, 1]
     assert natural.tolist() == [True] * 4
     assert robust.tolist() == [True, False, False, True]
@@ -166,9 +246,9 @@ def test_worst_case_of_more_and_fewer_images_is_of_the_fewer():
     assert cells == ["0", "100.0", "50.0"]
 
 
-def test_flags_are_told_and_their_absence_too():
-    run = shown({})
-    assert flags_table([run]).rows[0][2].text == "not looked for"
+def test_red_flags_and_unchecked_models_have_their_own_lines():
+    run = reported({})
+    assert flags_table([run]).rows[0][2].text == "not checked"
     run.results["red_flags"] = {
         "flags": {"Square": {"suspicious": True, "text": "breaks 9"}}
     }
@@ -181,7 +261,7 @@ def test_flags_are_told_and_their_absence_too():
     ]
 
 
-def test_settings_that_differ_are_those():
+def test_differences_list_only_fields_with_different_values():
     runs = pair({}, {})
     fields = [line[0].text for line in settings_table(runs, differing=True).rows]
     assert fields == ["method"]
