@@ -1,4 +1,4 @@
-"""The report's page in a browser: silent, alone, readable in the dark and on a phone."""
+"""The report's page in a browser: no requests, no errors, readable on a phone and in the dark."""
 
 import html
 import json
@@ -7,7 +7,10 @@ import shutil
 import subprocess
 
 import pytest
+from fake_models import reported, row
 from tiny_run import ROOT
+
+from freeadv_jax.report.page import render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(
@@ -23,7 +26,7 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
     "--enable-logging=stderr",
-    # No name is found, no host is reached.
+    # No host name is resolved, so that no host is reached.
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
 EXAMPLE = ROOT / "docs" / "report.html"
@@ -58,7 +61,7 @@ frame.srcdoc = document.querySelector("#page").textContent;
 
 
 def browse(url, profile, *flags):
-    """What Chromium wrote, to standard output and of its log."""
+    """Return the standard output and the log of Chromium."""
     found = subprocess.run(
         [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, str(url)],
         capture_output=True,
@@ -69,16 +72,16 @@ def browse(url, profile, *flags):
     return found.stdout, found.stderr
 
 
-def look(page, folder, width, *flags):
-    """What the page is like in a window so wide, from within the browser.
+def look(page, folder, width, *flags, script=ASK):
+    """Return measurements of the page in a window of this width in pixels.
 
-    In a frame, because a window of Chromium has a least width.
+    The page is in a frame, because Chromium's windows have a least width.
     """
     outer = folder / "outer.html"
     outer.write_text(
         f'<!DOCTYPE html><iframe style="width:{width}px; height: 800px; border: 0">'
         f'</iframe><pre id="said"></pre><template></template>'
-        f'<textarea id="page">{html.escape(page)}</textarea>{ASK}'
+        f'<textarea id="page">{html.escape(page)}</textarea>{script}'
     )
     arguments = ("--dump-dom", "--virtual-time-budget=10000", "--window-size=1400,900")
     shown, _ = browse(outer.as_uri(), folder / "profile", *arguments, *flags)
@@ -86,9 +89,9 @@ def look(page, folder, width, *flags):
 
 
 def requests(folder, url):
-    """The addresses that the page asked for, and the lines of its console.
+    """Return the addresses that the page requested, and its console messages.
 
-    What Chromium asks of its maker on its own has no page for its origin.
+    Chromium's own requests are left out: no page is their origin.
     """
     log = folder / "net.json"
     _, said = browse(
@@ -108,13 +111,13 @@ def page():
     return EXAMPLE.read_text()
 
 
-def test_page_is_silent_and_asks_nobody(tmp_path):
+def test_the_page_requests_nothing_and_logs_nothing(tmp_path):
     asked, console = requests(tmp_path, EXAMPLE.as_uri())
     assert console == []
     assert asked == set()
 
 
-def test_request_and_error_of_another_page_would_be_seen(tmp_path):
+def test_a_request_and_an_error_of_another_page_are_noticed(tmp_path):
     other = tmp_path / "other.html"
     other.write_text(
         '<!DOCTYPE html><img src="http://nobody.test/x.png">'
@@ -137,14 +140,55 @@ def test_nothing_is_wider_than_the_window(page, tmp_path, width):
     assert seen["smallest"] >= 8
 
 
-def test_wide_page_would_be_seen(tmp_path):
+TABLE = """
+<script>
+frame = document.querySelector("iframe");
+frame.onload = () => {
+  const box = frame.contentDocument.querySelector(".results .scroll");
+  const cells = box.querySelectorAll("tbody tr:first-child > *");
+  const edges = i => [cells[i].getBoundingClientRect().left,
+                      cells[i].getBoundingClientRect().right];
+  const names = [...box.querySelectorAll("thead th")].map(e => e.textContent);
+  const autoattack = edges(names.indexOf("autoattack"));
+  box.scrollLeft = 10000;
+  document.querySelector("#said").textContent = JSON.stringify({
+    scrolled: box.scrollLeft,
+    box: [box.getBoundingClientRect().left, box.getBoundingClientRect().right],
+    page: frame.contentDocument.documentElement.scrollWidth,
+    autoattack: autoattack,
+    name_when_scrolled: edges(0),
+    last_when_scrolled: edges(cells.length - 1),
+  });
+};
+frame.srcdoc = document.querySelector("#page").textContent;
+</script>
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_widest_table_scrolls_with_name_and_autoattack_in_view(tmp_path, width):
+    attacks = [f"pgd-20-x{restarts}" for restarts in range(2, 15)]
+    names = ("natural", *attacks, "autoattack", "worst-case")
+    page = render([reported({name: row(100) for name in names})], "html")
+    seen = look(page, tmp_path, width, script=TABLE)
+    left, right = seen["box"]
+    assert seen["page"] == width
+    assert seen["scrolled"] > 0
+    assert left <= seen["autoattack"][0] < seen["autoattack"][1] <= right
+    # Scrolled to its end, the table shows the model's name beside the last attack.
+    assert seen["name_when_scrolled"][0] == left
+    assert seen["name_when_scrolled"][1] <= seen["last_when_scrolled"][0]
+    assert seen["last_when_scrolled"][1] <= right + 1
+
+
+def test_a_page_wider_than_the_window_is_noticed(tmp_path):
     wide = '<!DOCTYPE html><html><body><div style="width: 600px">x</div></body></html>'
     seen = look(wide.replace("x<", "x<svg><text>t</text></svg><"), tmp_path, 375)
     assert seen["scrolled"] > 375
     assert seen["wide"]
 
 
-def test_ink_stands_out_from_the_paper_in_light_and_dark(page, tmp_path):
+def test_text_contrasts_with_the_paper_in_light_and_dark(page, tmp_path):
     light = look(page, tmp_path, 375, LIGHT)
     dark = look(page, tmp_path, 375, DARK)
     for seen, lighter, darker in ((light, "paper", "ink"), (dark, "ink", "paper")):
@@ -154,7 +198,7 @@ def test_ink_stands_out_from_the_paper_in_light_and_dark(page, tmp_path):
 
 @pytest.mark.parametrize("place", range(3))
 def test_every_colour_of_text_and_plots_has_contrast(page, place):
-    """WCAG 2: 4.5 for text, 3 for lines; in light, in dark, and in print."""
+    """WCAG 2 asks for 4.5 for text and 3 for lines; in light, in dark and in print."""
     colours = [
         dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{3,6})", block))
         for block in re.findall(r":root \{(.*?)\}", page, re.DOTALL)
@@ -169,7 +213,7 @@ def test_every_colour_of_text_and_plots_has_contrast(page, place):
 
 
 def luminance(colour):
-    """Relative, of WCAG 2, of '#fff', '#ffffff' or 'rgb(1, 2, 3)'."""
+    """Return the relative luminance (WCAG 2) of '#fff', '#ffffff' or 'rgb(1, 2, 3)'."""
     if colour.startswith("#"):
         digits = colour[1:] if len(colour) == 7 else "".join(2 * d for d in colour[1:])
         parts = [int(digits[place : place + 2], 16) for place in (0, 2, 4)]
