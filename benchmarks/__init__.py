@@ -1,1 +1,1 @@
-"""Measurements behind the figures of the README; results in benchmarks/results."""
+"""The measurements behind the figures of the README and docs/; see benchmarks/results."""

@@ -1,14 +1,15 @@
-"""What helps Free-8 at the same price, one change at a time.
+"""Measure changes to Free-8 at the same cost, one change at a time.
 
     python -m benchmarks.ablation --data=DIR [--size=full|scaled-down] [--network=NAME]
         [--updates=N] [--seeds=3]
     python -m benchmarks.ablation --data=DIR --part=test --variants NAME...
         --attacks natural pgd-20 autoattack --out=FILE
 
-Every variant costs what Free-8 costs: the same network, updates and passes through it.
-Variants are chosen on held-out training images, which nothing is trained on, whatever
-the part; on the test images, those chosen are then confirmed. Differences to Free-8 are
-taken seed by seed. Cut off, the same command goes on.
+Every variant costs as much as Free-8: the same network, updates and passes through it.
+Variants are chosen on held-out training images (--part=validation), and the chosen ones
+are confirmed on the test images (--part=test). The held-out images are never trained on,
+whatever the part. Differences to Free-8 are taken seed by seed. The same command goes on
+after a cut.
 """
 
 import pathlib
@@ -30,10 +31,10 @@ from freeadv_jax.runs.folder import read_run
 from freeadv_jax.runs.outcomes import read_arrays
 
 BASE = "Free-8"
-# The training set's mean and deviation in place of each image's own, whose division
-# makes of a small change of an image without contrast a large one.
+# The training set's mean and deviation in place of each image's own. Division by an
+# image's own deviation magnifies changes to images without contrast.
 _FIXED = {f"model.{name}": value for name, value in CIFAR_10_STANDARDISATION.items()}
-# Fields by variant, from BASE; schedules are of the same peak.
+# Changed fields by variant; all schedules have the same peak.
 VARIANTS = {
     BASE: {},
     "average of the weights": {"optimizer.average_decay": 0.998},
@@ -44,7 +45,7 @@ VARIANTS = {
     "step of half epsilon": {"attack.step_size": 4 / 255},
     "step of 1.25 epsilon": {"attack.step_size": 10 / 255},
     "fixed standardisation": _FIXED,
-    # Twice or four times the minibatches for the same updates.
+    # Fewer replays: more minibatches for the same updates.
     "four replays": {"attack.replays": 4},
     "four replays, random start": {"attack.replays": 4, "attack.start": "random"},
     "four replays, random start, fixed standardisation": {
@@ -84,7 +85,7 @@ ATTACKS = ("natural", "pgd-20", "cw-20")
 
 
 def variation(variant, seed, options):
-    """The configuration of a variant, and the folder of its run."""
+    """Return the configuration of a variant and the folder of its run."""
     config = configuration("cifar10_free8", size=options.size, data=options.data)
     config.update_from_flattened_dict(VARIANTS[variant])
     config.model.name = options.network or config.model.name
@@ -93,7 +94,7 @@ def variation(variant, seed, options):
     config.evaluation.attacks = tuple(dict.fromkeys(("natural", *options.attacks)))
     config.evaluation.examples = options.examples
     config.data.validation_examples = HELD_OUT
-    # Nothing is chosen on the way.
+    # Validation during training decides nothing here.
     config.validation.every_passes = 1e6
     given = (options.size, options.network, options.updates)
     scale = "-".join(str(each) for each in given if each)
@@ -101,33 +102,33 @@ def variation(variant, seed, options):
     return config, options.runs / scale / options.part / folder
 
 
-def accuracies(standing, attacks, examples):
-    """By attack, natural first, then in their worst case where there are several.
+def accuracies(robust, attacks, examples):
+    """Return accuracies by attack, natural first, and the worst case of several attacks.
 
-    `standing` has by attack bool[n], true where the image stands; what else the run
-    was once held against, attacks or images, does not count.
+    `robust` has bool[n] by attack, true for robust images. Attacks and images beyond
+    those that are asked for are ignored.
     """
-    counted = {name: standing[name][:examples] for name in attacks}
+    counted = {name: robust[name][:examples] for name in attacks}
     if len(attacks) > 2:
         counted[WORST_CASE] = np.logical_and.reduce([*counted.values()])
     return {name: float(images.mean()) for name, images in counted.items()}
 
 
 def outcome(variant, seed, options):
-    """Accuracies, FLOP and seconds of one training."""
+    """Return accuracies, FLOP and seconds of one training."""
     config, workdir = variation(variant, seed, options)
     results = finish(config, workdir, part=options.part)
     flop = update_flop(config, forward_flop(read_run(workdir)))
-    standing = read_arrays(workdir / "evaluation.npz")
+    robust = read_arrays(workdir / "evaluation.npz")
     return {
-        "accuracy": accuracies(standing, config.evaluation.attacks, options.examples),
+        "accuracy": accuracies(robust, config.evaluation.attacks, options.examples),
         "flop": flop * config.batch_size * config.updates,
         "seconds": results["training"]["seconds"],
     }
 
 
 def summary(values, base):
-    """Mean and deviation, and those of the differences to `base`, seed by seed."""
+    """Return mean and deviation, also of the differences to `base` seed by seed."""
     gains = [value - other for value, other in zip(values, base, strict=True)]
     return {
         "mean": statistics.mean(values),
@@ -138,6 +139,7 @@ def summary(values, base):
 
 
 def show(variant, row):
+    """Print one line of the table."""
     natural, *_, robust = row["accuracy"].values()
     gain = robust["gain"]
     print(
@@ -149,27 +151,56 @@ def show(variant, row):
 
 def main(argv):
     parser = Parser("benchmarks.ablation", __doc__)
-    parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
+    parser.add_argument("--data", required=True, help="the folder of CIFAR-10")
     parser.add_argument(
         "--size",
         choices=SIZES,
         default="scaled-down" if jax.default_backend() == "cpu" else "full",
+        help="the paper's recipe, or one for a CPU",
     )
-    parser.add_argument("--network", help="another than the size's, as in model.name")
-    parser.add_argument("--updates", type=count, help="another budget than the size's")
-    parser.add_argument("--seeds", type=count, default=3)
-    parser.add_argument("--part", choices=("validation", "test"), default="validation")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
-    parser.add_argument("--attacks", nargs="+", default=ATTACKS)
-    parser.add_argument("--examples", type=count, default=2000)
-    parser.add_argument("--runs", type=pathlib.Path, default="runs/ablation")
-    parser.add_argument("--out", default="benchmarks/results/ablation.json")
+    parser.add_argument(
+        "--network", help="value of model.name; default: that of the size"
+    )
+    parser.add_argument(
+        "--updates", type=count, help="weight updates; default: those of the size"
+    )
+    parser.add_argument(
+        "--seeds", type=count, default=3, help="seeds of each variant, at least 2"
+    )
+    parser.add_argument(
+        "--part",
+        choices=("validation", "test"),
+        default="validation",
+        help="images to evaluate on",
+    )
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=tuple(VARIANTS),
+        metavar="NAME",
+        help=f"variants beside {BASE}",
+    )
+    parser.add_argument(
+        "--attacks", nargs="+", default=ATTACKS, help="attacks of the evaluation"
+    )
+    parser.add_argument(
+        "--examples", type=count, default=2000, help="images to evaluate on"
+    )
+    parser.add_argument(
+        "--runs", type=pathlib.Path, default="runs/ablation", help="folder for the runs"
+    )
+    parser.add_argument(
+        "--out", default="benchmarks/results/ablation.json", help="the record to write"
+    )
     options = parser.parse_args(argv[1:])
     if options.seeds == 1:
-        raise InputError("--seeds 1: a deviation takes at least 2")
+        raise InputError("--seeds 1: must be at least 2, for a deviation")
     if set(options.attacks) == {"natural"}:
-        raise InputError("--attacks natural: gains are in an attack, name one")
-    # Seed by seed, so that all variants are compared however early it is cut off.
+        raise InputError(
+            "--attacks natural: name an attack, in which gains are measured"
+        )
+    # Seed by seed, so that an early cut leaves all variants with the same seeds.
     found = {variant: [] for variant in dict.fromkeys((BASE, *options.variants))}
     for seed in range(options.seeds):
         for variant, outcomes in found.items():

@@ -1,12 +1,12 @@
-"""What XLA makes of a training step for a GPU or a TPU, on a machine that has neither.
+"""Compile training steps for a GPU or a TPU on a machine without one.
 
     python -m benchmarks.accelerators --target=h100 [--networks ...] [--devices 1 8]
         [--variants ...] --out=FILE
 
-XLA compiles for a chip that is only described: for an H100 with `'.[cuda]'` installed,
-for a TPU v5e with `'.[tpu]'`. Nothing runs, so there are no times but those of compiling.
-From the program it is read how much an update moves to and from the chip's memory, each
-loop's body counted once, and what the devices send each other.
+XLA compiles for a chip that is only described: an H100 with `'.[cuda]'` installed, a TPU
+v5e with `'.[tpu]'`. Nothing runs, so that the only times are those of compilation. The
+compiled program shows how many bytes an update moves to and from the chip's memory, each
+loop body counted once, and how many the devices send to each other.
 """
 
 import concurrent.futures
@@ -44,7 +44,7 @@ NETWORKS = ("preact-resnet-18", "wrn-32-10-madry", "resnet-50")
 NARROW = "rectifiers' gradients chosen in bfloat16"
 ONE_VECTOR = "gradients in one vector"
 
-# The makers' figures of the H100 SXM, as XLA describes a GPU to itself.
+# NVIDIA's figures for the H100 SXM, in XLA's format for describing a GPU.
 _H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -84,7 +84,7 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One of a compiled program: its bytes are those of its result."""
+    """An instruction of a compiled program; `bytes` is the size of its result."""
 
     name: str
     bytes: int
@@ -94,7 +94,7 @@ class Instruction:
 
 
 def computations(program: str) -> dict[str, dict[str, Instruction]]:
-    """The instructions, by computation and name, of a program for GPU."""
+    """Return the instructions of a program for GPU by computation and name."""
     found = {}
     for line in program.splitlines():
         if opened := re.match(r"(?:ENTRY )?%(\S+) .*\{$", line):
@@ -109,7 +109,7 @@ def computations(program: str) -> dict[str, dict[str, Instruction]]:
 
 
 def _size(shapes):
-    """Bytes of all arrays in the text of a type."""
+    """The bytes of all arrays in the text of a type."""
     return sum(
         _BYTES[dtype] * math.prod(int(side) for side in sides.split(",") if side)
         for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
@@ -117,7 +117,7 @@ def _size(shapes):
 
 
 def traffic(program: str) -> dict:
-    """Kernels and bytes of the bodies of all loops, by kind; see the module."""
+    """Return kernels and bytes in the bodies of all loops, by kind of kernel."""
     found = computations(program)
     bodies = [
         found[body]
@@ -128,29 +128,29 @@ def traffic(program: str) -> dict:
     kinds = {"convolutions": [], "other_kernels": [], "all_reduces": []}
     beside = 0
     for body in bodies:
-        on_their_way = set()
+        under_way = set()
         for each in body.values():
             if each.operation == "all-reduce-start":
                 kinds["all_reduces"].append(each.bytes)
-                on_their_way.add(each)
+                under_way.add(each)
             elif each.operation == "all-reduce-done":
-                on_their_way.remove(body[each.operands[0]])
+                under_way.remove(body[each.operands[0]])
             elif "__cudnn$conv" in each.text:
                 kinds["convolutions"].append(_moved(each, body, found))
-                beside += sum(start.bytes for start in on_their_way)
+                beside += sum(start.bytes for start in under_way)
             elif each.operation not in _FREE:
                 kinds["other_kernels"].append(_moved(each, body, found))
     read = {
         kind: {"count": len(each), "bytes": sum(each)} for kind, each in kinds.items()
     }
-    # How many convolutions run while a byte is on its way to the other devices.
+    # The mean number of convolutions that run while a byte travels between devices.
     sent = read["all_reduces"]["bytes"]
     read["all_reduces"]["convolutions_beside"] = beside / sent if sent else 0.0
     return read
 
 
 def _moved(kernel, body, found):
-    """What it reads and writes, each array once."""
+    """The bytes that a kernel reads and writes, each array once."""
     called = re.search(r"calls=%([\w.-]+)", kernel.text)
     fused = found[called[1]] if called else {}
     parameters = {
@@ -166,7 +166,7 @@ def _moved(kernel, body, found):
 
 
 def _read(parameter, fused):
-    """Of an array that is only sliced, the slices."""
+    """The bytes of a parameter that are read: only its slices where it is only sliced."""
     users = [each for each in fused.values() if parameter.name in each.operands]
     if all(each.operation in ("slice", "dynamic-slice") for each in users):
         return sum(each.bytes for each in users)
@@ -180,7 +180,7 @@ def _gpu(count):
 
 
 def _tpu(count):
-    # Or it asks the cloud in which machine it is, and locks chips that are not there.
+    # Otherwise libtpu asks the cloud for its machine, and locks chips that do not exist.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     return topologies.get_topology_desc("v5e:2x4", platform="tpu")
@@ -191,21 +191,21 @@ def _by_kind(compiled):
 
 
 def _by_xla(compiled):
-    """As its cost model has it: a fused program's text does not tell what is moved."""
+    """The estimate of XLA's cost model: a fused program's text does not show the bytes."""
     return {"bytes": compiled.cost_analysis()["bytes accessed"]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A chip: JAX's name for its platform, and whose compiler it is."""
+    """A chip: JAX's name for its platform, and the source of its compiler."""
 
     platform: str
-    # Of setup.py, and the packages whose versions count.
+    # The extra to install, and the packages whose versions the record names.
     extra: str
     packages: tuple[str, ...]
-    # (number of chips) -> a description of as many or more.
+    # (number of chips) -> a topology of at least that many.
     describe: Callable
-    # (compiled program) -> what is read from it.
+    # (compiled program) -> the figures for the record.
     read: Callable
 
 
@@ -218,7 +218,7 @@ TARGETS = {
 
 
 def chips(target: str, number: int) -> list:
-    """So many of them, described. InputError where their compiler is not installed."""
+    """Return described chips; raise InputError if their compiler is not installed."""
     known = TARGETS[target]
     for package in known.packages:
         try:
@@ -228,7 +228,7 @@ def chips(target: str, number: int) -> list:
                 f"no compiler for {target}: it comes with `pip install "
                 f"'.[{known.extra}]'` ({package} is missing)"
             ) from fault
-    # What is not described is this CPU. JAX finds its plugins when asked for devices.
+    # Undescribed work stays on this CPU. Asking for devices makes JAX find its plugins.
     jax.config.update("jax_platforms", "cpu")
     jax.devices()
     found = known.describe(number).devices
@@ -239,13 +239,13 @@ def chips(target: str, number: int) -> list:
 
 @contextlib.contextmanager
 def compiling_for(devices: list, platform: str):
-    """As if JAX had found these devices, which are only described."""
+    """Make JAX compile as if it had found these devices, which are only described."""
     mesh = Mesh(np.array(devices), (parallel.AXIS,))
     with (
         mock.patch.object(jax, "default_backend", lambda: platform),
         mock.patch.object(jax, "device_count", lambda: len(devices)),
-        # As on several machines, where what pmap stands for is written out: pmap itself
-        # takes none but devices that are there.
+        # With several processes the program is written without pmap, which accepts only
+        # devices that exist.
         mock.patch.object(jax, "process_count", lambda: 2),
         mock.patch.object(parallel, "_mesh", lambda: mesh),
     ):
@@ -253,7 +253,10 @@ def compiling_for(devices: list, platform: str):
 
 
 def laid_out(layout, tree):
-    """The shapes of arrays; `layout` is a prefix of `tree`: REPLICATED and SPLIT."""
+    """Return the shapes of arrays with their sharding.
+
+    `layout` is a prefix of `tree` with REPLICATED and SPLIT.
+    """
 
     def lies(axis, part):
         placed = parallel.sharding(axis)
@@ -265,7 +268,7 @@ def laid_out(layout, tree):
 
 
 def compiled_step(run, devices, platform):
-    """The program that `train` would run on them."""
+    """Return the program that `train` would run on these devices."""
     size = run.config.batch_size
     batch = {
         "image": jax.ShapeDtypeStruct((size, *run.image_shape), np.uint8),
@@ -290,13 +293,13 @@ def _nothing():
     pass
 
 
-# By variant, what is bent in its process before the step is made.
+# By variant, the change to the package that its process makes first.
 VARIANTS = {AS_IT_IS: _nothing, NARROW: _narrow, ONE_VECTOR: one_vector_all_reduced}
 
 
 def measure(variant, target, devices, network, how) -> dict:
-    """What is read from one program, in a process of its own."""
-    # A program for a chip that is not there cannot be read back.
+    """Return the figures of one program; runs in its own process."""
+    # A program for a chip that does not exist cannot be read from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
     VARIANTS[variant]()
     run = configured_run(network, how["method"], dtype=how["dtype"])
@@ -318,13 +321,25 @@ def _all_moved(row):
 
 def main(argv):
     parser = Parser("benchmarks.accelerators", __doc__)
-    parser.add_argument("--target", choices=TARGETS, required=True)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--method", default="free-8")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--devices", nargs="+", type=count, default=(1, 8))
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
-    parser.add_argument("--out", required=True)
+    add = parser.add_argument
+    add("--target", choices=TARGETS, required=True, help="the chip to compile for")
+    add("--networks", nargs="+", default=NETWORKS, help="networks to compile")
+    add("--method", default="free-8", help="natural, free-<m> or <K>-pgd")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="bfloat16",
+        help="precision of the arithmetic",
+    )
+    add("--devices", nargs="+", type=count, default=(1, 8), help="numbers of chips")
+    add(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=tuple(VARIANTS),
+        help="changes to the step",
+    )
+    add("--out", required=True, help="the record to write")
     options = parser.parse_args(argv[1:])
     how = {"method": options.method, "dtype": options.dtype}
     rows = []

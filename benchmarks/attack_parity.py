@@ -1,12 +1,12 @@
-"""Our attacks against independent implementations, on the same weights and images.
+"""Compare our attacks with independent implementations on the same weights and images.
 
     python -m benchmarks.attack_parity --data=DIR [--runs=DIR] [--examples=500]
 
-PGD is compared with Foolbox on JAX, the rest with pyautoattack, the code of AutoAttack's
-authors, on PyTorch (`pip install '.[references]'`, see benchmarks/peers/references.py).
-The models are those of benchmarks.reproduce, whose runs must lie in --runs. Finished
-rows are kept beside them, so that the same command goes on; those of another model, of
-other code or from another machine are made again.
+PGD is compared with Foolbox on JAX, all other attacks with pyautoattack, the code of
+AutoAttack's authors, on PyTorch (`pip install '.[references]'`, see
+benchmarks/peers/references.py). The models are the runs of benchmarks.reproduce in --runs.
+Finished rows are kept beside them, so that the same command goes on after a cut; they are
+made again for another model, other code or another machine.
 """
 
 import pathlib
@@ -23,12 +23,14 @@ from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.files import checksum, write_json
 from freeadv_jax.models.interface import logits_functions
+from freeadv_jax.pixels import unit_range
 from freeadv_jax.runs.folder import read_run
 
 PGD_STEPS = 20
 ATTACKS = (f"pgd-{PGD_STEPS}", "apgd-ce", "apgd-dlr", "apgd-t")
 ATTACKS += ("fab-t", "square", "autoattack")
-# The natural model has nothing left at 8/255; in smaller balls something can be compared.
+# Every attack breaks all images of the natural model at 8/255; smaller balls leave some
+# to compare.
 SETTINGS = (
     ("cifar10_free8", "linf", 8 / 255),
     ("cifar10_natural", "linf", 8 / 255),
@@ -41,7 +43,7 @@ PACKAGES = ("torch", "pyautoattack", "foolbox")
 
 
 class Pair:
-    """One model in JAX and in PyTorch, and the images both are attacked on."""
+    """One model in JAX and in PyTorch, with the images to attack."""
 
     def __init__(self, workdir, dataset, *, examples, batch_size):
         run = read_run(workdir)
@@ -49,59 +51,59 @@ class Pair:
         self.logits_fn = logits_functions(run.model())(variables)
         self.torch_model = torch_classifier(run, variables)
         self.checksum = checksum(variables)
-        self.images = dataset.images[:examples].astype(np.float32) / np.float32(255)
+        self.images = unit_range(dataset.images[:examples])
         self.labels = dataset.labels[:examples]
         self.batch_size = batch_size
         self.campaign = Campaign(batch_size=batch_size, seed=SEED)
         logits = self.campaign.logits(self.logits_fn, self.images)
-        self.right = logits.argmax(axis=-1) == self.labels
+        self.correct = logits.argmax(axis=-1) == self.labels
         with torch.no_grad():
             nchw = torch.from_numpy(self.images.transpose(0, 3, 1, 2).copy())
             others = self.torch_model(nchw).numpy()
         self.largest_difference = float(np.abs(logits - others).max())
 
     def ours(self, name, norm, epsilon):
-        """The images that stand."""
-        standing = self.right
+        """Return which images stay robust under our attack, bool[n]."""
+        robust = self.correct
         named = attack_by_name(
             name, norm=norm, epsilon=epsilon, step_size=epsilon / 4, num_classes=10
         )
         for stage in named.stages.values():
-            standing = self.campaign.attack(
-                stage, self.logits_fn, self.images, self.labels, standing
+            robust = self.campaign.attack(
+                stage, self.logits_fn, self.images, self.labels, robust
             )
-        return standing
+        return robust
 
     def theirs(self, name, norm, epsilon):
-        """The same of the reference, and how many images it left ball or box with.
+        """Return the same for the reference, and its images outside ball or box.
 
-        It is given what is classified right, which is all that it can break.
+        It attacks only correctly classified images.
         """
         pgd = name.startswith("pgd")
         options = {"steps": PGD_STEPS, "step_size": epsilon / 4} if pgd else {}
-        right = self.right
+        correct = self.correct
         fields = {"norm": norm, "epsilon": epsilon, "batch_size": self.batch_size}
         adversarial = reference("pgd" if pgd else name)(
             self.logits_fn if pgd else self.torch_model,
-            self.images[right],
-            self.labels[right],
+            self.images[correct],
+            self.labels[correct],
             seed=SEED,
             **fields,
             **options,
         )
-        standing, outside = judged(
+        robust, outside = judged(
             self.torch_model,
-            self.images[right],
-            self.labels[right],
+            self.images[correct],
+            self.labels[correct],
             adversarial,
             **fields,
         )
-        whole = right.copy()
-        whole[right] = standing
+        whole = correct.copy()
+        whole[correct] = robust
         return whole, outside
 
     def compare(self, name, norm, epsilon):
-        """One row: robust accuracy in percent, ours and theirs."""
+        """Return one row: robust accuracy in percent, ours and the reference's."""
         ours = self.ours(name, norm, epsilon)
         theirs, outside = self.theirs(name, norm, epsilon)
         return {
@@ -116,24 +118,38 @@ class Pair:
 
 def main(argv):
     parser = Parser("benchmarks.attack_parity", __doc__)
-    parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
+    parser.add_argument("--data", required=True, help="the folder of CIFAR-10")
     parser.add_argument(
-        "--runs", type=pathlib.Path, default="runs/reproduce_cifar10_scaled_down"
+        "--runs",
+        type=pathlib.Path,
+        default="runs/reproduce_cifar10_scaled_down",
+        help="the runs of benchmarks.reproduce",
     )
-    parser.add_argument("--examples", type=count, default=500)
-    parser.add_argument("--batch_size", type=count, default=64)
+    parser.add_argument(
+        "--examples", type=count, default=500, help="test images to attack"
+    )
+    parser.add_argument(
+        "--batch_size", type=count, default=64, help="images attacked at a time"
+    )
     parser.add_argument(
         "--settings",
         nargs="+",
         type=int,
         choices=range(len(SETTINGS)),
         default=range(len(SETTINGS)),
-        help="numbers of SETTINGS, to share the work; the others must lie there",
+        help="numbers of the model and ball, to share the work among machines",
     )
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="of PyTorch"
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="threads of PyTorch",
     )
-    parser.add_argument("--out", default="benchmarks/results/attack_parity.json")
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/attack_parity.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     dataset = load_arrays("cifar10", options.data, validation_examples=0).test
     torch.set_num_threads(options.threads)
@@ -155,7 +171,7 @@ def main(argv):
             "norm": norm,
             "epsilon": epsilon,
             "examples": options.examples,
-            "natural": 100 * float(pair.right.mean()),
+            "natural": 100 * float(pair.correct.mean()),
             "largest_logit_difference": pair.largest_difference,
         }
         print(f"\n{name}, {norm} {epsilon:.4f}: natural {setting['natural']:.1f} %")

@@ -1,14 +1,13 @@
-"""Seconds of PGD-100 and of the whole AutoAttack, ours against PyTorch's.
+"""Time PGD-100 and the whole AutoAttack, ours and PyTorch's.
 
     python -m benchmarks.attack_speed --workdir=RUN --data=DIR [--examples=256 --parts=2]
         [--attacks pgd-100 autoattack] [--out=FILE]
 
 The peers are Foolbox's PGD and pyautoattack, the AutoAttack of its authors, both on
-PyTorch with the weights of RUN (`pip install '.[references]'`). They take turns with
-ours, a part of the images each time: those that are classified right, which is all that
-can be broken. What ours compiles is counted, in the first part. Finished turns are kept
-in RUN, so that the same command goes on; those of another model, of other code or from
-another machine are made again.
+PyTorch with the weights of RUN (`pip install '.[references]'`). They take turns with ours
+on parts of the images; only correctly classified images are attacked. The compilation of
+ours counts in the first part. Finished turns are kept in RUN, so that the same command
+goes on after a cut; they are made again for another model, other code or another machine.
 """
 
 import itertools
@@ -31,6 +30,7 @@ from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.files import checksum, write_json
 from freeadv_jax.models.interface import logits_functions
+from freeadv_jax.pixels import unit_range
 from freeadv_jax.runs.folder import read_run
 
 ATTACKS = ("pgd-100", "autoattack")
@@ -38,25 +38,25 @@ PACKAGES = ("torch", "pyautoattack", "foolbox")
 
 
 class Ours:
-    """A campaign, which compiles what it needs when it first needs it."""
+    """Our attacks; each program is compiled at its first use."""
 
     def __init__(self, run, variables, batch_size):
         self._logits_fn = logits_functions(run.model())(variables)
         self._campaign = Campaign(batch_size=batch_size)
 
     def attack(self, named, images, labels):
-        """Standing images and the seconds of each stage."""
+        """Return which images stay robust, bool[n], and the seconds of each stage."""
         seconds, begun = {}, time.perf_counter()
         logits = self._campaign.logits(self._logits_fn, images)
-        standing = logits.argmax(axis=-1) == labels
+        robust = logits.argmax(axis=-1) == labels
         seconds["natural"] = time.perf_counter() - begun
         for name, stage in named.stages.items():
             begun = time.perf_counter()
-            standing = self._campaign.attack(
-                stage, self._logits_fn, images, labels, standing
+            robust = self._campaign.attack(
+                stage, self._logits_fn, images, labels, robust
             )
             seconds[name] = time.perf_counter() - begun
-        return standing, seconds
+        return robust, seconds
 
 
 class Theirs:
@@ -67,7 +67,7 @@ class Theirs:
         self._batch_size = batch_size
 
     def attack(self, named, images, labels):
-        """Standing images and the seconds, of each stage where the peer says them."""
+        """Return which images stay robust, and the seconds of each stage that is logged."""
         fields = {"norm": named.norm, "epsilon": named.epsilon}
         fields["batch_size"] = self._batch_size
         begun = time.perf_counter()
@@ -81,8 +81,8 @@ class Theirs:
         else:
             adversarial = self._pgd(named, images, labels)
             seconds = {named.name: time.perf_counter() - begun}
-        standing, _ = judged(self._model, images, labels, adversarial, **fields)
-        return standing, seconds
+        robust, _ = judged(self._model, images, labels, adversarial, **fields)
+        return robust, seconds
 
     def _pgd(self, named, images, labels):
         (stage,) = named.stages.values()
@@ -94,8 +94,10 @@ class Theirs:
         labels = torch.from_numpy(labels.astype(np.int64))
         with torch.no_grad():
             logits = [self._model(part) for part in nchw.split(self._batch_size)]
-        (right,) = torch.nonzero(torch.cat(logits).argmax(-1) == labels, as_tuple=True)
-        for part in right.split(self._batch_size):
+        (correct,) = torch.nonzero(
+            torch.cat(logits).argmax(-1) == labels, as_tuple=True
+        )
+        for part in correct.split(self._batch_size):
             nchw[part] = attack.run(
                 model, nchw[part], labels[part], epsilon=named.epsilon
             )
@@ -103,7 +105,7 @@ class Theirs:
 
 
 class _StageSeconds(logging.Handler):
-    """Reads the seconds of AutoAttack's stages in its authors' log."""
+    """Read the seconds of AutoAttack's stages from the log of its authors' code."""
 
     _line = re.compile(r"robust accuracy after (\S+): .*total time ([\d.]+) s")
     _logger = logging.getLogger("auto-attack")
@@ -127,7 +129,7 @@ class _StageSeconds(logging.Handler):
 
 
 def measure(name, contenders, config, images, labels, *, parts, file, how):
-    """Seconds of one attack, turn by turn; those `kept` in the file are not repeated."""
+    """Return the seconds of one attack by turn; turns kept in the file are not repeated."""
     named = attack_by_name(
         name,
         norm="linf",
@@ -141,13 +143,13 @@ def measure(name, contenders, config, images, labels, *, parts, file, how):
     for (number, part), who in itertools.product(enumerate(rows), contenders):
         if number < len(turns[who]):
             continue
-        standing, seconds = contenders[who].attack(named, images[part], labels[part])
-        turn = {"examples": len(part), "standing": int(standing.sum())}
+        robust, seconds = contenders[who].attack(named, images[part], labels[part])
+        turn = {"examples": len(part), "standing": int(robust.sum())}
         turns[who].append(turn | {"seconds": seconds})
         write_json(file, found)
         print(
             f"{name} part {number + 1}/{parts} {who:10}"
-            f"{sum(seconds.values()):8.1f} s, {turn['standing']} of {len(part)} stand",
+            f"{sum(seconds.values()):8.1f} s, {turn['standing']} of {len(part)} robust",
             flush=True,
         )
     seconds = {
@@ -166,16 +168,27 @@ def measure(name, contenders, config, images, labels, *, parts, file, how):
 
 def main(argv):
     parser = Parser("benchmarks.attack_speed", __doc__)
-    parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
-    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=ATTACKS)
-    parser.add_argument("--examples", type=count, default=256)
-    parser.add_argument("--batch_size", type=count, default=64)
-    parser.add_argument("--parts", type=count, default=2)
-    parser.add_argument("--out", default="benchmarks/results/attack_speed.json")
+    add = parser.add_argument
+    add("--workdir", type=pathlib.Path, required=True, help="the run to attack")
+    add("--data", required=True, help="the folder of CIFAR-10")
+    add(
+        "--attacks",
+        nargs="+",
+        choices=ATTACKS,
+        default=ATTACKS,
+        help="attacks to time",
+    )
+    add("--examples", type=count, default=256, help="test images to attack")
+    add("--batch_size", type=count, default=64, help="images attacked at a time")
+    add("--parts", type=count, default=2, help="turns of each contender")
+    add(
+        "--out",
+        default="benchmarks/results/attack_speed.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     dataset = load_arrays("cifar10", options.data, validation_examples=0).test
-    images = dataset.images[: options.examples].astype(np.float32) / np.float32(255)
+    images = unit_range(dataset.images[: options.examples])
     labels = dataset.labels[: options.examples]
     run = read_run(options.workdir)
     variables = run.trained_state("last").variables

@@ -1,4 +1,4 @@
-"""One training method on one network, ready to step, in turns with others."""
+"""A compiled training step of one method on one network, ready to be timed."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ from freeadv_jax.training.multistep import STATE_LAYOUT, minibatches_per_call
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """What a network is trained on: its recipe, [h, w, c] and the number of classes."""
+    """A data set for a network: its recipe, image shape (h, w, c) and classes."""
 
     recipe: Callable
     shape: tuple[int, int, int]
@@ -44,7 +44,7 @@ IMAGES = {
 
 
 def usual_images(network: str) -> str:
-    """ImageNet's for a ResNet, digits for the CNN of their recipe, else CIFAR-10's."""
+    """Return imagenet for a ResNet, digits for the CNN of their recipe, else cifar10."""
     if network.startswith("resnet"):
         return "imagenet"
     return "digits" if network == recipes.digits().model.name else "cifar10"
@@ -53,9 +53,10 @@ def usual_images(network: str) -> str:
 def configured_run(
     network: str, method: str, *, images=None, dtype="float32", batch_size=None
 ):
-    """The network by the recipe of `images`, a name in IMAGES, its usual ones if None.
+    """Return a run of the network with the recipe of `images`, a name in IMAGES.
 
-    Methods are natural, free-<m> and <K>-pgd. The batch is the recipe's where None.
+    `images` None means the network's usual ones, `batch_size` None the recipe's. Methods
+    are natural, free-<m>, <K>-pgd, fgsm-rs and trades. The run has no folder.
     """
     images = images or usual_images(network)
     kind = IMAGES[images]
@@ -67,39 +68,41 @@ def configured_run(
 
 
 def _fields(method):
-    if method == "natural":
-        return {"method": "natural"}
+    """The fields of the configuration that a method's name sets."""
+    if method in ("natural", "fgsm-rs", "trades"):
+        return {"method": method}
     if free := re.fullmatch(r"free-([1-9]\d*)", method):
         return {"method": "free", "attack.replays": int(free[1])}
     if pgd := re.fullmatch(r"([1-9]\d*)-pgd", method):
         steps = {"attack.steps": int(pgd[1]), "attack.step_size": 2 / 255}
         return {"method": "pgd", **steps}
     raise InputError(
-        f"unknown method {method!r}; allowed: natural, free-<m>, <K>-pgd with m, K >= 1"
+        f"unknown method {method!r}; allowed: natural, free-<m>, <K>-pgd, fgsm-rs, "
+        "trades, with m, K >= 1"
     )
 
 
 @dataclasses.dataclass
 class Contender:
-    """A program that was compiled, and its batches.
+    """A compiled program and its batches.
 
-    `call` takes what `batches` gives to metrics, numbers that may still be on their way
-    from the device; one call is so many `updates`.
+    `call` maps an item of `batches` to metrics, numbers that the device may still be
+    computing. One call makes `updates` updates.
     """
 
     call: Callable[[Any], dict]
     batches: Iterator
     updates: int
     compile_seconds: float
-    # The most memory it has taken: {"bytes": ..., "of": ...}.
+    # Returns the peak memory: {"bytes": ..., "of": ...}.
     peak_memory: Callable[[], dict]
-    # Whatever else the record is to say of it.
+    # Further entries of the record.
     remarks: dict = dataclasses.field(default_factory=dict)
-    # The text of the compiled program, for XLA's.
+    # Returns the text of a program that XLA compiled.
     program: Callable[[], str] | None = None
 
     def take(self, calls: int) -> dict:
-        """Seconds an update, and the share of them spent waiting for batches."""
+        """Return the seconds of an update, and the share spent waiting for batches."""
         clock = Clock({})
         unread = {}
         with clock.spending("training"):
@@ -107,8 +110,8 @@ class Contender:
                 with clock.spending("waiting"):
                     batch = next(self.batches)
                 metrics = self.call(batch)
-                # As `train` reads them. With more calls on their way JAX would let the
-                # host wait for the device wherever it next asks something of it.
+                # `train` reads them at the same point. With more calls under way, JAX
+                # would block the host at its next request to the device.
                 _read(unread)
                 unread = metrics
             _read(unread)
@@ -119,16 +122,16 @@ class Contender:
         }
 
     def calls_in(self, seconds: float, *, updates: int = 1) -> int:
-        """Whole calls that last so long and make so many updates, at the least.
+        """Return how many calls last `seconds` and make `updates` updates, at least.
 
-        Two are made, to warm up.
+        Two calls are made for it; they also warm up the program.
         """
         self.take(1)
         call = self.take(1)["seconds_per_update"] * self.updates
         return math.ceil(max(seconds / call, updates / self.updates))
 
     def costs(self) -> dict:
-        """What it took besides time."""
+        """Return compile time, memory and the remarks."""
         return {
             "compile_seconds": self.compile_seconds,
             "peak_memory": self.peak_memory(),
@@ -139,13 +142,13 @@ class Contender:
 
 def _read(metrics):
     for value in metrics.values():
-        float(value)  # Once it is there the device has done the call.
+        float(value)  # Waits until the device has finished the call.
 
 
 def process_memory() -> dict:
-    """The most this process had resident, libraries, data and all."""
+    """Return the peak resident memory of this process, libraries and data included."""
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux has that begin with what the process had that started this one.
+    # Linux starts that figure at the size of the parent process.
     status = pathlib.Path("/proc/self/status")
     if status.exists() and (own := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
         kilobytes = int(own[1])
@@ -153,9 +156,10 @@ def process_memory() -> dict:
 
 
 def ours(run: Run, batches: Iterator, *, per_call: int | None = None) -> Contender:
-    """The program that `train` runs. Tracing and lowering count as compilation.
+    """Return the program that `train` runs. Tracing and lowering count as compilation.
 
-    `per_call` minibatches a call, where None as many as `train` takes.
+    `per_call` is the number of minibatches in a call; None means as many as `train`
+    takes.
     """
     state = parallel.place(run.initial_state(), STATE_LAYOUT)
     per_call = per_call or minibatches_per_call(passes(run.config))
@@ -189,7 +193,7 @@ def ours(run: Run, batches: Iterator, *, per_call: int | None = None) -> Contend
 
 
 def on_one_batch(run: Run, *, per_call: int | None = None) -> Contender:
-    """`ours` on one batch of random pixels and labels, drawn once."""
+    """Return `ours` on a single batch of random pixels and labels."""
     rng, size = np.random.default_rng(0), run.config.batch_size
     batch = {
         "image": rng.integers(0, 256, (size, *run.image_shape), dtype=np.uint8),
@@ -200,9 +204,9 @@ def on_one_batch(run: Run, *, per_call: int | None = None) -> Contender:
 
 
 class Worker:
-    """A contender in a process of its own, made there by `build(*arguments)`.
+    """A contender in its own process, where `build(*arguments)` makes it.
 
-    The process ends with this one, however this one ends.
+    The process ends when this one ends, whatever the reason.
     """
 
     def __init__(self, build: Callable[..., Contender], *arguments):
@@ -216,11 +220,12 @@ class Worker:
         self._answer()
 
     def ask(self, method: str, *arguments, **options) -> Any:
-        """What the contender's `method` returns."""
+        """Call a method of the contender and return its result."""
         self._pipe.send((method, arguments, options))
         return self._answer()
 
     def close(self) -> None:
+        """End the process."""
         self._pipe.close()
         self._process.join()
 
@@ -231,12 +236,12 @@ class Worker:
             self._process.join()
             sys.exit(
                 f"error: a contender ended with status {self._process.exitcode}; "
-                "what it said stands above"
+                "its own message is above"
             )
 
 
 def _serve(pipe, build, arguments):
-    # What it takes to compile is measured.
+    # Compilation is measured, so that no cache may shorten it.
     jax.config.update("jax_enable_compilation_cache", False)
     contender = build(*arguments)
     pipe.send("ready")

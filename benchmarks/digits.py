@@ -1,9 +1,10 @@
-"""The quickstart over five seeds: natural training against Free-8 on digits.
+"""Run the quickstart over five seeds: natural training against Free-8 on digits.
 
     python -m benchmarks.digits [--runs=DIR]            the table
-    python -m benchmarks.digits --select [--runs=DIR]   how its recipe was chosen
+    python -m benchmarks.digits --select [--runs=DIR]   the choice of its recipe
 
-Seeds and settings are whole runs under --runs: the same command goes on with them.
+Each seed and each setting is a whole run under --runs, so that the same command goes on
+after a cut.
 """
 
 import itertools
@@ -25,7 +26,7 @@ GRID = {
 
 
 def table(runs):
-    """Test accuracies of both rows, mean and standard deviation over the seeds."""
+    """Return the test accuracies of both rows: mean and deviation over the seeds."""
     rows = {}
     for name, module in ROWS.items():
         results = []
@@ -52,7 +53,7 @@ def table(runs):
 
 
 def select(runs):
-    """Accuracies on the held-out part of the training set, over GRID and two seeds."""
+    """Return accuracies on held-out training images, over GRID and two seeds."""
     rows = []
     for values in itertools.product(*GRID.values()):
         fields = dict(zip(GRID, values, strict=True))
@@ -83,9 +84,18 @@ def _summary(values):
 
 def main(argv):
     parser = Parser("benchmarks.digits", __doc__)
-    parser.add_argument("--select", action="store_true")
-    parser.add_argument("--runs", type=pathlib.Path, default="runs/benchmark-digits")
-    parser.add_argument("--out")
+    parser.add_argument(
+        "--select", action="store_true", help="choose the recipe; default: no"
+    )
+    parser.add_argument(
+        "--runs",
+        type=pathlib.Path,
+        default="runs/benchmark-digits",
+        help="folder for the runs",
+    )
+    parser.add_argument(
+        "--out", help="the record to write; default: in benchmarks/results"
+    )
     options = parser.parse_args(argv[1:])
     job = select if options.select else table
     out = options.out or f"benchmarks/results/digits{'_select' * options.select}.json"

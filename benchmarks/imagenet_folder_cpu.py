@@ -1,12 +1,12 @@
-"""ResNet-50 on a small folder of photographs: natural training against Free-4.
+"""Train ResNet-50 on a small folder of photographs, naturally and by Free-4.
 
     python -m benchmarks.imagenet_folder_cpu --data=DIR [--runs=DIR] [--out=FILE]
 
 DIR holds train/<class>/* and val/<class>/*. The recipe is that of ImageNet on crops of
-64 pixels with a CPU's budget: the learning rate is scaled with the batch, warmed up
-(at once at its height, the loss rose from 2.4 to 7.4 in seven updates) and falls smoothly;
-nothing else was tried. It shows that the path from JPEGs to a table works, not how far
-the method goes.
+64 pixels with a CPU's budget. The learning rate is scaled with the batch, warmed up
+(without a warm-up the loss rose from 2.4 to 7.4 in seven updates) and falls smoothly;
+nothing else was tried. The benchmark shows that the path from JPEGs to a table works, not
+the limits of the method.
 """
 
 import pathlib
@@ -36,9 +36,16 @@ def main(argv):
     parser = Parser("benchmarks.imagenet_folder_cpu", __doc__)
     parser.add_argument("--data", required=True, help="the folder of photographs")
     parser.add_argument(
-        "--runs", type=pathlib.Path, default="runs/benchmark-imagenet-folder-cpu"
+        "--runs",
+        type=pathlib.Path,
+        default="runs/benchmark-imagenet-folder-cpu",
+        help="folder for the runs",
     )
-    parser.add_argument("--out", default="benchmarks/results/imagenet_folder_cpu.json")
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/imagenet_folder_cpu.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     results = {}
     for name, module in ROWS.items():

@@ -1,10 +1,10 @@
-"""Training images a second from the host, and how many an update of each method needs.
+"""Measure training images a second from the host, and the need of each method.
 
     python -m benchmarks.input_rate --data=DIR [--updates=64] [--rounds=3] [--out=FILE]
 
 DIR holds JPEGs as train/<class>/* and val/<class>/*. They are read, cropped at random,
-resized to 224 and placed on the devices as in training. Free-m replays a batch m times
-there; the images are counted in the decoder, as they are decoded.
+resized to 224 pixels and placed on the devices as in training, where Free-m replays a
+batch m times. Images are counted in the decoder.
 """
 
 import os
@@ -26,7 +26,7 @@ METHODS = {"natural": 1, "free-2": 2, "free-4": 4, "free-8": 8}
 
 
 class Counter:
-    """How many images the decoder was given."""
+    """Count the images that reach the decoder."""
 
     def __init__(self):
         self.images = 0
@@ -34,6 +34,7 @@ class Counter:
         self._crop = jpeg.random_crop
 
     def random_crop(self, encoded, seed, **options):
+        """Count an image, then crop it."""
         counted = tf.numpy_function(self._count, [], [])
         with tf.control_dependencies([counted]):
             return self._crop(tf.identity(encoded), seed, **options)
@@ -44,9 +45,9 @@ class Counter:
 
 
 def rate(dataset, images):
-    """Images a second, once batches come as fast as they are made."""
+    """Return images a second, after the batches made in advance are used up."""
     batches = dataset.batches(BATCH, seed=0)(0)
-    for _ in range(8):  # What was made in advance, and while starting.
+    for _ in range(8):  # Made in advance, and during the start.
         next(batches)
     started = time.perf_counter()
     steps = -(-images // BATCH)
@@ -56,7 +57,7 @@ def rate(dataset, images):
 
 
 def draw(dataset, updates, replays):
-    """Images decoded and drawn in so many updates."""
+    """Return the images drawn and decoded in this many updates."""
     counter = Counter()
     original, jpeg.random_crop = jpeg.random_crop, counter.random_crop
     try:
@@ -69,7 +70,7 @@ def draw(dataset, updates, replays):
         return {
             "images_drawn": drawn,
             "images_drawn_per_update": drawn / updates,
-            # More than drawn by what is made in advance, however long the run.
+            # Batches made in advance are decoded beyond those drawn.
             "images_decoded": counter.images,
         }
     finally:
@@ -79,9 +80,13 @@ def draw(dataset, updates, replays):
 def main(argv):
     parser = Parser("benchmarks.input_rate", __doc__)
     parser.add_argument("--data", required=True, help="the folder of photographs")
-    parser.add_argument("--updates", type=count, default=64)
-    parser.add_argument("--rounds", type=count, default=3)
-    parser.add_argument("--out", default="benchmarks/results/input_rate.json")
+    parser.add_argument("--updates", type=count, default=64, help="updates to count")
+    parser.add_argument("--rounds", type=count, default=3, help="repetitions")
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/input_rate.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     config = imagenet()
     dataset = load_dataset(**config.data.to_dict() | {"name": f"folder:{options.data}"})
@@ -97,7 +102,7 @@ def main(argv):
         },
         "image_size": config.data.image_size,
         "processors": os.cpu_count(),
-        # What else the machine did meanwhile, in running programs.
+        # The machine's other work meanwhile, in running programs.
         "load_average": os.getloadavg()[0],
         "images_per_second": statistics.median(rates),
         "all_images_per_second": rates,

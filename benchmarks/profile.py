@@ -1,11 +1,11 @@
-"""Where an update's time goes on a CPU, by kind of operation, from XLA's profiler.
+"""Measure an update's time on a CPU by kind of operation, with XLA's profiler.
 
     python -m benchmarks.profile [--networks ...] [--method=free-8] [--batch_size=32]
         [--out=FILE]
 
-The profiler notes when each operation of the compiled program begins and ends. They
-overlap on several cores: a kind's share is the time in which one of that kind runs and
-none of the kinds above it in the table. What is left, nothing runs.
+The profiler records begin and end of each operation of the compiled program. Operations
+overlap on several cores: a kind's share is the time in which an operation of that kind
+runs and none of the kinds above it in the table. In the remaining time nothing runs.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.errors import InputError
 
 NETWORKS = ("preact-resnet-18", "wrn-16-4", "wrn-10-1", "small-cnn-bn")
-# Not by gradient: of a layer's two, XLA computes one beside the other.
+# Both gradients of a layer are one kind: XLA computes them at the same time.
 KINDS = (FORWARD, GRADIENTS, PRODUCTS, TRANSPOSES, SUMS, OTHERS) = (
     "convolutions, forward",
     "convolutions, gradients",
@@ -36,7 +36,7 @@ _INSTRUCTION = re.compile(r"^ *(?:ROOT )?%(\S+) = \S+ ([\w-]+)\((.*)$", re.MULTI
 
 
 def kinds(program: str) -> dict[str, str]:
-    """The kind of each operation, from the text of a compiled program."""
+    """Return the kind of each operation from the text of a compiled program."""
     return {
         name: _kind(name, operation, rest)
         for name, operation, rest in _INSTRUCTION.findall(program)
@@ -55,7 +55,7 @@ def _kind(name, operation, rest):
 
 
 def shares(spans, length) -> dict[str, float]:
-    """Of `length`, the share of each kind: one of it runs, and none above it.
+    """Return the share of `length` in which each kind runs and none above it does.
 
     `spans` are (kind, begin, end).
     """
@@ -74,11 +74,11 @@ def shares(spans, length) -> dict[str, float]:
 
 
 def spans_of(events, kind_of: dict[str, str]):
-    """(kind, begin, end) of each operation that ran, in nanoseconds.
+    """Return (kind, begin, end) of each operation that ran, in nanoseconds.
 
-    XLA marks where an operation ends, maybe in another thread, by the number under which
-    it began. The profiler loses such a mark now and then; that operation ends where its
-    own thread let go of it.
+    XLA marks the end of an operation, perhaps in another thread, with the number of its
+    begin. The profiler loses some of these marks; such an operation ends where its own
+    thread released it.
     """
     begun, ends = [], {}
     for event in events:
@@ -94,7 +94,7 @@ def spans_of(events, kind_of: dict[str, str]):
 
 
 def measure(network, method, batch_size):
-    """Shares by kind of an update's time, and that time without the profiler."""
+    """Return an update's time without the profiler, and its shares by kind."""
     run = configured_run(network, method, batch_size=batch_size)
     contender = on_one_batch(run)
     contender.take(1)
@@ -116,10 +116,20 @@ def measure(network, method, batch_size):
 
 def main(argv):
     parser = Parser("benchmarks.profile", __doc__)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--method", default="free-8")
-    parser.add_argument("--batch_size", type=count, default=32)
-    parser.add_argument("--out", default="benchmarks/results/profile.json")
+    parser.add_argument(
+        "--networks", nargs="+", default=NETWORKS, help="networks to profile"
+    )
+    parser.add_argument(
+        "--method", default="free-8", help="natural, free-<m> or <K>-pgd"
+    )
+    parser.add_argument(
+        "--batch_size", type=count, default=32, help="images in a batch"
+    )
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/profile.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         raise InputError("the profile is read for one CPU device; see JAX_PLATFORMS")

@@ -1,4 +1,4 @@
-"""Seconds from the start of the README's quickstart to its table.
+"""Time the README's quickstart, from its start to its table.
 
 python -m benchmarks.quickstart [--rounds=3]
 """
@@ -15,8 +15,12 @@ from freeadv_jax.command import Parser, count, run_command
 
 def main(argv):
     parser = Parser("benchmarks.quickstart", __doc__)
-    parser.add_argument("--rounds", type=count, default=3)
-    parser.add_argument("--out", default="benchmarks/results/quickstart.json")
+    parser.add_argument("--rounds", type=count, default=3, help="repetitions")
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/quickstart.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     job = [sys.executable, "-m", "freeadv_jax.main", "--config=configs/digits_free8.py"]
     seconds = []

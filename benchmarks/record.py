@@ -1,4 +1,4 @@
-"""How a benchmark's result is kept: with its command, commit, versions and hardware."""
+"""The record of a benchmark: its results, command, commit, versions and hardware."""
 
 import importlib.metadata
 import pathlib
@@ -9,14 +9,14 @@ import sys
 from freeadv_jax.files import read_json, write_json
 from freeadv_jax.runs.provenance import environment
 
-# What decides how fast a processor can compute in float32 and in bfloat16.
+# These decide how fast a processor computes in float32 and in bfloat16.
 _VECTOR_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) -> None:
-    """Writes results.json-like `results` and how they came about.
+    """Write `results` as JSON with the command and the machine that made them.
 
-    `packages` are those whose versions count besides the usual ones.
+    `packages` are further packages whose versions belong to the record.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,32 +33,32 @@ def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) ->
 
 
 def kept(path: pathlib.Path, how: dict) -> dict:
-    """What lies in `path` if it was measured in this way; else what is to go there.
+    """Return the content of `path` if it was measured with the settings `how`.
 
-    `how` is JSON-like, and so are its parts there.
+    Otherwise return a copy of `how` to add results to. `how` maps names to JSON values.
     """
     found = read_json(path) if path.exists() else {}
     return found if {name: found.get(name) for name in how} == how else dict(how)
 
 
 def measured_on(packages: tuple[str, ...] = ()) -> dict:
-    """Versions, those of `packages` too, devices, commit and processor."""
+    """Return versions, also of `packages`, devices, commit and processor."""
     peers = {name: importlib.metadata.version(name) for name in packages}
     return environment() | _processor() | {"peers": peers}
 
 
 def _processor():
-    """What the system says of it: its name, and its vector instructions where known."""
-    said = {"processor": platform.processor() or platform.machine()}
+    """The processor's name, and its vector instructions where the system lists them."""
+    found = {"processor": platform.processor() or platform.machine()}
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if not cpuinfo.exists():
-        return said
+        return found
     for line in cpuinfo.read_text().splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
-            said["processor"] = value.strip()
+            found["processor"] = value.strip()
         if name.strip() == "flags":
             flags = set(value.split())
             known = [each for each in _VECTOR_INSTRUCTIONS if each in flags]
-            said["vector_instructions"] = known
-    return said
+            found["vector_instructions"] = known
+    return found

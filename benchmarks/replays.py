@@ -1,12 +1,12 @@
-"""What replaying a minibatch costs: accuracy against m, natural training and Free-m.
+"""Measure the cost of replaying a minibatch: accuracy against m.
 
     python -m benchmarks.replays --data=DIR [--runs=DIR]          digits, CIFAR-10, a CPU
     python -m benchmarks.replays --data=DIR --full [--runs=DIR]   CIFAR-10 and -100, a GPU
 
-At the same number of updates: each minibatch replayed m times in natural training, the
-same with batches m times as large (which see as many images as m = 1), and Free-m. The
-figure is written beside the record. DIR holds the archives of all sets; whole runs lie
-under --runs, and the same command goes on with them.
+Three trainings with the same number of updates are compared: natural training that
+replays each minibatch m times, the same with batches m times as large (which see as many
+images as m = 1), and Free-m. DIR holds the archives of all data sets. Runs are kept under
+--runs, so that the same command goes on after a cut.
 """
 
 import pathlib
@@ -21,15 +21,15 @@ from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.dataset import load_dataset
 
 REPLAYS = (1, 2, 4, 8, 16)
-# Free-m within nearly nothing is natural training with replays: delta changes no pixel
-# by more than this.
+# Free-m within this tiny epsilon is natural training with replays: delta changes no pixel
+# by more.
 NOTHING = 1e-9
 CURVES = {
     "natural, replayed": ("natural",),
     "natural, larger batches": ("natural",),
     "Free-m": ("natural", "pgd-20"),
 }
-# Small batches: sixteen times as large, they still fit the time, and digits' images.
+# Small batches: even sixteen times as large they fit the time and the images of digits.
 _SMALL = SCALED_DOWN | {
     "updates": 800,
     "batch_size": 16,
@@ -43,14 +43,14 @@ FULL_SETS = {"cifar10": (cifar10_free8, {}), "cifar100": (cifar100_free8, {})}
 
 
 def configured(module, fields, curve, replays, seed):
-    """The configuration of one run."""
+    """Return the configuration of one run."""
     config = module.get_config()
     config.update_from_flattened_dict(fields)
     config.seed = seed
     config.method = "free"
     config.attack.replays = replays
     config.evaluation.attacks = CURVES[curve]
-    # Nothing is chosen by it.
+    # Validation decides nothing here.
     config.data.validation_examples = 0
     if curve != "Free-m":
         config.attack.epsilon = config.attack.step_size = NOTHING
@@ -60,8 +60,8 @@ def configured(module, fields, curve, replays, seed):
 
 
 def measure(sets, runs, data, seeds):
-    """{set: {curve: {m: {attack: mean, deviation, values}}}} in [0, 1]."""
-    # Before an hour of training on the first set, whether the others are there.
+    """Return {set: {curve: {m: {attack: {mean, deviation, values}}}}} in [0, 1]."""
+    # A missing data set fails before an hour of training on the first.
     for name, (module, _) in sets.items():
         if name != "digits":
             load_dataset(**module.get_config().data.to_dict() | {"dir": data})
@@ -90,11 +90,11 @@ def measure(sets, runs, data, seeds):
 
 
 def draw(results):
-    """A panel a data set: accuracy against m, with deviations over the seeds."""
+    """Return a figure with a panel for each data set: accuracy against m."""
     figure = new_figure(4.6 * len(results), 3.6)
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     for axes, (name, curves) in zip(panels, results.items(), strict=True):
-        place = 0
+        line = 0
         for curve, attacks in CURVES.items():
             for attack in attacks:
                 points = [curves[curve][str(m)][attack] for m in REPLAYS]
@@ -105,12 +105,14 @@ def draw(results):
                     [100 * (point["deviation"] or 0) for point in points],
                     label=curve + which,
                     capsize=3,
-                    **colour_and_marker(place),
+                    **colour_and_marker(line),
                 )
-                place += 1
+                line += 1
         axes.set_xscale("log", base=2)
         axes.set_xticks(REPLAYS, map(str, REPLAYS))
-        axes.set(title=name, xlabel="replays m", ylabel="percent right", ylim=(0, 100))
+        axes.set(
+            title=name, xlabel="replays m", ylabel="percent correct", ylim=(0, 100)
+        )
     lines = panels[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=4, fontsize=8)
     return figure
@@ -118,12 +120,20 @@ def draw(results):
 
 def main(argv):
     parser = Parser("benchmarks.replays", __doc__)
-    parser.add_argument("--data", required=True, help="where the archives lie")
+    parser.add_argument("--data", required=True, help="the folder of the archives")
     parser.add_argument("--full", action="store_true", help="WRN-32-10, 80,000 updates")
-    parser.add_argument("--seeds", type=count, default=3)
-    parser.add_argument("--runs", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--figure", type=pathlib.Path)
+    parser.add_argument("--seeds", type=count, default=3, help="seeds of each point")
+    parser.add_argument(
+        "--runs", type=pathlib.Path, help="folder for the runs; default: in runs"
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        help="the record to write; default: in benchmarks/results",
+    )
+    parser.add_argument(
+        "--figure", type=pathlib.Path, help="the figure to write; default: in docs"
+    )
     options = parser.parse_args(argv[1:])
     name = "replays_full" if options.full else "replays"
     runs = options.runs or pathlib.Path("runs") / f"benchmark-{name}"

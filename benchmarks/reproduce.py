@@ -1,11 +1,11 @@
-"""The paper's Table 1, trained, evaluated and set beside the published figures.
+"""Train and evaluate the paper's Table 1, and compare it with the published figures.
 
     python -m benchmarks.reproduce --table=cifar10 --data=DIR [--size=full|scaled-down]
 
-`full` is the paper's recipe and wants an accelerator; `scaled-down`, what a CPU gets,
-is the same loss, ball and attacks with a small network and a short budget, the same for
-all rows. Cut off, the same command goes on; `--rows` takes some of them, and the table
-holds whatever is finished.
+`full` is the paper's recipe and needs an accelerator. `scaled-down`, the default on a
+CPU, keeps the loss, the ball and the attacks with a small network and a short budget, the
+same for all rows. The same command goes on after a cut; `--rows` trains some rows, and
+the table holds all finished ones.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from freeadv_jax.files import read_json
 from freeadv_jax.report.published import published_row
 from freeadv_jax.runs.folder import read_run
 
-# In the order in which they are run: what the paper is about first.
+# In the order of training: the paper's main row first.
 TABLES = {
     "cifar10": {
         "cifar10_free8": "Free-8",
@@ -33,9 +33,9 @@ TABLES = {
     }
 }
 ATTACKS = ("natural", "pgd-20", "pgd-100", "cw-100", "pgd-20-x10")
-# Small batches, because Free-8 sees an eighth as many of them: at 2,000 updates of
-# 128 images it has hardly begun to learn. Network, batch and learning rate (0.05 or
-# 0.1) were chosen for Free-8, on 1,000 images held out of the training set.
+# Small batches, because Free-8 sees an eighth as many: after 2,000 updates of
+# 128 images it has hardly begun to learn. Network, batch size and learning rate (0.05 or
+# 0.1) were chosen for Free-8 on 1,000 images held out of the training set.
 SCALED_DOWN = {
     "updates": 2000,
     "batch_size": 32,
@@ -48,14 +48,14 @@ SCALED_DOWN = {
     "optimizer.weight_decay": 5e-4,
     "checkpoint.every_updates": 200,
     "evaluation.examples": 1000,
-    # What a CPU's cache holds; results are those of any other batch size.
+    # Fits a CPU's cache; results do not depend on the batch size.
     "evaluation.batch_size": 32,
 }
 SIZES = {"full": {}, "scaled-down": SCALED_DOWN}
 
 
 def configuration(row, *, size, data):
-    """The configuration of a row of the table."""
+    """Return the configuration of a row of the table."""
     config = importlib.import_module(f"configs.{row}").get_config()
     config.update_from_flattened_dict(SIZES[size])
     config.data.dir = data
@@ -64,7 +64,7 @@ def configuration(row, *, size, data):
 
 
 def collected(rows, runs):
-    """{row: its results.json and the published row} of those that are finished."""
+    """Return {row: its results and the published row} of the finished rows."""
     found = {}
     for row in rows:
         path = runs / row / "results.json"
@@ -90,7 +90,7 @@ def collected(rows, runs):
 
 
 def show(names, found):
-    """Prints the table, ours and the published."""
+    """Print our table beside the published figures."""
     print("\n" + " " * 20 + "".join(f"{name:>12}" for name in (*ATTACKS, "minutes")))
     for row, name in names.items():
         if row not in found:
@@ -109,21 +109,32 @@ def show(names, found):
 
 def main(argv):
     parser = Parser("benchmarks.reproduce", __doc__)
-    parser.add_argument("--table", choices=TABLES, default="cifar10")
-    parser.add_argument("--data", required=True, help="where the data set lies")
+    parser.add_argument(
+        "--table", choices=TABLES, default="cifar10", help="the table to make"
+    )
+    parser.add_argument("--data", required=True, help="the folder of the data set")
     parser.add_argument(
         "--size",
         choices=SIZES,
         default="scaled-down" if jax.default_backend() == "cpu" else "full",
+        help="the paper's recipe, or one for a CPU",
     )
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some of the table's")
-    parser.add_argument("--runs", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument(
+        "--rows", nargs="+", metavar="ROW", help="rows to train; default: all"
+    )
+    parser.add_argument(
+        "--runs", type=pathlib.Path, help="folder for the runs; default: in runs"
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        help="the record to write; default: in benchmarks/results",
+    )
     options = parser.parse_args(argv[1:])
     names = TABLES[options.table]
     rows = options.rows or tuple(names)
     if unknown := set(rows) - names.keys():
-        raise InputError(f"--rows: no {min(unknown)}; there are {', '.join(names)}")
+        raise InputError(f"--rows {min(unknown)}: must be one of {', '.join(names)}")
     title = f"reproduce_{options.table}"
     if options.size != "full":
         title += f"_{options.size.replace('-', '_')}"

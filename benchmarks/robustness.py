@@ -1,9 +1,10 @@
-"""Every attack, AutoAttack included, on the models of the other benchmarks.
+"""Run every attack, AutoAttack included, on the models of the other benchmarks.
 
     python -m benchmarks.robustness --data=DIR [--runs=DIR] [--digits=DIR]
 
-The runs are those of benchmarks.reproduce in --runs and of benchmarks.digits in
---digits; rows are added to their results.json, and the same command goes on.
+The models are the runs of benchmarks.reproduce in --runs and of benchmarks.digits in
+--digits. Rows are added to their results.json, so that the same command goes on after a
+cut.
 """
 
 import pathlib
@@ -28,7 +29,7 @@ CIFAR10 = ("cifar10_natural", "cifar10_free8", "cifar10_pgd7")
 
 
 def robustness(workdir, data, examples):
-    """The rows and red flags of one run."""
+    """Return the rows and red flags of one run."""
     run = read_run(workdir)
     config = run.config
     state = run.trained_state("last")
@@ -64,15 +65,27 @@ def robustness(workdir, data, examples):
 
 def main(argv):
     parser = Parser("benchmarks.robustness", __doc__)
-    parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
+    parser.add_argument("--data", required=True, help="the folder of CIFAR-10")
     parser.add_argument(
-        "--runs", type=pathlib.Path, default="runs/reproduce_cifar10_scaled_down"
+        "--runs",
+        type=pathlib.Path,
+        default="runs/reproduce_cifar10_scaled_down",
+        help="the runs of benchmarks.reproduce",
     )
     parser.add_argument(
-        "--digits", type=pathlib.Path, default="runs/benchmark-digits/table"
+        "--digits",
+        type=pathlib.Path,
+        default="runs/benchmark-digits/table",
+        help="the runs of benchmarks.digits",
     )
-    parser.add_argument("--examples", type=count, default=500, help="of CIFAR-10")
-    parser.add_argument("--out", default="benchmarks/results/robustness.json")
+    parser.add_argument(
+        "--examples", type=count, default=500, help="test images of CIFAR-10"
+    )
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/robustness.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     results = {name: robustness(options.digits / name, "", 0) for name in DIGITS}
     for name in CIFAR10:

@@ -1,4 +1,4 @@
-"""Whole runs for a benchmark: trained, evaluated, and resumed where cut off."""
+"""Whole runs of a benchmark: trained, evaluated, and resumed after a cut."""
 
 import pathlib
 
@@ -13,9 +13,10 @@ from freeadv_jax.runs.train import train_run
 
 
 def finish(config: ConfigDict, workdir: pathlib.Path, *, part="test") -> dict:
-    """The results of the run in `workdir`, on a part of its data set.
+    """Finish the run in `workdir` and return its results.json.
 
-    Choices between configurations are made on `part='validation'`.
+    It is evaluated on a part of its data set, 'test' or 'validation'. Configurations are
+    chosen on 'validation'.
     """
     validate(config)
     dataset = load_dataset(**config.data)

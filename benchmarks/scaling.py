@@ -1,10 +1,10 @@
-"""Scale on paper: what an update moves and computes, and which machine waits for what.
+"""Estimate the work of an update, and the bottleneck of each machine, on paper.
 
     python -m benchmarks.scaling [--out=FILE]
 
-Counts come from our own networks, machines from what their makers publish. The memory
-is what the CPU backend reports of the compiled step, which is not run. Measured is one
-thing, the decoding of JPEGs on this machine, with TensorFlow (the extra tfds).
+Counts come from our own networks, machines from their makers' publications. The memory is
+the CPU backend's report on the compiled step, which is not run. The decoding of JPEGs is
+the only measurement; it runs on this machine with TensorFlow (the extra tfds).
 """
 
 import dataclasses
@@ -40,15 +40,15 @@ _A3 = "https://cloud.google.com/compute/docs/gpus"
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Rates are a chip's, in FLOP/s (bfloat16, dense) and bytes/s."""
+    """A machine; rates are those of one chip in FLOP/s (bfloat16, dense) and bytes/s."""
 
     chips: int
     flop: float
     memory: float
     memory_bandwidth: float
-    # One way, over the links that a chip with the fewest of them has.
+    # One way, over the links of the chip that has the fewest.
     link_bandwidth: float
-    # Of all hosts together.
+    # All hosts together.
     vcpus: int
     sources: tuple[str, ...]
 
@@ -65,6 +65,7 @@ MACHINES = {
 
 
 def configured_run(name, *, dtype="float32", batch=256, replays=4):
+    """Return a run of a network by the default recipe, without a folder."""
     config = base_config()
     config.batch_size = batch
     config.model.name = name
@@ -75,10 +76,10 @@ def configured_run(name, *, dtype="float32", batch=256, replays=4):
 
 
 def count(name):
-    """What a network costs, in FLOP and bytes of an image's forward pass in bfloat16.
+    """Return a network's FLOP and bytes in an image's forward pass in bfloat16.
 
-    A multiplication and an addition are 2 FLOP. `traffic` is what its convolutions and
-    products take and give, as if all else were fused into them.
+    A multiplication and an addition are 2 FLOP. `traffic` is the size of the operands and
+    results of convolutions and products, as if everything else were fused into them.
     """
     run = configured_run(name, dtype="bfloat16")
     state = jax.eval_shape(run.initial_state)
@@ -103,14 +104,15 @@ def count(name):
 
 
 def forward_flop(run):
-    """Of one image in training: the convolutions and matrix products alone."""
+    """Return the FLOP of one image: its convolutions and matrix products alone."""
     return sum(_flop(product) for product in forward_products(run))
 
 
 def forward_products(run):
+    """Return the convolutions and matrix products of a forward pass in training."""
     state = jax.eval_shape(run.initial_state)
     image = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
-    # BatchNorm as in training, but without an axis to synchronise over.
+    # BatchNorm runs as in training, but has no axis to synchronise over.
     config = run.config.copy_and_resolve_references()
     config.model.sync_batch_norm = False
     model = dataclasses.replace(run, config=config).model()
@@ -123,7 +125,7 @@ def forward_products(run):
 
 
 def _products(jaxpr):
-    """The convolutions and matrix products of a program, those of its calls too."""
+    """The convolutions and matrix products of a program and of the programs it calls."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
             yield equation
@@ -141,11 +143,11 @@ def _bytes(variable):
 
 
 def update(machine, cost, batch):
-    """Seconds of an update at the peak rates: of the chips, and of the all-reduce.
+    """Return the seconds of an update at peak rates: of the chips, and of the all-reduce.
 
-    The backward pass computes, and moves, twice what the forward pass does; natural
-    training and Free-m alike. Then come 5 passes of 4 bytes over the parameters: the
-    gradients averaged (1), the momentum (2), the weights (2). A ring sends each byte
+    The backward pass computes and moves twice as much as the forward pass, in natural
+    training and in Free-m. It is followed by 5 passes of 4 bytes over the parameters: the
+    averaged gradients (1), the momentum (2), the weights (2). A ring sends each byte
     2 (n - 1) / n times over the links of every chip, after the backward pass and not
     beside it.
     """
@@ -167,7 +169,7 @@ def update(machine, cost, batch):
 
 
 def even_images(machine, cost):
-    """Images on a chip whose forward and backward pass take as long as the all-reduce."""
+    """Return the images on a chip whose computation takes as long as the all-reduce."""
     reducing = update(machine, cost, machine.chips)["all_reduce_seconds"]
     image = 3 * max(
         cost["forward_flop"] / machine.flop, cost["traffic"] / machine.memory_bandwidth
@@ -176,10 +178,10 @@ def even_images(machine, cost):
 
 
 def inputs(machine, cost, decoded_per_second):
-    """By m of Free-m: vCPUs that decode for the chips at their peak rate.
+    """Return by m of Free-m the vCPUs that decode for the chips at their peak rate.
 
-    `share_fed` is the part of that rate, 1 or more where it is all, that the hosts feed
-    with nothing else to do.
+    `share_fed` is the share of that rate that idle hosts can feed; 1 or more means all of
+    it.
     """
     fastest = update(machine, cost, max(BATCHES))["images_per_second"]
     busy = {m: fastest / m / decoded_per_second for m in REPLAYS}
@@ -191,10 +193,10 @@ def inputs(machine, cost, decoded_per_second):
 
 
 def decoding(seconds=20.0):
-    """Images that one core decodes in a second, in processor time.
+    """Return the images that one core decodes in a second of processor time.
 
-    Two photographs of 640 x 427 pixels that come with scikit-learn, from which a random
-    part is decoded and resized as in training: ImageNet's are about as large.
+    Random parts of two photographs of 640 x 427 pixels from scikit-learn are decoded and
+    resized as in training; ImageNet's images are about as large.
     """
     import tensorflow as tf
 
@@ -227,7 +229,7 @@ def decoding(seconds=20.0):
 
 
 def memory(dtype):
-    """Bytes of one step of ResNet-50 on one device, as XLA reports them."""
+    """Return the bytes of one step of ResNet-50 on one device, reported by XLA."""
     run = configured_run("resnet-50", dtype=dtype)
     batch = run.config.batch_size
     steps = configured_steps(run.config, model=run.model(), tx=run.optimizer()).program
@@ -240,7 +242,7 @@ def memory(dtype):
 
 
 def program_memory(compiled):
-    """Bytes of a compiled step on each device, as XLA reports them."""
+    """Return the bytes of a compiled step on each device, reported by XLA."""
     analysis = compiled.memory_analysis()
     sizes = {
         "arguments": analysis.argument_size_in_bytes,
@@ -253,7 +255,11 @@ def program_memory(compiled):
 
 def main(argv):
     parser = Parser("benchmarks.scaling", __doc__)
-    parser.add_argument("--out", default="benchmarks/results/scaling.json")
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/scaling.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     costs = {name: count(name) for name in NETWORKS}
     decoded = decoding()
@@ -264,7 +270,7 @@ def main(argv):
 
 
 def paper(costs, decoded):
-    """All that follows from the counts and the rate of decoding."""
+    """Return everything that follows from the counts and the rate of decoding."""
     rate = decoded["images_per_core_second"]
     return {
         "networks": costs,

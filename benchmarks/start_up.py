@@ -1,10 +1,10 @@
-"""What a start costs: the import, and compilation at the first start and the second.
+"""Time a start: the import, and compilation at the first and at the second start.
 
     python -m benchmarks.start_up --data=DIR [--rounds=3]
 
-The second start is the same run in another folder beside the first, whose compiled
-programs it finds. The seconds are of all that a run compiles before it trains, the
-initial state, the batches and the step, with the tracing, which no cache saves.
+The second start is the same run in another folder beside the first, and finds the
+compiled programs of the first. The seconds cover everything that a run compiles before it
+trains (the initial state, the batches and the step) and the tracing, which no cache saves.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from benchmarks.record import write_record
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.files import read_json
 
-# Eight small batches: what is timed is everything but the steps.
+# Eight small batches: the steps themselves are not timed.
 _BRIEF = ("updates=8", "batch_size=8", "evaluation.attacks=('natural',)")
 _CIFAR10 = "configs/cifar10_free8.py"
 STARTS = {
@@ -29,7 +29,7 @@ STARTS = {
 
 
 def compile_seconds(workdir, config, fields, data):
-    """Those of `training` in the results of a short run."""
+    """Return the compile seconds that the results of a short run record."""
     given = (*_BRIEF, "evaluation.examples=8", *fields)
     if config == _CIFAR10:
         given += (f"data.dir={data}", "data.validation_examples=0")
@@ -46,7 +46,7 @@ def compile_seconds(workdir, config, fields, data):
 
 
 def starts(config, fields, data, rounds):
-    """Seconds of compilation at first and second starts, and the medians' ratio."""
+    """Return compile seconds of first and second starts, and the ratio of medians."""
     seconds = {"first": [], "second": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def starts(config, fields, data, rounds):
 
 
 def import_seconds(rounds):
-    """Of `import freeadv_jax` in a process of its own, the interpreter included."""
+    """Return the seconds of `import freeadv_jax` in a new interpreter."""
     found = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -73,9 +73,13 @@ def import_seconds(rounds):
 
 def main(argv):
     parser = Parser("benchmarks.start_up", __doc__)
-    parser.add_argument("--data", required=True, help="where CIFAR-10 lies")
-    parser.add_argument("--rounds", type=count, default=3)
-    parser.add_argument("--out", default="benchmarks/results/start_up.json")
+    parser.add_argument("--data", required=True, help="the folder of CIFAR-10")
+    parser.add_argument("--rounds", type=count, default=3, help="repetitions")
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/start_up.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     results = {"import": import_seconds(options.rounds)}
     print(f"import {results['import']:.2f} s")

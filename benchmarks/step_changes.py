@@ -1,10 +1,10 @@
-"""What each thing done for speed is worth: the step with it and without, in turns.
+"""Time the training step with and without each of its optimisations, in turns.
 
     python -m benchmarks.step_changes [--networks ...] [--images=NAME]
         [--batch_sizes ...] [--method=free-2] [--variants ...] [--rounds=5]
 
-Every variant is a process of its own, on one batch drawn once. Each of VARIANTS undoes
-or adds one thing; those about the CPU's compiler are left out elsewhere.
+Every variant runs in its own process on a single batch. Each one undoes or adds one
+optimisation; variants about the CPU's compiler are left out on other devices.
 """
 
 import itertools
@@ -105,7 +105,7 @@ def _without_donation():
 
 
 def one_vector_all_reduced():
-    """Has gradients and statistics travel as one vector, from a lone device too."""
+    """Send gradients and statistics as one vector, even with a single device."""
 
     def mean_over_devices(tree, axis_name):
         vector, unravel = ravel_pytree(tree)
@@ -123,7 +123,7 @@ def _nothing():
     pass
 
 
-# By variant, what is bent in its process before the step is made.
+# By variant, the change to the package that its process makes first.
 ON_CPU = {
     "Flax's BatchNorm": _flax_batch_norm,
     "ReLU a maximum, BatchNorm's gradient a product": _unary_ends,
@@ -157,16 +157,16 @@ ENVIRONMENT = {
 }
 
 
-def build(variant, network, images, method, batch_size):
-    """The contender, in its own process, where the package may be bent."""
+def build(variant, network, images, method, batch_size, *, per_call=None):
+    """Make a variant's contender; it runs in its own process, which it may change."""
     (VARIANTS | ON_CPU)[variant]()
     run = configured_run(network, method, images=images, batch_size=batch_size)
     run.config.update_from_flattened_dict(FIELDS.get(variant, {}))
-    return on_one_batch(run)
+    return on_one_batch(run, per_call=per_call)
 
 
 def worker(variant, *arguments):
-    """The process of a variant; what it sets of the environment is its own."""
+    """Return the process of a variant, with its own environment variables."""
     before = os.environ.copy()
     os.environ.update(ENVIRONMENT.get(variant, {}))
     try:
@@ -177,9 +177,9 @@ def worker(variant, *arguments):
 
 
 def measure(variants, rounds, *how):
-    """Seconds an update and memory by variant, and times relative to ours.
+    """Return by variant the seconds of an update, the ratio to ours, and the memory.
 
-    `how` is what `build` takes beside the variant.
+    `how` are the arguments of `build` after the variant.
     """
     workers, calls = {}, {}
     try:
@@ -208,22 +208,50 @@ def measure(variants, rounds, *how):
 
 def main(argv):
     parser = Parser("benchmarks.step_changes", __doc__)
-    parser.add_argument("--networks", nargs="+", default=("wrn-10-1", "wrn-16-4"))
-    parser.add_argument("--images", choices=IMAGES, help="each network's if not given")
-    parser.add_argument("--batch_sizes", nargs="+", type=count, default=(32, 128))
-    parser.add_argument("--method", default="free-2")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=("wrn-10-1", "wrn-16-4"),
+        help="networks to time",
+    )
+    parser.add_argument(
+        "--images",
+        choices=IMAGES,
+        help="images to train on; default: the usual ones of each network",
+    )
+    parser.add_argument(
+        "--batch_sizes",
+        nargs="+",
+        type=count,
+        default=(32, 128),
+        help="images in a batch",
+    )
+    parser.add_argument(
+        "--method", default="free-2", help="natural, free-<m> or <K>-pgd"
+    )
     on_cpu = jax.default_backend() == "cpu"
     known = [*VARIANTS, *(ON_CPU if on_cpu else ())]
-    parser.add_argument("--variants", nargs="+", choices=known, default=known)
-    parser.add_argument("--rounds", type=count, default=5)
-    parser.add_argument("--out", default="benchmarks/results/step_changes.json")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=known,
+        default=known,
+        metavar="NAME",
+        help=f"variants beside {AS_IT_IS!r}",
+    )
+    parser.add_argument("--rounds", type=count, default=5, help="turns to take")
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/step_changes.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     variants = [each for each in known if each in (AS_IT_IS, *options.variants)]
     results = {}
     for network, size in itertools.product(options.networks, options.batch_sizes):
         images = f" on {options.images}" if options.images else ""
         name = f"{network}{images}, batches of {size}"
-        # Minutes an update on anything larger.
+        # On anything larger an update takes minutes.
         small = (network, size) == ("wrn-10-1", 32)
         where = {_BY_XLA: small, POOLED: network.startswith("resnet")}
         tried = [each for each in variants if where.get(each, True)]

@@ -1,9 +1,9 @@
-"""Seconds per weight update of natural, Free-m and 7-PGD training, and compile times.
+"""Time the weight updates and the compilation of natural, Free-m and 7-PGD training.
 
     python -m benchmarks.step_cost [--rounds=5] [--out=FILE]
 
-The methods take turns in one process, on the same network and batch, so that what
-else the machine does falls on all of them; medians over the rounds.
+The methods take turns in one process, on the same network and batch, so that the
+machine's other work affects all methods alike. The record holds medians over the rounds.
 """
 
 import statistics
@@ -16,19 +16,20 @@ from freeadv_jax.command import Parser, count, run_command
 
 NETWORKS = ("preact-resnet-18", "wrn-16-4")
 METHODS = ("natural", "free-2", "free-8", "7-pgd")
-# Natural training as it would be without `train`'s loop over minibatches.
+# Natural training without `train`'s loop over minibatches.
 ONE_A_CALL = "natural, one minibatch a call"
 BATCH = 128
-# In a turn at least so many, in whole calls.
+# The least number of updates in a turn, which consists of whole calls.
 UPDATES = 4
 
 
 def contender(network, method, **how):
-    """The method on the network, on one batch."""
+    """Return the compiled step of a method on one batch."""
     return on_one_batch(configured_run(network, method, batch_size=BATCH), **how)
 
 
 def measure(network, rounds):
+    """Return seconds of an update and of compilation by method, and their ratios."""
     contenders = {method: contender(network, method) for method in METHODS}
     contenders[ONE_A_CALL] = contender(network, "natural", per_call=1)
     for each in contenders.values():
@@ -65,9 +66,15 @@ def measure(network, rounds):
 
 def main(argv):
     parser = Parser("benchmarks.step_cost", __doc__)
-    parser.add_argument("--rounds", type=count, default=5)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--out", default="benchmarks/results/step_cost.json")
+    parser.add_argument("--rounds", type=count, default=5, help="turns to take")
+    parser.add_argument(
+        "--networks", nargs="+", default=NETWORKS, help="networks to time"
+    )
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/step_cost.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     results = {name: measure(name, options.rounds) for name in options.networks}
     for network, result in results.items():

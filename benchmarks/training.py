@@ -1,24 +1,23 @@
-"""What an update of natural, Free-m and K-PGD training costs, and against PyTorch.
+"""Measure the cost of a training update, also against PyTorch.
 
     python -m benchmarks.training --data=DIR [--networks ...] [--images=NAME]
         [--methods ...] [--dtypes ...] [--batch_size=N] [--rounds=5] [--turn_seconds=2]
         [--peer [NAME ...]] [--runs=DIR] [--out=FILE]
 
-Every contender is a process of its own: its peak memory is then its own, and JAX and
-PyTorch need not share CUDA's libraries. (It costs no speed: on 2 CPU cores our step
-took 53 ms in turns with PyTorch's in one process and in two.) They take turns, each
-turn whole steps for --turn_seconds, and at least as many updates as ours makes in one
-call; the first is not counted, the others' medians are.
+Every contender runs in its own process: its peak memory is then its own, and JAX and
+PyTorch need not share CUDA's libraries. (This costs no speed: on 2 CPU cores our step
+took 53 ms in turns with PyTorch's, in one process as in two.) The contenders take turns
+of whole calls for --turn_seconds, at least as many updates as ours makes in one call. The
+first turn is not counted; the record holds the medians of the others.
 
-Each network has its usual images, or those of --images. CIFAR-10 and digits are drawn
-and augmented on the device as in training. Random pixels and classes take the place of
-ImageNet and MNIST, drawn likewise: the decoding of photographs is
-benchmarks.input_rate's matter. Finished networks are kept under --runs, so that the
-same command goes on where it was cut off; those measured in another way, of other code
-or on another machine are measured again.
+Each network trains on its usual images, or on those of --images. CIFAR-10 and digits are
+drawn and augmented on the device as in training. Random pixels and classes take the place
+of ImageNet and MNIST: benchmarks.input_rate measures the decoding of photographs. Results
+of finished networks are kept under --runs, so that the same command goes on after a cut;
+they are measured again with other settings, other code or on another machine.
 
 With --peer PyTorch takes turns too (`pip install '.[references]'`), as its users would
-write it today and, in float32, in the reference code's style: see
+write it today and, in float32, in the style of the reference code: see
 benchmarks/peers/torch_training.py.
 """
 
@@ -35,7 +34,7 @@ import numpy as np
 from benchmarks.contender import IMAGES, Worker, configured_run, ours
 from benchmarks.record import kept, measured_on, write_record
 from benchmarks.scaling import forward_flop
-from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.command import Parser, count, number, run_command
 from freeadv_jax.config import passes, replays
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.data.sampling import array_batches
@@ -44,35 +43,36 @@ from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import write_json
 from freeadv_jax.models import DTYPES
+from freeadv_jax.training.methods import METHODS
 from freeadv_jax.training.multistep import minibatches_per_call
 
 NETWORKS = ("wrn-32-10-madry", "preact-resnet-18", "resnet-50")
 NETWORKS_ON_CPU = (*NETWORKS, "wrn-16-4", "wrn-10-1", "small-cnn-bn", "small-cnn")
-METHODS = ("natural", "free-8", "7-pgd")
+MEASURED_METHODS = ("natural", "free-8", "7-pgd")
 PEERS = ("pytorch", "reference-style")
-# Random images take the place of these, so many batches of them.
+PEER_METHODS = ("natural", "free", "pgd")
+# Random images take the place of these data sets, this many batches.
 GENERATED = ("imagenet", "mnist")
 _GENERATED_BATCHES = 4
 
 
 def update_flop(config, forward):
-    """FLOP an image of one update, from those of its forward pass.
+    """Return the FLOP for each image of one update, from those of its forward pass.
 
-    A backward pass computes two gradients, each for a forward pass's FLOP; in an attack
-    step only one of the two. The first layer's input gradient, which natural training
-    does without, is counted to all.
+    A backward pass computes two gradients, each for a forward pass's FLOP; an attack
+    step computes only the gradient in the images. The first layer's input gradient, which
+    natural training does without, is counted for every method.
     """
-    attack = 2 * config.attack.steps if config.method == "pgd" else 0
-    return (attack + 3) * forward
+    return METHODS[config.method].forward_passes(config.attack) * forward
 
 
 def utilisation(*, flop, seconds, rate):
-    """The part of `rate`, FLOP a second, at which `flop` in `seconds` were computed."""
+    """Return the share of `rate` (FLOP/s) that computes `flop` in `seconds`."""
     return flop / seconds / rate
 
 
 def product_rate(dtype):
-    """FLOP/s of a matrix product on all devices: the best of 5 times 4 on one."""
+    """Return FLOP/s of a matrix product on all devices: the best of 5 times 4 on one."""
     size = _product_size()
     square = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul, compiler_options=parallel.compiler_options())
@@ -92,7 +92,7 @@ def _product_size():
 
 
 def build(who, data, setting, method):
-    """The contender, in its own process."""
+    """Make the contender; it runs in its own process."""
     run = _run(setting, method)
     split = _training_images(run, data)
     if who in PEERS:
@@ -126,10 +126,12 @@ def _training_images(run, data):
 
 
 def measure(setting, data):
-    """The rows of one network in one precision, all methods in turns."""
+    """Return the rows of one network in one precision; all methods take turns."""
     network, dtype, batch = (setting[name] for name in ("network", "dtype", "batch"))
     if setting["images"] == "cifar10":
-        load_arrays("cifar10", data, validation_examples=0)  # Or InputError, here.
+        load_arrays(
+            "cifar10", data, validation_examples=0
+        )  # Fails before any measurement.
     rates, workers, calls = [], {}, {}
     turns = {
         (method, who): [] for method in setting["methods"] for who in setting["who"]
@@ -145,13 +147,13 @@ def measure(setting, data):
                 setting["turn_seconds"],
                 updates=minibatches_per_call(passes(config)) * replays(config),
             )
-        for number in range(setting["rounds"]):
+        for round_number in range(setting["rounds"]):
             rates.append(product_rate(dtype))
             for (method, who), worker in workers.items():
                 turn = worker.ask("take", calls[method, who])
                 turns[method, who].append(turn)
                 print(
-                    f"{network} {dtype} round {number + 1}/{setting['rounds']} "
+                    f"{network} {dtype} round {round_number + 1}/{setting['rounds']} "
                     f"{method:8} {who:16}{turn['seconds_per_update']:9.4f} s/update",
                     flush=True,
                 )
@@ -182,20 +184,20 @@ def measure(setting, data):
 
 
 def memory(row):
-    """Of the device, where it tells, or else of the whole process."""
+    """Return the peak memory of the device, or of the process where that is unknown."""
     on_device = row["peak_memory"]["of"] == "device"
     return row["peak_memory" if on_device else "process_memory"]["bytes"]
 
 
 def compilation(row):
-    """Its seconds; 'eager' where PyTorch's is not used."""
+    """Return the seconds of compilation; 'eager' where torch.compile is not used."""
     if row.get("torch.compile", "").startswith("not used"):
         return "eager"
     return f"{row['compile_seconds']:.0f} s"
 
 
 def ratios(rows):
-    """By method, each peer's time over ours in the same round; the medians."""
+    """Return by method the median over rounds of each peer's time divided by ours."""
     return {
         method: {
             f"{who} / ours": float(
@@ -214,7 +216,7 @@ def ratios(rows):
 
 
 def show(setting, result):
-    """Prints the table of one network in one precision."""
+    """Print the table of one network in one precision."""
     product = result["product"]
     generated = ", generated at random" if setting["generated"] else ""
     print(
@@ -238,11 +240,11 @@ def show(setting, result):
 
 
 def settings(options):
-    """What is to be measured, and how, by network and precision.
+    """Yield the settings of each measurement, by network and precision.
 
-    InputError where that cannot be.
+    Raise InputError for impossible settings before anything is measured.
     """
-    # Not given at all, or without a name.
+    # --peer without a name means all peers.
     peers = () if options.peer is None else options.peer or PEERS
     if peers and jax.device_count() > 1:
         raise InputError(f"--peer is for 1 device, and there are {jax.device_count()}")
@@ -257,10 +259,15 @@ def settings(options):
                     batch_size=options.batch_size,
                 )
                 run.model()
+                if peers and run.config.method not in PEER_METHODS:
+                    raise InputError(
+                        f"--peer with --methods {method}: PyTorch's contenders know "
+                        f"only {', '.join(PEER_METHODS)}"
+                    )
             parallel.check_batch_size(run.config.batch_size)
             if run.config.data.name == "cifar10" and not options.data:
                 raise InputError(f"{network} needs --data, the folder with CIFAR-10")
-            # The reference code knows no other precision.
+            # The reference code knows only float32.
             who = [x for x in peers if x == "pytorch" or dtype == "float32"]
             yield {
                 "network": network,
@@ -278,19 +285,61 @@ def settings(options):
 
 def main(argv):
     parser = Parser("benchmarks.training", __doc__)
-    parser.add_argument("--data", default="", help="where CIFAR-10 lies")
-    parser.add_argument("--networks", nargs="+")
-    parser.add_argument("--images", choices=IMAGES, help="each network's if not given")
-    parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--batch_size", type=count, help="the recipes' if not given")
-    parser.add_argument("--rounds", type=count, default=5)
-    parser.add_argument("--turn_seconds", type=float, default=2.0)
-    parser.add_argument("--peer", nargs="*", choices=PEERS, metavar="NAME")
-    parser.add_argument("--runs", type=pathlib.Path, default="runs/benchmark-training")
-    parser.add_argument("--out", default="benchmarks/results/training.json")
+    parser.add_argument(
+        "--data",
+        default="",
+        help="the folder of CIFAR-10; default: not needed without its networks",
+    )
+    parser.add_argument(
+        "--networks", nargs="+", help="networks; default: those of the README"
+    )
+    parser.add_argument(
+        "--images",
+        choices=IMAGES,
+        help="images to train on; default: the usual ones of each network",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=MEASURED_METHODS,
+        help="natural, free-<m>, <K>-pgd, fgsm-rs or trades",
+    )
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=DTYPES,
+        help="precisions of the arithmetic",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=count,
+        help="images in a batch; default: those of the recipes",
+    )
+    parser.add_argument("--rounds", type=count, default=5, help="turns to take")
+    parser.add_argument(
+        "--turn_seconds", type=number, default=2.0, help="length of a turn"
+    )
+    parser.add_argument(
+        "--peer",
+        nargs="*",
+        choices=PEERS,
+        metavar="NAME",
+        help=f"compare with {' and '.join(PEERS)}; default: no comparison",
+    )
+    parser.add_argument(
+        "--runs",
+        type=pathlib.Path,
+        default="runs/benchmark-training",
+        help="folder for finished measurements",
+    )
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/training.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
-    # This process and the contenders share the accelerator's memory.
+    # This process shares the accelerator's memory with the contenders.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     on_cpu = jax.default_backend() == "cpu"
     options.networks = options.networks or (NETWORKS_ON_CPU if on_cpu else NETWORKS)

@@ -1,1 +1,1 @@
-"""Other people's implementations, brought to the same weights, images and judge."""
+"""Independent implementations on the same weights and images, with one judge."""

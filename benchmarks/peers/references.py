@@ -1,13 +1,13 @@
-"""Independent attacks behind one signature, and the judge of what they return.
+"""Independent attacks with one signature, and the judge of their adversarial images.
 
-PGD is Foolbox's, on JAX. The others are pyautoattack's, the authors' own code of
-AutoAttack (Croce & Hein 2020) as a package, on PyTorch:
+PGD is Foolbox's, on JAX. All other attacks are pyautoattack's, the code of AutoAttack's
+authors (Croce & Hein 2020) as a package, on PyTorch:
 
     apgd-ce    100 iterations, one start, rho 0.75; apgd-dlr likewise
     apgd-t     9 targets, 100 iterations each, targeted DLR loss
     fab-t      9 targets, 100 iterations each, alpha_max 0.1, eta 1.05, beta 0.9
-    square     5,000 queries, p_init 0.8, margin loss, p's schedule that of 10,000
-    autoattack apgd-ce, apgd-t, fab-t, square, each on what the last left standing
+    square     5,000 queries, p_init 0.8, margin loss, the schedule of p for 10,000
+    autoattack apgd-ce, apgd-t, fab-t, square, each on the images still robust
 """
 
 import functools
@@ -36,11 +36,11 @@ _PYAUTOATTACK_NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 def reference(name: str) -> Callable[..., Images]:
-    """`attack(model, images, labels, *, norm, epsilon, seed, batch_size) -> images`.
+    """Return `attack(model, images, labels, *, norm, epsilon, seed, batch_size)`.
 
-    `images` are float32 [b, h, w, c] in [0, 1], in and out. `model` is a PyTorch module
-    that takes [b, c, h, w]; for 'pgd', which takes `steps` and `step_size` too, a JAX
-    logits_fn. Where an attack has failed it may return the image as it was.
+    It maps images f32[b, h, w, c] in [0, 1] to adversarial ones, or to themselves where it
+    fails. `model` is a PyTorch module that takes [b, c, h, w]. 'pgd' takes a JAX logits_fn
+    instead, and also `steps` and `step_size`.
     """
     return _REFERENCES[name]
 
@@ -55,10 +55,10 @@ def judged(
     epsilon: float,
     batch_size: int,
 ) -> tuple[Bool[np.ndarray, " b"], int]:
-    """Which images stand, and how many of `adversarial` lie outside ball or box.
+    """Return which images stay robust, and how many adversarials leave ball or box.
 
-    An image stands if the model is right on it as it is and on its adversarial; one
-    more than 1e-6 outside breaks nothing.
+    An image is robust if the model classifies it and its adversarial image correctly. An
+    adversarial image more than 1e-6 outside counts as a failed attack.
     """
     delta = adversarial.astype(np.float64) - images
     axes = (1, 2, 3)
@@ -67,15 +67,15 @@ def judged(
     else:
         sizes = np.sqrt(np.square(delta).sum(axis=axes))
     beyond = np.maximum(-adversarial, adversarial - 1.0).max(axis=axes)
-    # Not "greater than", so that NaN is outside.
+    # Negated "at most", so that NaN counts as outside.
     outside = ~(np.maximum(sizes - epsilon, beyond) <= _TOLERANCE)
-    right = predictions(model, images, batch_size=batch_size) == labels
+    correct = predictions(model, images, batch_size=batch_size) == labels
     still = predictions(model, adversarial, batch_size=batch_size) == labels
-    return right & (still | outside), int(outside.sum())
+    return correct & (still | outside), int(outside.sum())
 
 
 def predictions(model: torch.nn.Module, images: Images, *, batch_size: int) -> Labels:
-    """The class of each image."""
+    """Return the predicted class of each image."""
     with torch.no_grad():
         return np.concatenate(
             [
@@ -126,7 +126,7 @@ def _pyautoattack(
     suite = pyautoattack.AutoAttack(
         model, norm=_PYAUTOATTACK_NORMS[norm], eps=epsilon, seed=seed, **options
     )
-    suite.apgd.n_restarts = 1  # As in its standard version; otherwise 5.
+    suite.apgd.n_restarts = 1  # As in the standard version; the default is 5.
     adversarial, _ = suite.run_standard_evaluation(
         _to_torch(images),
         torch.from_numpy(labels.astype(np.int64)),

@@ -1,6 +1,6 @@
 """Training batches in PyTorch: augmented on the device, or one by one on the host.
 
-Float32 images [b, c, h, w] in [0, 1] and their labels, in a new order in each pass.
+A batch is float32 images [b, c, h, w] in [0, 1] with labels; each pass has a new order.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def device_batches(run: Run, split: Split, device) -> Iterator[Batch]:
-    """Endless, of images that lie on the device as uint8."""
+    """Yield batches without end from uint8 images on the device."""
     fields, size = run.config.data, run.config.batch_size
     images = torch.from_numpy(split.images).permute(0, 3, 1, 2)  # channels_last
     images, labels = images.to(device), torch.from_numpy(split.labels).to(device).long()
@@ -65,7 +65,7 @@ class _HostImages(torch.utils.data.Dataset):
 
 
 def host_batches(run: Run, split: Split, device) -> Iterator[Batch]:
-    """Endless, from a DataLoader in this process."""
+    """Yield batches without end from a DataLoader in this process."""
     fields = run.config.data
     loader = torch.utils.data.DataLoader(
         _HostImages(split, pad=fields.pad, flip=fields.flip),

@@ -1,4 +1,4 @@
-"""Our networks in PyTorch, with the weights of a run; children named as in Flax."""
+"""Our networks in PyTorch with the weights of a run; layers are named as in Flax."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# From Flax's [h, w, c, features] and [c, features].
+# The order of Flax's axes [h, w, c, features] and [c, features] in PyTorch.
 _AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 
 
@@ -75,7 +75,7 @@ class TorchMadryUnit(nn.Module):
         super().__init__()
         self.stride, self.first, self.extra = stride, first, features - channels
         self.BatchNorm_0 = nn.BatchNorm2d(channels, eps=1e-3)
-        # TensorFlow's padding: a stride of 2 leaves nothing to pad in front.
+        # TensorFlow's padding with a stride of 2 is at the end only.
         padding = 1 if stride == 1 else 0
         self.Conv_0 = nn.Conv2d(channels, features, 3, stride, padding, bias=False)
         self.BatchNorm_1 = nn.BatchNorm2d(features, eps=1e-3)
@@ -197,13 +197,16 @@ class TorchSmallCNN(nn.Module):
             if self.batch_norm:
                 hidden = self.get_submodule(f"BatchNorm_{stage}")(hidden)
             hidden = F.max_pool2d(F.relu(hidden), 2)
-        # In Flax's order; no copy where the memory format is channels_last.
+        # Flax's order of features; channels_last makes it without a copy.
         hidden = hidden.permute(0, 2, 3, 1).flatten(1)
         return self.Dense_1(F.relu(self.Dense_0(hidden)))
 
 
 class TorchClassifier(nn.Module):
-    """`network` behind models.normalized.NormalizedNetwork's normalisation, [0, 1] in."""
+    """`network` behind the normalisation of models.normalized.NormalizedNetwork.
+
+    It takes images in [0, 1].
+    """
 
     def __init__(self, network: nn.Module, *, normalization: str, mean, std):
         super().__init__()
@@ -222,10 +225,10 @@ class TorchClassifier(nn.Module):
 
 
 def torch_classifier(run: Run, variables) -> TorchClassifier:
-    """The network of `run` with its `variables`, in float32, for evaluation.
+    """Return the network of `run` with its `variables`, in float32, for evaluation.
 
-    Images are float32 [b, c, h, w] in [0, 1]; no gradient of the weights is kept,
-    unless `.train().requires_grad_()` makes it one for training.
+    It takes images f32[b, c, h, w] in [0, 1]. Weights need no gradients;
+    `.train().requires_grad_()` makes it a network for training.
     """
     model = run.model()
     kind, described_by = {
@@ -247,7 +250,7 @@ def torch_classifier(run: Run, variables) -> TorchClassifier:
 
 
 def torch_tensors(variables) -> dict[str, torch.Tensor]:
-    """Weights and running averages by the names of the networks here, copied."""
+    """Return copies of weights and running averages, named as in the networks here."""
     return {
         name: tensor
         for kind in ("params", "batch_stats")

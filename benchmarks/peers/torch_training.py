@@ -1,9 +1,9 @@
-"""Natural, Free-m and K-PGD training in PyTorch, as its users would write them today.
+"""Natural, Free-m and K-PGD training in PyTorch, as its users would write it today.
 
-channels_last, autocast for bfloat16, torch.compile where it works and helps, fused SGD,
-and uint8 images that lie on the device and are augmented there. Or, in the style of the
-reference code: NCHW, float32, eager, images augmented one by one on the host and sent as
-float32, and loss and accuracy read on the host after every replay.
+This means channels_last, autocast for bfloat16, torch.compile where it works and helps,
+fused SGD, and uint8 images that are augmented on the device. The style of the reference
+code means NCHW, float32, eager execution, images augmented one by one on the host and
+sent as float32, and loss and accuracy read on the host after every replay.
 """
 
 import dataclasses
@@ -24,23 +24,23 @@ from freeadv_jax.config import replays
 from freeadv_jax.data.split import Split
 from freeadv_jax.runs.folder import Run
 
-# So many seconds torch.compile may take for the forward and the backward pass.
+# torch.compile may take this many seconds for the forward and the backward pass.
 _COMPILING = 300
 
 
 @dataclasses.dataclass
 class Learner:
-    """A model in training: float32 images [b, c, h, w] in [0, 1] to logits."""
+    """A model in training, from images f32[b, c, h, w] in [0, 1] to logits."""
 
     model: Callable[[torch.Tensor], torch.Tensor]
     optimizer: torch.optim.Optimizer
-    # Of the computation, by autocast.
+    # The precision of the computation, by autocast.
     dtype: torch.dtype = torch.float32
-    # Whether loss and accuracy are fetched after each update.
+    # Whether the host reads loss and accuracy after each update.
     reads_each_update: bool = False
 
     def loss(self, images, labels):
-        """The mean over the batch, and the logits."""
+        """Return the mean loss of the batch, and the logits."""
         mixed = self.dtype != torch.float32
         with torch.autocast(images.device.type, self.dtype, enabled=mixed):
             logits = self.model(images)
@@ -48,7 +48,7 @@ class Learner:
         return F.cross_entropy(logits, labels), logits
 
     def update(self, images, labels):
-        """One update of the weights; whatever else asks for it gets its gradient."""
+        """Update the weights; other tensors that require gradients get theirs."""
         loss, logits = self.loss(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -61,7 +61,7 @@ class Learner:
 
 
 def natural_step(learner: Learner, batch: Batch) -> dict:
-    """One update on the images as they are."""
+    """Make one update on the natural images."""
     return learner.update(*batch)
 
 
@@ -75,9 +75,10 @@ def free_step(
     replays: int,
     straight_through: bool = False,
 ) -> dict:
-    """Free-m: as many updates as `replays`, of the weights and, in place, of `delta`.
+    """Make `replays` updates of the weights and, in place, of `delta` (Free-m).
 
-    Both gradients come from one backward pass, delta's through the clip or past it.
+    One backward pass gives both gradients. That of delta passes through the clip, or
+    straight past it with `straight_through`.
     """
     images, labels = batch
     for _ in range(replays):
@@ -101,14 +102,14 @@ def pgd_step(
     step_size: float,
     steps: int,
 ) -> dict:
-    """One update on what `steps` of PGD make of the images from images + `start`."""
+    """Make one update on images attacked by `steps` of PGD from images + `start`."""
     images, labels = batch
     lowest, highest = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
     point = (images + start).clamp(0, 1)
     weights = [
         weight for group in learner.optimizer.param_groups for weight in group["params"]
     ]
-    # Or a compiled backward pass would compute their gradients too.
+    # Otherwise a compiled backward pass would compute their gradients too.
     for weight in weights:
         weight.requires_grad_(False)
     for _ in range(steps):
@@ -122,7 +123,7 @@ def pgd_step(
 
 
 def sgd(run: Run, model: nn.Module, **options) -> torch.optim.SGD:
-    """The optimizer of `run`, at its first learning rate."""
+    """Return the optimizer of `run` with its first learning rate."""
     fields = run.config.optimizer
     groups = {True: [], False: []}
     for weight in model.parameters():
@@ -140,12 +141,12 @@ def sgd(run: Run, model: nn.Module, **options) -> torch.optim.SGD:
 
 
 def theirs(run: Run, split: Split, *, reference_style: bool) -> Contender:
-    """Its contender, on the weights that ours begins with."""
-    jax.config.update("jax_platforms", "cpu")  # It only draws the weights.
+    """Return PyTorch's contender, which begins with the same weights as ours."""
+    jax.config.update("jax_platforms", "cpu")  # JAX only draws the weights.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        # As JAX does with float32, and PyTorch itself in convolutions.
+        # JAX does the same with float32, and so does PyTorch in convolutions.
         torch.set_float32_matmul_precision("high")
     config = run.config
     model = (
@@ -198,11 +199,11 @@ def _stepper(config, learner, delta):
 
 
 def _compile(learner, step):
-    """Compiles the model, and keeps it so if `step` is faster then.
+    """Compile the model, and keep the compiled one if `step` is faster with it.
 
-    The medians of five steps of each decide, taken in turns. Returns the seconds of the
-    first compiled step, and a verdict. What an earlier process compiled and kept on disk
-    is not used.
+    The medians of five steps of each, taken in turns, decide. Return the seconds of the
+    first compiled step and a verdict. Programs that an earlier process left on disk are
+    not used.
     """
     eager = learner.model
 

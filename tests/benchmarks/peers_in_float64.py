@@ -1,10 +1,10 @@
-"""A replay of Free-m by us and by the PyTorch peer, in float64: the same to 1e-5.
+"""Compare a replay of Free-m with the PyTorch peer in float64, to 1e-5.
 
     PYTHONPATH=. python tests/benchmarks/peers_in_float64.py NETWORK PIXELS BATCH_SIZE
 
-By itself, because all that is float32 in the package is made float64 here. In float32
-two programs for a deep network on a small batch differ by some percent of a gradient:
-roundings decide on which side of 0 a few rectifiers are.
+It is a process of its own, because it turns float32 in the package into float64. In
+float32, two programs for a deep network on a small batch differ by some percent of a
+gradient: rounding decides on which side of 0 some rectifiers are.
 """
 
 import sys
@@ -35,7 +35,7 @@ def main(network, pixels, batch_size):
     run, batch, state = trained_on(
         network, "free-1", pixels=pixels, batch_size=batch_size
     )
-    # Of weights that both can hold.
+    # Weights that float32 can hold too.
     state = jax.tree.map(_rounded, state)
     learner, (_, labels), before = in_pytorch(run, batch, state)
     classifier = learner.model.double()

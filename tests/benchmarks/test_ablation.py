@@ -1,4 +1,4 @@
-"""What benchmarks.ablation varies, and how it counts gains."""
+"""benchmarks.ablation: its variants, its folders and its gains."""
 
 import pathlib
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def varied(variant=BASE, seed=0, **options):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_is_free_8_but_for_its_fields(variant):
+def test_a_variant_differs_from_free_8_only_in_its_fields(variant):
     config, _ = varied(variant, seed=2)
     expected = cifar10_free8.get_config()
     expected.update_from_flattened_dict(
@@ -46,7 +46,7 @@ def test_a_variant_is_free_8_but_for_its_fields(variant):
     assert config.to_dict() == expected.to_dict()
 
 
-def test_network_and_updates_are_those_of_the_size_where_none_are_given():
+def test_network_and_updates_default_to_those_of_the_size():
     assert varied()[0].model.name == "wrn-32-10-madry"
     config, _ = varied(network="wrn-16-2", updates=300, size="scaled-down")
     assert (config.model.name, config.updates) == ("wrn-16-2", 300)
@@ -65,17 +65,17 @@ def test_no_two_trainings_share_a_folder():
     assert len(set(folders)) == len(folders) == 16 + len(VARIANTS) - 1
 
 
-def test_the_worst_case_is_that_of_the_attacks_and_images_asked_for():
-    standing = {
+def test_the_worst_case_covers_the_requested_attacks_and_images():
+    robust = {
         "natural": np.array([1, 1, 1, 0, 0], bool),
         "pgd-20": np.array([0, 1, 1, 0, 0], bool),
         "cw-20": np.array([1, 0, 1, 0, 0], bool),
         "square": np.zeros(5, bool),
     }
-    found = accuracies(standing, ("natural", "pgd-20", "cw-20"), 4)
+    found = accuracies(robust, ("natural", "pgd-20", "cw-20"), 4)
     expected = {"natural": 0.75, "pgd-20": 0.5, "cw-20": 0.5, "worst-case": 0.25}
     assert found == expected
-    alone = accuracies(standing, ("natural", "cw-20"), 5)
+    alone = accuracies(robust, ("natural", "cw-20"), 5)
     assert alone == {"natural": 0.6, "cw-20": 0.4}
     assert list(alone) == ["natural", "cw-20"]
 
@@ -84,7 +84,7 @@ def test_gains_are_taken_seed_by_seed():
     row = summary([0.3, 0.5, 0.4], [0.2, 0.3, 0.1])
     assert row["mean"] == pytest.approx(0.4)
     assert row["deviation"] == pytest.approx(0.1)
-    # Of 0.1, 0.2 and 0.3.
+    # The gains are 0.1, 0.2 and 0.3.
     assert row["gain"] == pytest.approx({"mean": 0.2, "deviation": 0.1})
 
 
@@ -93,12 +93,12 @@ def test_one_seed_is_refused():
         main(["ablation", "--data=data", "--seeds=1"])
 
 
-def test_no_attack_is_refused():
+def test_natural_accuracy_alone_is_refused():
     with pytest.raises(InputError, match="--attacks natural: .*name one"):
         main(["ablation", "--data=data", "--attacks", "natural"])
 
 
-def test_the_table_and_the_record_tell_the_gain_in_the_last_attack(
+def test_the_table_and_the_record_show_the_gain_in_the_last_attack(
     tmp_path, monkeypatch, capsys
 ):
     robust = {BASE: (0.2, 0.25), "random start": (0.24, 0.27)}

@@ -1,4 +1,4 @@
-"""Steps compiled for GPU and TPU without one, and what is read from the programs."""
+"""Steps compiled for GPU and TPU without either, and the figures of the programs."""
 
 import importlib.metadata
 import re
@@ -26,8 +26,8 @@ from freeadv_jax.models import relu
 from freeadv_jax.runs.build import configured_steps
 from freeadv_jax.training import state
 
-# A loop of a convolution beside an all-reduce and one after it, a fusion that takes half of an array,
-# and a transpose; before it, what is not in the loop.
+# The loop has a convolution beside an all-reduce and one after it, a fusion that reads half
+# of an array, and a transpose. A copy before the loop must not count.
 PROGRAM = """\
 HloModule jit_train_steps, is_scheduled=true
 
@@ -66,20 +66,20 @@ ENTRY %main (given: f32[1000]) -> f32[1000] {
 """
 
 
-def test_kernels_and_bytes_are_those_of_the_loops_bodies():
+def test_only_the_kernels_and_bytes_of_loop_bodies_count():
     assert accelerators.traffic(PROGRAM) == {
         # Images in and out, and the kernel.
         "convolutions": {"count": 2, "bytes": 2 * (32 + 32 + 32)},
-        # The fusion's half of the vector, its other operand and its result; the
+        # The fusion's half of the vector, its other operand and its result; then the
         # transpose.
         "other_kernels": {"count": 2, "bytes": (16 + 16 + 16) + (32 + 32)},
-        # One of 32 bytes beside a convolution, one of 8 beside none.
+        # 32 bytes travel beside a convolution, 8 bytes beside none.
         "all_reduces": {"count": 2, "bytes": 40, "convolutions_beside": 32 / 40},
     }
 
 
 def recorded(target):
-    """What all but convolutions moves, by chips, network and variant."""
+    """Return the bytes of all kernels but convolutions by chips, network and variant."""
     results = read_json(RESULTS / f"accelerators_{target}.json")["results"]
     return {
         (row["devices"], row["network"], row["variant"]): (
@@ -94,7 +94,7 @@ def test_by_the_record_an_h100_moves_less_than_with_either_change_undone(network
     moved = recorded("h100")
     narrow = moved[1, network, accelerators.NARROW]
     assert moved[1, network, step_changes.AS_IT_IS] < 0.92 * narrow
-    # What docs/performance.md calls half, where images are small.
+    # docs/performance.md calls this half, for networks on small images.
     gathered = moved[8, network, accelerators.ONE_VECTOR]
     share = 0.75 if network == "resnet-50" else 0.55
     assert moved[8, network, step_changes.AS_IT_IS] < share * gathered
@@ -108,7 +108,7 @@ def test_by_the_record_a_v5e_moves_less_than_with_gradients_in_one_vector(networ
 
 
 @pytest.mark.parametrize("target", accelerators.TARGETS)
-def test_a_target_without_its_compiler_is_one_line_with_the_extra(target, monkeypatch):
+def test_a_missing_compiler_is_reported_in_one_line_with_the_extra(target, monkeypatch):
     def missing(package):
         raise importlib.metadata.PackageNotFoundError(package)
 
@@ -140,7 +140,7 @@ def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
 @pytest.mark.parametrize("method", ["natural", "free-2", "2-pgd"])
 @pytest.mark.parametrize("network", ["resnet-50", "small-cnn-bn"])
 def test_no_step_scatters(network, method, monkeypatch):
-    """On GPU a scatter adds in an order of its own in each run, or is sorted first."""
+    """On GPU a scatter adds in a different order in each run, or is sorted first."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     run = configured_run(network, method, images="cifar10", batch_size=16)
     state = jax.eval_shape(run.initial_state)
@@ -155,7 +155,7 @@ def test_no_step_scatters(network, method, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_step_in_its_form_for_gpu_and_tpu_computes_what_that_for_cpu_does(
+def test_the_form_of_the_step_for_gpu_and_tpu_computes_the_same_as_that_for_cpu(
     monkeypatch,
 ):
     """Convolutions' gradients, BatchNorm's sums and the all-reduce differ."""
@@ -175,7 +175,7 @@ def test_the_step_in_its_form_for_gpu_and_tpu_computes_what_that_for_cpu_does(
     assert "reduce-window" not in other_program
 
 
-def test_compiling_for_others_leaves_no_trace():
+def test_compiling_for_other_devices_restores_the_real_ones():
     before = jax.default_backend(), jax.device_count(), parallel.sharding(0)
     with accelerators.compiling_for(jax.devices()[:1], "gpu"):
         assert (jax.default_backend(), jax.device_count()) == ("gpu", 1)
@@ -183,16 +183,16 @@ def test_compiling_for_others_leaves_no_trace():
     assert (jax.default_backend(), jax.device_count(), parallel.sharding(0)) == before
 
 
-def test_every_variant_bends_what_it_names(monkeypatch):
+def test_every_variant_changes_only_the_function_that_it_names(monkeypatch):
     monkeypatch.setattr(relu, "_at_least_float32", relu._at_least_float32)
     monkeypatch.setattr(state, "mean_over_devices", state.mean_over_devices)
-    unbent = relu._at_least_float32, state.mean_over_devices
+    unchanged = relu._at_least_float32, state.mean_over_devices
     for variant, which in ((accelerators.NARROW, 0), (accelerators.ONE_VECTOR, 1)):
         accelerators.VARIANTS[variant]()
         now = relu._at_least_float32, state.mean_over_devices
-        assert now[which] is not unbent[which]
-        assert now[1 - which] is unbent[1 - which]
-        relu._at_least_float32, state.mean_over_devices = unbent
+        assert now[which] is not unchanged[which]
+        assert now[1 - which] is unchanged[1 - which]
+        relu._at_least_float32, state.mean_over_devices = unchanged
     assert set(accelerators.VARIANTS) == {
         step_changes.AS_IT_IS,
         accelerators.NARROW,
@@ -200,12 +200,12 @@ def test_every_variant_bends_what_it_names(monkeypatch):
     }
 
 
-# Of which XLA sends the gradients in several parts.
+# Large enough that XLA sends the gradients in several parts.
 LARGE = {"network": "preact-resnet-18", "batch_size": 128}
 
 
 def chips_of(target, number):
-    """Skips where JAX has no compiler for them."""
+    """Return described chips; skip the test without their compiler."""
     try:
         return accelerators.chips(target, number)
     except InputError as fault:
@@ -213,7 +213,7 @@ def chips_of(target, number):
 
 
 def compiled(target, devices, method, *, network="small-cnn-bn", batch_size=16):
-    """The step in bfloat16."""
+    """Return the run and its step compiled in bfloat16."""
     chips = chips_of(target, devices)
     run = configured_run(network, method, dtype="bfloat16", batch_size=batch_size)
     platform = accelerators.TARGETS[target].platform
@@ -221,7 +221,7 @@ def compiled(target, devices, method, *, network="small-cnn-bn", batch_size=16):
 
 
 def for_accelerators(test):
-    """A test of programs that JAX's cache keeps, but cannot read back."""
+    """Mark a test whose programs JAX's cache keeps but cannot read back."""
     unread = pytest.mark.filterwarnings("ignore:Error reading persistent compilation")
     return pytest.mark.accelerators(unread(test))
 
@@ -237,7 +237,7 @@ def test_a_step_compiles_for_eight_chips_and_keeps_its_state_in_place(target, me
     run, program = compiled(target, 8, method)
     memory = accelerators.program_memory(program)
     params = jax.eval_shape(run.initial_state).params
-    # Weights and momentum.
+    # The weights and the momentum, each in float32.
     assert memory["donated"] >= 2 * 4 * count(params)
 
 
@@ -245,7 +245,7 @@ def test_a_step_compiles_for_eight_chips_and_keeps_its_state_in_place(target, me
 def test_convolutions_for_gpu_are_cudnns_in_bfloat16_with_channels_last():
     _, program = compiled("h100", 1, "free-2", network="wrn-10-1")
     lines = [line for line in program.as_text().splitlines() if "__cudnn$conv" in line]
-    # The stem, two in each of three units, two projections; and two gradients of each.
+    # The stem, two in each of three units and two projections, each with two gradients.
     assert len(lines) == 3 * (1 + 3 * 2 + 2)
     assert all("->b01f" in line for line in lines)
     assert all(" = (bf16[" in line for line in lines)

@@ -1,4 +1,4 @@
-"""Our attacks are as strong as the peers', and our training steps the same as theirs."""
+"""Our attacks are as strong as the peers', and our training steps equal theirs."""
 
 import dataclasses
 import functools
@@ -26,13 +26,16 @@ pytestmark = pytest.mark.torch
 
 IMAGES = np.random.default_rng(0).random((48, 8, 8, 3), np.float32)
 EPSILON = {"linf": 0.006, "l2": 0.05}
-# Of the replays.
+# The ball and the step of a replay.
 BALL = {"epsilon": 8 / 255, "step_size": 8 / 255}
 
 
 @pytest.fixture(scope="module")
 def problem():
-    """An untrained WRN-10-1 on noise, right by definition; (run, variables, labels)."""
+    """An untrained WRN-10-1 on noise: (run, variables, logits).
+
+    Its predictions count as the labels, so that it classifies every image correctly.
+    """
     pytest.importorskip("torch")
     pytest.importorskip("pyautoattack")
     pytest.importorskip("foolbox")
@@ -46,7 +49,7 @@ def problem():
     return run, variables, logits
 
 
-def test_network_in_pytorch_gives_the_same_logits(problem):
+def test_a_network_in_pytorch_gives_the_same_logits(problem):
     import torch
 
     from benchmarks.peers.torch_networks import torch_classifier
@@ -69,7 +72,9 @@ def test_network_in_pytorch_gives_the_same_logits(problem):
         ("autoattack", "linf"),
     ],
 )
-def test_no_more_images_stand_than_under_the_reference(problem, name, norm):
+def test_our_attack_leaves_at_most_one_image_more_than_the_reference(
+    problem, name, norm
+):
     from benchmarks.peers.references import judged, reference
     from benchmarks.peers.torch_networks import torch_classifier
 
@@ -100,7 +105,7 @@ def test_no_more_images_stand_than_under_the_reference(problem, name, norm):
 
 
 def trained_on(network, method, *, pixels, batch_size):
-    """A run without devices to synchronise, and its batch and state, delta not 0."""
+    """Return a run without synchronised BatchNorm, a batch, and a state with delta."""
     run = configured_run(network, method, batch_size=batch_size)
     run.config.model.sync_batch_norm = False
     run = dataclasses.replace(run, image_shape=(pixels, pixels, run.image_shape[-1]))
@@ -122,7 +127,7 @@ def to_torch(images):
 
 
 def in_pytorch(run, batch, state):
-    """The learner, the batch and the first weights."""
+    """Return the learner, the batch and the initial weights in PyTorch."""
     import torch
 
     from benchmarks.peers.torch_networks import torch_classifier, torch_tensors
@@ -136,7 +141,7 @@ def in_pytorch(run, batch, state):
 
 
 def assert_same_gradients(run, state, learner, before, *, atol=1e-4):
-    """Of a first update, decay included: what SGD took off over its learning rate."""
+    """Compare the first update of SGD divided by its learning rate, decay included."""
     from benchmarks.peers.torch_networks import torch_tensors
 
     rate = run.config.optimizer.learning_rate
@@ -161,11 +166,11 @@ def assert_same_gradients(run, state, learner, before, *, atol=1e-4):
         ("small-cnn-bn", 8),
     ],
 )
-def test_other_networks_in_pytorch_give_the_same_logits(network, pixels):
+def test_every_network_in_pytorch_gives_the_same_logits(network, pixels):
     pytest.importorskip("torch")
     run, batch, state = trained_on(network, "natural", pixels=pixels, batch_size=4)
     images = np.float32(batch["image"]) / np.float32(255)
-    # In evaluation, whose rounding errors BatchNorm does not blow up.
+    # In evaluation mode BatchNorm does not amplify rounding errors.
     apply = functools.partial(run.model().apply, train=False)
     logits = np.asarray(jax.jit(apply)(state.variables, images))
     learner, (torch_images, _), _ = in_pytorch(run, batch, state)
@@ -175,7 +180,7 @@ def test_other_networks_in_pytorch_give_the_same_logits(network, pixels):
 
 
 def our_replay(run, batch, state, *, straight_through=False):
-    """The state after a replay of Free-m, and the metrics."""
+    """Return the state after a replay of Free-m, and the metrics."""
     step = functools.partial(
         free_train_step,
         model=run.model(),
@@ -192,7 +197,7 @@ def our_replay(run, batch, state, *, straight_through=False):
     ("network", "straight_through"),
     [("wrn-10-1", False), ("small-cnn-bn", False), ("small-cnn-bn", True)],
 )
-def test_replay_of_free_in_pytorch_has_the_same_gradients_and_delta(
+def test_a_replay_of_free_m_in_pytorch_has_the_same_gradients_and_delta(
     network, straight_through
 ):
     pytest.importorskip("torch")
@@ -208,7 +213,7 @@ def test_replay_of_free_in_pytorch_has_the_same_gradients_and_delta(
     assert float(theirs["accuracy"]) == pytest.approx(float(ours["accuracy"]))
     assert_same_gradients(run, after, learner, before)
     difference = np.abs(to_torch(after.delta).numpy() - delta.detach().numpy())
-    # The sign of a gradient of about zero is anybody's guess.
+    # The sign of a gradient near zero depends on rounding.
     assert np.mean(difference > 1e-4) < 1e-3
     assert np.mean(np.abs(after.delta - state.delta) > 1e-4) > 0.4
 
@@ -222,7 +227,7 @@ def test_replay_of_free_in_pytorch_has_the_same_gradients_and_delta(
         ("resnet-50", 64, 4),
     ],
 )
-def test_replay_of_a_deep_network_in_pytorch_is_the_same_in_float64(
+def test_a_replay_of_a_deep_network_in_pytorch_is_the_same_in_float64(
     network, pixels, batch_size
 ):
     pytest.importorskip("torch")
@@ -239,7 +244,7 @@ def test_replay_of_a_deep_network_in_pytorch_is_the_same_in_float64(
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_natural_update_in_pytorch_has_the_same_gradients():
+def test_a_natural_update_in_pytorch_has_the_same_gradients():
     pytest.importorskip("torch")
     from benchmarks.peers.torch_training import natural_step
 
@@ -254,7 +259,7 @@ def test_natural_update_in_pytorch_has_the_same_gradients():
     assert_same_gradients(run, after, learner, before)
 
 
-def test_pgd_update_in_pytorch_has_the_same_gradients():
+def test_a_pgd_update_in_pytorch_has_the_same_gradients():
     pytest.importorskip("torch")
     from benchmarks.peers.torch_training import pgd_step
 
@@ -272,7 +277,7 @@ def test_pgd_update_in_pytorch_has_the_same_gradients():
     assert_same_gradients(run, after, learner, before)
 
 
-def test_batches_in_pytorch_are_crops_and_mirror_images_of_the_images():
+def test_batches_in_pytorch_are_crops_and_mirror_images():
     torch = pytest.importorskip("torch")
     from benchmarks.peers.torch_batches import device_batches, host_batches
     from freeadv_jax.data.split import Split
@@ -308,13 +313,15 @@ def test_batches_in_pytorch_are_crops_and_mirror_images_of_the_images():
                     seen |= {(batches.__name__, *views.pop())}
                 labels_of_pass += labels.tolist()
             assert sorted(labels_of_pass) == list(range(10))
-    # Of 25 places and 2 sides, each kind of batch has shown most in 80 draws.
+    # Each kind of batch shows more than 25 different views in 80 draws.
     for batches in (device_batches, host_batches):
         places = {view[1:] for view in seen if view[0] == batches.__name__}
         assert len(places) > 25
 
 
-def test_what_pytorch_compiled_is_not_there_for_the_next_process(tmp_path, monkeypatch):
+def test_programs_that_pytorch_compiled_are_not_kept_for_the_next_process(
+    tmp_path, monkeypatch
+):
     pytest.importorskip("torch")
     from benchmarks.peers.torch_training import _compile, natural_step
 
@@ -324,6 +331,6 @@ def test_what_pytorch_compiled_is_not_there_for_the_next_process(tmp_path, monke
     seconds, _ = _compile(learner, lambda: natural_step(learner, batch))
     assert seconds > 0.0
     assert list(tmp_path.rglob("*.so"))
-    # Where PyTorch looks for a graph that it has compiled before.
+    # PyTorch would look here for a graph that it compiled earlier.
     assert not list(tmp_path.rglob("fxgraph"))
     assert not list(tmp_path.rglob("aotautograd"))

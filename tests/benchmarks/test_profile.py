@@ -1,4 +1,4 @@
-"""How benchmarks.profile tells operations apart and divides the time among them."""
+"""benchmarks.profile: kinds of operations, and the time of each."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ PROGRAM = """
 """
 
 
-def test_operations_are_told_apart_by_what_they_compute():
+def test_operations_get_the_kind_of_their_computation():
     assert profile.kinds(PROGRAM) == {
         "conv.1": FORWARD,
         "conv.2": GRADIENTS,
@@ -44,9 +44,9 @@ def test_operations_are_told_apart_by_what_they_compute():
     }
 
 
-def test_time_is_given_once_to_the_first_kind_that_runs():
+def test_time_counts_only_for_the_first_kind_that_runs():
     spans = [
-        (SUMS, 0, 4),  # Alone from 0 to 1, and then beside a convolution.
+        (SUMS, 0, 4),  # Alone from 0 to 1, then beside a convolution.
         (FORWARD, 1, 6),
         (FORWARD, 2, 3),
         (OTHERS, 5, 7),
@@ -65,7 +65,7 @@ def mark(name, start, duration, **numbers):
     )
 
 
-def test_an_operation_lasts_until_its_end_mark_or_where_that_is_lost_its_own_end():
+def test_an_operation_lasts_until_its_end_mark_or_else_until_its_own_end():
     events = [
         mark("conv.1", 0, 2, _p=7),
         mark("while.1", 0, 90, _p=6),
@@ -82,7 +82,7 @@ def test_an_operation_lasts_until_its_end_mark_or_where_that_is_lost_its_own_end
 
 
 @pytest.mark.slow
-def test_most_of_a_real_update_is_accounted_for(tmp_path):
+def test_the_kinds_account_for_most_of_a_real_update(tmp_path):
     record = tmp_path / "profile.json"
     arguments = ["--networks", "wrn-10-1", "--method=free-2", "--batch_size=16"]
     subprocess.run(

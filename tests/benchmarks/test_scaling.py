@@ -1,4 +1,4 @@
-"""docs/scaling.md against its record, and the record against the models of today."""
+"""docs/scaling.md agrees with its record, and the record with the current networks."""
 
 import json
 import pathlib
@@ -130,12 +130,12 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_tables_are_those_of_the_record(name):
+def test_the_tables_agree_with_the_record(name):
     assert len(TABLES[name]) > 1
     assert table(*TABLES[name]) in DOC
 
 
-def test_figures_of_the_text_are_those_of_the_record():
+def test_the_figures_of_the_text_agree_with_the_record():
     decoding = RESULTS["decoding"]
     assert f"{decoding['images_per_core_second']:.0f} a second" in DOC
     cost = RESULTS["networks"]["resnet-50"]
@@ -145,15 +145,15 @@ def test_figures_of_the_text_are_those_of_the_record():
     assert f"Free-{replays}, {batch} images" in DOC
 
 
-def test_record_follows_from_the_networks_and_machines_of_today():
+def test_the_record_follows_from_the_current_networks_and_machines():
     costs = {name: scaling.count(name) for name in scaling.NETWORKS}
     again = json.loads(json.dumps(scaling.paper(costs, RESULTS["decoding"])))
     assert again == {name: RESULTS[name] for name in again}
     assert RESULTS.keys() - again.keys() == {"memory"}
 
 
-def test_counts_are_the_published_ones():
-    """4.1 and 6.63 billion multiplications; torchvision's number of parameters."""
+def test_the_counts_agree_with_published_ones():
+    """They are 4.1 and 6.63 billion multiplications, and torchvision's parameters."""
     resnet, wide = (
         RESULTS["networks"][name] for name in ("resnet-50", "wrn-32-10-madry")
     )
@@ -163,7 +163,7 @@ def test_counts_are_the_published_ones():
     assert wide["parameters"] == 45_901_914
 
 
-def test_twice_the_batch_is_twice_the_work_for_the_same_all_reduce():
+def test_twice_the_batch_doubles_the_work_but_not_the_all_reduce():
     machine = scaling.MACHINES["8 x H100"]
     cost = RESULTS["networks"]["resnet-50"]
     small, large = (scaling.update(machine, cost, batch) for batch in (512, 1024))
@@ -171,7 +171,7 @@ def test_twice_the_batch_is_twice_the_work_for_the_same_all_reduce():
     assert large["all_reduce_seconds"] == small["all_reduce_seconds"]
 
 
-def test_free_m_decodes_one_of_m_images():
+def test_free_m_decodes_one_image_for_m_updates():
     machine = scaling.MACHINES["8 x H100"]
     cost = RESULTS["networks"]["resnet-50"]
     busy = scaling.inputs(machine, cost, decoded_per_second=100.0)["vcpus_busy"]

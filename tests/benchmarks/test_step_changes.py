@@ -1,4 +1,4 @@
-"""The variants of benchmarks.step_changes train as the step that they are held against."""
+"""The variants of benchmarks.step_changes compute the same as the step itself."""
 
 import functools
 import json
@@ -8,19 +8,19 @@ import pytest
 
 from benchmarks import step_changes
 from benchmarks.contender import Worker
-from freeadv_jax.training import multistep
 
-# Where the arithmetic is the same, and in bfloat16.
+# Relative tolerance of the loss where it is not 1e-3.
 TOLERANCE = {"bfloat16": 0.05}
 
 
 class Losses:
-    """Of three minibatches."""
+    """Compute the losses of three minibatches in a process of its own."""
 
     def __init__(self, variant, network):
-        # One a call: after many updates rounding errors have grown.
-        multistep.PASSES_PER_CALL = 2
-        self._contender = step_changes.build(variant, network, "cifar10", "free-2", 8)
+        # One minibatch in each call: over many updates rounding errors grow.
+        self._contender = step_changes.build(
+            variant, network, "cifar10", "free-2", 8, per_call=1
+        )
 
     def losses(self):
         contender = self._contender
@@ -41,8 +41,8 @@ def losses(variant, network):
 @pytest.mark.parametrize(
     "variant", sorted({**step_changes.VARIANTS, **step_changes.ON_CPU})
 )
-def test_a_variant_computes_what_the_step_computes(variant):
-    # The only one with max pooling of Flax's kind.
+def test_a_variant_computes_the_same_losses_as_the_step(variant):
+    # Only ResNet-50 has max pooling that Flax's can replace.
     network = "resnet-50" if variant == step_changes.POOLED else "wrn-10-1"
     as_it_is = losses(step_changes.AS_IT_IS, network)
     assert as_it_is[0] != as_it_is[2]
@@ -50,7 +50,7 @@ def test_a_variant_computes_what_the_step_computes(variant):
     np.testing.assert_allclose(losses(variant, network), as_it_is, rtol=tolerance)
 
 
-def test_a_variants_environment_is_its_own(monkeypatch):
+def test_a_variant_has_its_own_environment_variables(monkeypatch):
     seen = []
     monkeypatch.setattr(
         step_changes,
@@ -63,9 +63,7 @@ def test_a_variants_environment_is_its_own(monkeypatch):
     assert seen == ["glibc.malloc.hugetlb=1", None]
 
 
-def test_variants_and_images_may_be_named_and_the_step_as_it_is_stays(
-    monkeypatch, tmp_path
-):
+def test_named_variants_are_timed_beside_the_step_as_it_is(monkeypatch, tmp_path):
     seen = []
     row = {"seconds_per_update": 0.1, "/ as it is": 1.0, "peak_memory": {"bytes": 1}}
 
@@ -84,7 +82,9 @@ def test_variants_and_images_may_be_named_and_the_step_as_it_is_stays(
     assert list(written) == ["small-cnn on mnist, batches of 16"]
 
 
-def test_flaxs_max_pooling_is_tried_where_there_is_max_pooling(monkeypatch, tmp_path):
+def test_flaxs_max_pooling_is_timed_only_in_networks_with_max_pooling(
+    monkeypatch, tmp_path
+):
     seen = {}
     row = {"seconds_per_update": 0.1, "/ as it is": 1.0, "peak_memory": {"bytes": 1}}
 

@@ -1,4 +1,4 @@
-"""What the record of a benchmark says of how it came about."""
+"""The record of a benchmark names its command, versions and processor."""
 
 import pathlib
 import re
@@ -14,7 +14,7 @@ ARGUMENTS = [
 ]
 
 
-def test_a_record_has_its_command_its_results_and_versions_asked_for(
+def test_a_record_has_its_command_its_results_and_the_requested_versions(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr("sys.argv", ARGUMENTS)
@@ -27,7 +27,7 @@ def test_a_record_has_its_command_its_results_and_versions_asked_for(
     assert record["environment"]["peers"] == {"pytest": pytest.__version__}
 
 
-def test_what_was_kept_is_what_was_measured_in_this_way(tmp_path):
+def test_only_results_with_the_same_settings_are_kept(tmp_path):
     file, how = tmp_path / "kept.json", {"setting": {"batch": 8}, "commit": "a"}
     assert kept(file, how) == how
     write_json(file, how | {"result": 1})
@@ -39,7 +39,7 @@ def test_what_was_kept_is_what_was_measured_in_this_way(tmp_path):
 def test_a_record_names_the_processor_and_the_vector_instructions_it_has(tmp_path):
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if not cpuinfo.exists() or "flags" not in cpuinfo.read_text():
-        pytest.skip("the system does not say what its processor can")
+        pytest.skip("the system does not list its vector instructions")
     write_record(tmp_path / "record.json", {})
     environment = read_json(tmp_path / "record.json")["environment"]
     text = cpuinfo.read_text()

@@ -1,10 +1,11 @@
-"""What benchmarks.training counts and divides."""
+"""benchmarks.training: its counts, its ratios, and its contenders."""
 
 import itertools
 import json
 import math
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from freeadv_jax.errors import InputError
 
 
 def multiplications(*layers):
-    """Of layers (taps, channels in, channels out, pixels a side, how many)."""
+    """Count those of layers (taps, channels in, channels out, pixels a side, number)."""
     return sum(
         taps * inputs * outputs * side**2 * number
         for taps, inputs, outputs, side, number in layers
@@ -39,7 +40,7 @@ BY_HAND = {
         ),
         (1, 512, 10, 1, 1),
     ),
-    # Its shortcuts have no weights.
+    # The shortcuts have no weights.
     "wrn-32-10-madry": multiplications(
         (9, 3, 16, 32, 1),
         *(
@@ -64,13 +65,30 @@ def test_forward_flop_are_two_for_each_multiplication_counted_by_hand(
 
 
 @pytest.mark.parametrize(
-    ("method", "passes"), [("natural", 3), ("free-8", 3), ("7-pgd", 17), ("1-pgd", 5)]
+    ("method", "passes"),
+    [
+        ("natural", 3),
+        ("free-8", 3),
+        ("7-pgd", 7 * 2 + 3),
+        ("1-pgd", 2 + 3),
+        # One attack step before the update.
+        ("fgsm-rs", 2 + 3),
+    ],
 )
-def test_an_update_is_three_forward_passes_and_two_more_for_each_attack_step(
+def test_an_update_costs_three_forward_passes_and_two_for_each_attack_step(
     method, passes
 ):
     config = configured_run("wrn-10-1", method).config
     assert training.update_flop(config, 100) == 100 * passes
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_an_update_of_trades_trains_on_two_batches_after_its_attack(steps):
+    config = configured_run("wrn-10-1", "trades").config
+    config.attack.steps = steps
+    # Natural logits (1), the steps (2 each), and the update on natural and on attacked
+    # images (3 each).
+    assert training.update_flop(config, 100) == 100 * (1 + 2 * steps + 2 * 3)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +107,11 @@ def test_a_network_has_its_usual_images_unless_others_are_named(
     run = configured_run(network, "free-8", images=images)
     assert (run.image_shape, run.num_classes) == (shape, classes)
     assert run.config.batch_size == batch
-    # As in the recipe of digits.
+    # The recipe of digits sets it.
     assert run.config.attack.straight_through == (network == "small-cnn")
 
 
-def test_digits_are_themselves_and_random_pixels_take_the_place_of_mnist():
+def test_digits_are_real_and_random_pixels_take_the_place_of_mnist():
     digits, mnist = (
         training._training_images(
             configured_run("small-cnn", "natural", images=images, batch_size=16), ""
@@ -107,7 +125,7 @@ def test_digits_are_themselves_and_random_pixels_take_the_place_of_mnist():
     assert set(mnist.labels.tolist()) == set(range(10))
 
 
-def test_contenders_train_on_the_images_that_were_named(monkeypatch, tmp_path):
+def test_contenders_train_on_the_named_images(monkeypatch, tmp_path):
     class Asked(Exception):
         pass
 
@@ -125,13 +143,13 @@ def test_contenders_train_on_the_images_that_were_named(monkeypatch, tmp_path):
     assert run.config.attack.replays == 8
 
 
-def test_utilisation_is_the_share_of_the_products_rate():
+def test_utilisation_is_a_share_of_the_rate_of_a_matrix_product():
     # 8 images of 3 GFLOP in 2 seconds, where the product runs at 48 GFLOP/s.
     assert training.utilisation(flop=8 * 3e9, seconds=2.0, rate=48e9) == 0.25
 
 
 def test_ratios_are_medians_of_rounds_not_ratios_of_medians():
-    # In the middle round something else slowed both down.
+    # In the middle round other work slowed both down.
     rows = {
         "natural": {
             "ours": {"all_seconds_per_update": [1.0, 10.0, 2.0]},
@@ -142,7 +160,7 @@ def test_ratios_are_medians_of_rounds_not_ratios_of_medians():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--methods", "free"], "unknown method 'free'; allowed: natural, free-<m>"),
         (["--networks", "wrn-10-1"], "wrn-10-1 needs --data"),
@@ -151,13 +169,22 @@ def test_ratios_are_medians_of_rounds_not_ratios_of_medians():
         (["--batch_size=9"], "batch_size must be a multiple of 8"),
     ],
 )
-def test_what_cannot_be_measured_is_told_before_anything_is(arguments, said, tmp_path):
-    with pytest.raises(InputError, match=said):
+def test_impossible_settings_are_refused_before_any_measurement(
+    arguments, message, tmp_path
+):
+    with pytest.raises(InputError, match=message):
         training.main(["training", f"--runs={tmp_path}", *arguments])
     assert not any(tmp_path.iterdir())
 
 
-def test_with_avx2_an_update_takes_at_most_1_1_times_what_it_takes_pytorch():
+def test_a_method_that_pytorch_lacks_is_refused_with_a_peer(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    given = ["--networks", "small-cnn", "--peer", "--methods", "trades"]
+    with pytest.raises(InputError, match="know only natural, free, pgd"):
+        training.main(["training", f"--runs={tmp_path}", *given])
+
+
+def test_with_avx2_an_update_takes_at_most_1_1_times_as_long_as_in_pytorch():
     record = results("training_avx2")
     assert list(record) == ["preact-resnet-18 float32", "wrn-16-4 float32"]
     for result in record.values():
@@ -170,7 +197,7 @@ def test_with_avx2_an_update_takes_at_most_1_1_times_what_it_takes_pytorch():
     ("record", "images", "natural"),
     [
         ("training_avx512_small_cnn", "digits", 1.0),
-        # A tenth behind in natural training.
+        # A tenth slower than PyTorch in natural training.
         ("training_avx512_small_cnn_mnist", "mnist", 0.85),
     ],
 )
@@ -184,7 +211,7 @@ def test_with_avx512_the_small_cnn_is_faster_than_pytorchs_in_free_m(
     assert result["ratios"]["natural"]["pytorch / ours"] > natural
 
 
-def test_a_finished_network_is_not_measured_again_unless_in_another_way(
+def test_a_finished_network_is_measured_again_only_with_other_settings_or_code(
     tmp_path, monkeypatch, capsys
 ):
     measured = []
@@ -236,14 +263,14 @@ def test_a_finished_network_is_not_measured_again_unless_in_another_way(
     assert measured[3:] == [("wrn-10-1", 2)]
 
 
-def test_memory_is_the_devices_or_that_of_whole_processes():
+def test_memory_is_that_of_the_device_or_else_of_the_process():
     row = {"process_memory": {"bytes": 3, "of": "process"}}
     program = {"peak_memory": {"bytes": 2, "of": "compiled program"}}
     assert training.memory(row | program) == 3
     assert training.memory(row | {"peak_memory": {"bytes": 2, "of": "device"}}) == 2
 
 
-def test_what_pytorch_compiled_and_left_off_counts_as_eager():
+def test_a_compiled_model_that_pytorch_did_not_use_counts_as_eager():
     row = {"compile_seconds": 7.4}
     assert training.compilation(row) == "7 s"
     assert (
@@ -253,7 +280,7 @@ def test_what_pytorch_compiled_and_left_off_counts_as_eager():
 
 
 def sleepy(updates):
-    """Waits 30 ms for each batch and computes for 10."""
+    """Return a contender that waits 30 ms for each batch and computes for 10 ms."""
 
     def batches():
         for number in itertools.count():
@@ -268,18 +295,18 @@ def sleepy(updates):
     return Contender(call, batches(), updates, 0.5, lambda: memory, {"said": "so"})
 
 
-def test_a_turn_is_divided_by_its_updates_and_knows_its_waiting():
+def test_a_turn_reports_seconds_of_an_update_and_the_share_of_waiting():
     contender = sleepy(updates=2)
     turn = contender.take(5)
     assert 0.02 <= turn["seconds_per_update"] < 0.06
     assert 0.5 < turn["input_wait_fraction"] < 0.9
-    # 41 at 40 ms; fewer where the machine is busy.
+    # 41 calls of 40 ms, fewer on a busy machine.
     assert 1 < contender.calls_in(1.6) <= 41
     assert contender.calls_in(1e-3) == 1
     assert contender.calls_in(1e-3, updates=7) == 4
 
 
-def test_a_call_is_read_while_the_next_is_on_its_way_and_no_later():
+def test_metrics_are_read_while_the_next_call_runs_and_no_later():
     happened = []
 
     class Loss(int):
@@ -296,8 +323,8 @@ def test_a_call_is_read_while_the_next_is_on_its_way_and_no_later():
     assert happened == expected
 
 
-def test_a_worker_answers_for_its_contender_and_has_a_memory_of_its_own():
-    ballast = np.ones(2**27)  # A gigabyte that this process has, and the worker not.
+def test_a_worker_answers_for_its_contender_and_has_its_own_memory():
+    ballast = np.ones(2**27)  # A gigabyte in this process but not in the worker.
     worker = Worker(sleepy, 1)
     try:
         assert worker.ask("take", 1)["seconds_per_update"] >= 0.04
@@ -309,6 +336,6 @@ def test_a_worker_answers_for_its_contender_and_has_a_memory_of_its_own():
     assert 1e7 < costs["process_memory"]["bytes"] < ballast.nbytes
 
 
-def test_a_worker_that_fails_says_so():
+def test_a_failed_worker_ends_the_program_with_its_status():
     with pytest.raises(SystemExit, match="a contender ended with status 1"):
         Worker(math.sqrt, -1)
