@@ -17,7 +17,8 @@ from freeadv_jax.runs.folder import Run, read_run
 from freeadv_jax.runs.outcomes import ArrayFile
 
 from freeadv_jax.training.methods import METHODS
-from freeadv_jax.weights.exported import EXPORTED, load_exported
+from freeadv_jax.weights.exported import EXPORTED
+from freeadv_jax.weights.load import load_exported
 
 # Images at a time for exported models, as in freeadv_jax.evaluate.
 _BATCH_SIZE = 200
@@ -219,8 +220,10 @@ def _logits_fn(opened, functions):
     if not opened.run:
         return load_exported(opened.folder).logits_fn
     # Runs of one architecture share a function and its compiled programs.
-    model = opened.run.model()
-    make = functions.setdefault(repr(model), logits_functions(model))
+    architecture = repr((opened.run.config.model, opened.num_classes))
+    if architecture not in functions:
+        functions[architecture] = logits_functions(opened.run.model())
+    make = functions[architecture]
     return make(opened.run.trained_state("last").variables)
 
 
