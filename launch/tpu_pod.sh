@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Trains on a TPU pod slice, all of its workers alike:
+# Trains on all workers of a TPU pod slice:
 #
 #   launch/tpu_pod.sh COMMAND [--dry-run]
 #
-#   create                     the pod
-#   setup                      send what is committed here, install it, mount the buckets
+#   create                     create the pod
+#   setup                      send the committed files, install them, mount the buckets
 #   run [--config.FIELD=VALUE ...]
-#                              start the training, which no lost connection ends
-#   run --restart [...]        the same, and stay: set up and start anew what was cut off,
-#                              on a new pod where a spot pod was taken away
+#                              start the training, which outlives this connection
+#   run --restart [...]        start the training and watch it: set up and start it again
+#                              after an interruption, on a new pod after a preemption
 #   status | logs [--follow] | stop | delete
 #
 # Settings are environment variables:
 #
-#   NAME, ZONE        of the pod
+#   NAME, ZONE        the pod's name and zone
 #   TYPE, VERSION     e.g. v5litepod-16, v2-alpha-tpuv5-lite
-#   SPOT              yes: cheaper, and may be taken away at any moment
+#   SPOT              yes for a cheaper pod that may be preempted at any moment
 #   WORKDIR, DATA     folders in buckets, gs://BUCKET/FOLDER
 #   CONFIG            a file of configs/, by default configs/imagenet_free4.py
-#   WORKER            whose log, by default 0
-#   POLL              seconds between two looks of run --restart, by default 60
+#   WORKER            the number of the worker whose log to show, by default 0
+#   POLL              seconds between two checks of run --restart, by default 60
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -32,7 +32,7 @@ note() {
     echo "$(date +%H:%M:%S) $*" >&2
 }
 
-execute() { # or say what it would be
+execute() { # Or print the command, in a dry run.
     if [ -n "$dry_run" ]; then
         printf '%q ' "$@"
         echo
@@ -49,11 +49,11 @@ need() {
     for setting in "$@"; do
         [ -n "${!setting:-}" ] || fail "$setting is not set, e.g. $setting=${example[$setting]}"
         [[ ! $setting =~ ^(WORKDIR|DATA)$ || ${!setting} =~ ^gs://[^/]+/. ]] ||
-            fail "$setting=${!setting} is not gs://BUCKET/FOLDER: a pod's disks go with it"
+            fail "$setting=${!setting} must be gs://BUCKET/FOLDER: a pod's disks are deleted with it"
     done
 }
 
-# What gcloud calls the pod's state, or NONE.
+# Print the pod's state as gcloud calls it, or NONE.
 state() {
     local answer
     if answer=$(gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" \
@@ -62,28 +62,28 @@ state() {
     elif grep -q NOT_FOUND "$scratch/errors"; then
         echo NONE
     else
-        echo "error: gcloud cannot tell of $NAME: $(head -n 1 "$scratch/errors")" >&2
+        echo "error: gcloud cannot describe $NAME: $(head -n 1 "$scratch/errors")" >&2
         return 1
     fi
 }
 
-need_pod() { # in this state, or in any but NONE
+need_pod() { # Takes the state it must have; by default any but NONE.
     local now
     [ -z "$dry_run" ] || return 0
     now=$(state) || exit 1
     case ${1:-any}:$now in
         NONE:NONE | READY:READY) ;;
-        NONE:*) fail "there is a pod $NAME in $ZONE already; it is $now" ;;
-        *:NONE) fail "there is no pod $NAME in $ZONE; make it: launch/tpu_pod.sh create" ;;
-        READY:*) fail "pod $NAME is $now, not READY" ;;
+        NONE:*) fail "pod $NAME exists already in $ZONE and is $now" ;;
+        *:NONE) fail "pod $NAME does not exist in $ZONE; create it: launch/tpu_pod.sh create" ;;
+        READY:*) fail "pod $NAME is $now: must be READY" ;;
     esac
 }
 
-on_pod() { # gcloud's command, then its flags
+on_pod() { # Takes a command of gcloud, then its flags.
     execute gcloud compute tpus tpu-vm "$1" "$NAME" --zone="$ZONE" "${@:2}"
 }
 
-on_workers() { # which, then what tpu_worker.sh shall do
+on_workers() { # Takes the worker or `all`, then a command of tpu_worker.sh.
     on_pod ssh --worker="$1" \
         --command="bash freeadv_jax/launch/tpu_worker.sh$(printf ' %q' "${@:2}")"
 }
@@ -95,11 +95,11 @@ status() {
 }
 
 need_no_training() {
-    local told
+    local answer
     [ -z "$dry_run" ] || return 0
-    told=$(status) || fail "the workers of $NAME cannot be asked"
-    [[ $told != *": running"* ]] || fail "a training is running on $NAME; stop it first"
-    [[ $1 = setup || $told != *"not set up"* ]] ||
+    answer=$(status) || fail "the workers of $NAME do not answer"
+    [[ $answer != *": running"* ]] || fail "a training is running on $NAME; stop it first"
+    [[ $1 = setup || $answer != *"not set up"* ]] ||
         fail "$NAME is not set up: launch/tpu_pod.sh setup"
 }
 
@@ -122,44 +122,44 @@ start() {
         --config.data.dir="$DATA" "${overrides[@]}"
 }
 
-# Until the training ends. Each round looks, and does the one next thing to do.
+# Watch until the training ends. Each round checks the pod and takes one step.
 watch() {
-    local begun='' anew='' failures=0 now told
+    local begun='' recreating='' failures=0 now answer
     while true; do
         now=$(state) || now=unknown
-        told=$now
+        answer=$now
         if [ "$now" = READY ]; then
-            told=$(status) || told="workers cannot be asked"
-            # What became of an earlier training does not matter.
-            [ -n "$begun" ] || [[ $told = *": running"* ]] || told=": idle"
+            answer=$(status) || answer="the workers do not answer"
+            # The end of an earlier training does not matter.
+            [ -n "$begun" ] || [[ $answer = *": running"* ]] || answer=": idle"
         fi
-        case $told in
+        case $answer in
             PREEMPTED | TERMINATED)
-                note "pod $NAME is $now: making it anew"
-                anew=yes begun='' failures=0
+                note "pod $NAME is $now: creating it again"
+                recreating=yes begun='' failures=0
                 on_pod delete --quiet && continue
                 ;;
             NONE)
-                [ -n "$anew" ] || fail "pod $NAME is gone: somebody deleted it"
+                [ -n "$recreating" ] || fail "pod $NAME was deleted by somebody else"
                 create && continue
-                note "no new pod yet; trying again every $POLL s"
+                note "the pod could not be created; trying again every $POLL s"
                 ;;
             *": running"*) begun=yes ;;
             *": stopped"*)
                 note "stopped"
                 return
                 ;;
-            *": idle"* | *": interrupted"*) # Which fails the other workers.
+            *": idle"* | *": interrupted"*) # Before "failed": one interrupted worker fails the others.
                 note "starting the training on $NAME"
                 if setup && start; then
-                    begun=yes anew='' failures=0
+                    begun=yes recreating='' failures=0
                 else
                     failures=$((failures + 1))
-                    [ "$failures" -lt 3 ] || fail "the training could not be started, 3 times"
+                    [ "$failures" -lt 3 ] || fail "the training could not be started in 3 attempts"
                 fi
                 ;;
             *": failed"*)
-                # A pod that is being taken away may fail before it says so.
+                # The training may fail before gcloud reports the preemption of its pod.
                 failures=$((failures + 1))
                 [ "$failures" -lt 3 ] || fail "the training failed; see: launch/tpu_pod.sh logs"
                 ;;
@@ -167,7 +167,7 @@ watch() {
                 note "finished; delete the pod: launch/tpu_pod.sh delete"
                 return
                 ;;
-            *) note "pod $NAME: $told" ;;
+            *) note "pod $NAME: $answer" ;;
         esac
         sleep "$POLL"
     done
@@ -176,7 +176,7 @@ watch() {
 command=${1:-}
 case $command in
     create | setup | run | status | logs | stop | delete) shift ;;
-    *) fail "unknown command '$command'; allowed: create setup run status logs stop delete" ;;
+    *) fail "command '$command' is unknown; allowed: create setup run status logs stop delete" ;;
 esac
 dry_run='' restart='' follow='' overrides=()
 for option in "$@"; do
@@ -185,7 +185,7 @@ for option in "$@"; do
         run:--restart) restart=yes ;;
         run:--config.*) overrides+=("$option") ;;
         logs:--follow) follow=--follow ;;
-        *) fail "$command has no option $option; the head of launch/tpu_pod.sh has them all" ;;
+        *) fail "option $option of $command is unknown; the head of launch/tpu_pod.sh lists them" ;;
     esac
 done
 [ -n "$dry_run" ] || command -v gcloud >/dev/null ||
@@ -198,11 +198,11 @@ CONFIG=${CONFIG:-configs/imagenet_free4.py} POLL=${POLL:-60}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 if [ "$command" = setup ] || [ "$command" = run ]; then
-    # One commit, whatever is committed while `run --restart` waits.
-    commit=$(git rev-parse HEAD 2>/dev/null) || fail "this is no clone: git finds no commit"
+    # `run --restart` sends the same commit each time, even if there are newer ones.
+    commit=$(git rev-parse HEAD 2>/dev/null) || fail "$PWD must be a clone: git finds no commit"
     git cat-file -e "$commit:$CONFIG" 2>/dev/null ||
-        fail "CONFIG: $CONFIG is not committed here, and only what is committed is sent"
-    [ -z "$(git status --porcelain)" ] || note "note: changes not committed are not sent"
+        fail "CONFIG is $CONFIG, which is not committed: only committed files are sent"
+    [ -z "$(git status --porcelain)" ] || note "note: changes that are not committed are not sent"
 fi
 
 case $command in

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What every worker of a TPU pod does when tpu_pod.sh says so; gs:// paths are read and
-# written through a mount of their bucket under ~/gs.
+# Runs on every worker of a TPU pod, called by tpu_pod.sh. It reads and writes gs:// paths
+# through a mount of their bucket under ~/gs.
 #
 #   tpu_worker.sh install GS_PATH... | start FLAG... | status | logs [--follow] | stop
 set -euo pipefail
@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 host=$(hostname)
 environment=$HOME/freeadv_jax_environment
-folder=$HOME/freeadv_jax_run # pid, exit code and log of the training
+folder=$HOME/freeadv_jax_run # The training's process ID, exit code and log.
 mkdir -p "$folder"
 
 fail() {
@@ -26,8 +26,8 @@ mount_bucket_of() {
     local point=$HOME/gs/$bucket
     ! mountpoint --quiet "$point" || return 0
     mkdir -p "$point"
-    # Nothing of the metadata is cached, so that a worker sees at once what another
-    # wrote; folders can be renamed, as a checkpoint is when it is whole.
+    # Metadata are not cached, so that a worker immediately sees the files that another one
+    # wrote. Renaming folders is allowed, because a complete checkpoint is renamed.
     gcsfuse --implicit-dirs --rename-dir-limit=10000 --metadata-cache-ttl-secs=0 \
         --metadata-cache-negative-ttl-secs=0 "$bucket" "$point" >"$folder/mount.log" 2>&1 ||
         fail "gs://$bucket cannot be mounted: $(tail -n 1 "$folder/mount.log")"
@@ -41,14 +41,14 @@ install() {
         echo "deb [signed-by=$key] https://packages.cloud.google.com/apt" \
             "gcsfuse-$(lsb_release --codename --short) main" |
             sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-        # A new machine is often busy updating itself.
+        # Wait for the lock: a new machine often updates itself.
         sudo apt-get -o DPkg::Lock::Timeout=600 -qq update
         sudo apt-get -o DPkg::Lock::Timeout=600 -qq install --yes gcsfuse
     fi
     for path in "$@"; do
         mount_bucket_of "$path"
     done
-    # The machine's own Python may be too old.
+    # uv brings a Python of its own, because the machine's may be too old.
     python3 -m pip install --quiet --user uv
     python3 -m uv venv --quiet --allow-existing --python 3.11 "$environment"
     python3 -m uv pip install --quiet --python "$environment" '.[tpu,imagenet]'
@@ -56,7 +56,7 @@ install() {
 }
 
 start() {
-    if running; then # ssh repeats a command whose connection broke.
+    if running; then # ssh repeats a command when its connection breaks.
         echo "$host: running (pid $(<"$folder/pid"))"
         return
     fi
@@ -67,8 +67,8 @@ start() {
     done
     rm -f "$folder/exit_code" "$folder/stopped"
     export PATH="$environment/bin:$PATH"
-    # In a session of its own, which outlives the connection.
-    # shellcheck disable=SC2016 # Expanded there.
+    # A session of its own outlives the connection.
+    # shellcheck disable=SC2016 # The inner shell expands these variables.
     setsid bash -c 'trap : TERM
         bash launch/train.sh --multihost "${@:2}"
         echo $? >"$1/exit_code"' bash "$folder" "${flags[@]}" \
@@ -95,13 +95,13 @@ status() {
         esac
         [ "$code" != 143 ] || [ ! -f "$folder/stopped" ] || answer=stopped
     elif [ -f "$folder/pid" ]; then
-        answer=interrupted # Whole machine and all.
+        answer=interrupted # Without an exit code, the machine itself went down.
     fi
     echo "$host: $answer"
 }
 
 logs() {
-    [ -f "$folder/log" ] || fail "nothing was started here yet"
+    [ -f "$folder/log" ] || fail "no training was started here yet"
     tail -n 50 ${1:+--follow=name} "$folder/log"
 }
 
@@ -109,11 +109,11 @@ stop() {
     if running; then
         touch "$folder/stopped"
         kill -TERM -- "-$(<"$folder/pid")"
-        for _ in {1..600}; do # It saves first.
+        for _ in {1..600}; do # It saves before it ends.
             running || break
             sleep 0.5
         done
-        ! running || fail "has not ended 300 s after SIGTERM"
+        ! running || fail "the training has not ended 300 s after SIGTERM"
     fi
     status
 }

@@ -1,4 +1,4 @@
-"""A desk for every test, at which nothing is left running."""
+"""Give every test a desk, and kill the processes that it leaves running."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ def desk(tmp_path):
 
 @pytest.fixture
 def pod(desk):
-    """A pod, made but not set up, of two workers."""
+    """Return a pod of two workers that exists but is not set up."""
     for name in ("worker0", "worker1"):
         (desk.folder / name).mkdir()
     desk.put("state", "READY\n")

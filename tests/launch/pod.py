@@ -1,7 +1,7 @@
-"""A stand-in for gcloud with one pod of two workers, and how to use launch/tpu_pod.sh.
+"""A stand-in for gcloud with one pod of two workers, and calls of launch/tpu_pod.sh.
 
-The pod is a file with its state, its workers are home folders in which what comes over
-`ssh` really runs; the training is a command that ends when it is told to.
+The pod is a file that holds its state. Its workers are home folders in which commands sent
+over `ssh` really run. The training is a command that ends when a file says so.
 """
 
 import re
@@ -44,7 +44,7 @@ case $4 in
             esac
         done
         for worker in "${workers[@]}"; do
-            # A connection ends with everything of its own session.
+            # The end of a connection kills every process of its session.
             (cd "$worker" && HOME=$worker exec setsid bash -c "$command") &
             session=$!
             wait "$session" || code=$?
@@ -53,7 +53,7 @@ case $4 in
         exit "$code" ;;
 esac
 """
-# Trains until a file `end` of the pod, or of this worker alone, says how it ends.
+# Trains until a file `end` of the pod, or of this worker, says how it ends.
 TRAINING = """
 trap 'echo saved; exit 0' TERM
 pod=${HOME%/*}
@@ -84,7 +84,7 @@ def succeed(pod, *arguments, **settings):
 
 
 def asked(pod):
-    """What gcloud was asked to do with the pod, states left out, one word each."""
+    """Return one word for each call of gcloud, except those that ask for the state."""
     words = []
     for call in pod.calls("gcloud"):
         work = re.search(r"tpu_worker.sh (\w+)", call[-1])

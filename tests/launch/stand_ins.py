@@ -1,4 +1,4 @@
-"""Commands of clouds and clusters that record what they are given, and where they run."""
+"""Stand-ins for commands of clouds and clusters that record their arguments."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ import subprocess
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-# All that the scripts may find beside the stand-ins: no cloud's command is real.
+# The only real commands that the scripts can find: no command of a cloud is among them.
 TOOLS = [
     "bash",
     "cat",
@@ -35,7 +35,7 @@ _ARGUMENT, _CALL = "\x1f", "\x1e"
 
 
 class Desk:
-    """A folder with a clone of the launchers, stand-ins for commands, and their record."""
+    """Hold a clone of the launchers, stand-ins for commands, and a record of their calls."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
@@ -63,18 +63,18 @@ class Desk:
         part.rename(path)
 
     def stand_in(self, name: str, script: str = "") -> None:
-        """Adds a command that records its arguments and then does `script`, in bash."""
+        """Add a command that records its arguments and then runs `script` in bash."""
         path = self.commands / name
         path.write_text(
             f"#!{shutil.which('bash')}\n"
-            # One write, because workers are many.
+            # A single write, because several workers write to the record.
             f"""record=$(printf '%s{_ARGUMENT}' {name} "$@")\n"""
             f"""printf '%s{_CALL}' "$record" >>{self.folder}/calls\n{script}\n"""
         )
         path.chmod(0o755)
 
     def calls(self, *names: str) -> list[list[str]]:
-        """The arguments of every call so far, of these commands or of all."""
+        """Return the arguments of every call so far, of all commands or of `names`."""
         record = self.folder / "calls"
         text = record.read_text() if record.exists() else ""
         calls = [call.split(_ARGUMENT)[:-1] for call in text.split(_CALL)[:-1]]
@@ -99,7 +99,7 @@ class Desk:
 
 
 def eventually(condition, seconds: float = 20):
-    """The first true answer of `condition`, asked again and again."""
+    """Call `condition` until it returns something true, and return that."""
     end = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < end, "it did not happen"

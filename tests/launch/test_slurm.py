@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch and launch/train.sh, run against stand-ins for Slurm's commands."""
+"""launch/slurm.sbatch and launch/train.sh work with stand-ins for Slurm's commands."""
 
 import re
 import signal
@@ -13,7 +13,7 @@ JOB = {
     "WORKDIR": "/shared/my runs/tiny",
     "DATA": "/shared/data",
 }
-# What main does: it saves and ends with status 0 on SIGTERM.
+# Like main, it saves and ends with status 0 on SIGTERM.
 TRAINING = """
 trap 'echo saved; exit 0' TERM
 echo $$ >"$HOME/training"
@@ -43,7 +43,7 @@ def slurm(desk):
     return desk
 
 
-def test_options_of_the_job():
+def test_the_job_has_the_options_that_it_needs():
     options = re.findall(r"^#SBATCH (\S+)$", (ROOT / SCRIPT).read_text(), re.MULTILINE)
     assert options == [
         "--job-name=freeadv_jax",
@@ -76,13 +76,13 @@ def test_every_process_gets_the_command_word_for_word(slurm):
 
 
 @pytest.mark.parametrize("code", [0, 1, 137])
-def test_no_end_of_its_own_queues_the_job_again(slurm, code):
+def test_a_training_that_ends_by_itself_is_not_queued_again(slurm, code):
     slurm.put("exit_code", str(code))
     assert slurm.run("bash", SCRIPT, **JOB).returncode == code
     assert slurm.calls("scancel", "scontrol") == []
 
 
-def test_sigterm_is_handed_on_and_the_job_queued_again_once(slurm):
+def test_sigterm_is_forwarded_and_the_job_queued_again_once(slurm):
     job = slurm.start("bash", SCRIPT, **JOB)
     eventually(lambda: (slurm.folder / "training").exists())
     job.send_signal(signal.SIGTERM)
@@ -96,7 +96,7 @@ def test_sigterm_is_handed_on_and_the_job_queued_again_once(slurm):
     ]
 
 
-def test_a_sigterm_that_only_the_step_got_queues_the_job_again(slurm):
+def test_a_sigterm_to_the_step_alone_queues_the_job_again(slurm):
     job = slurm.start("bash", SCRIPT, **JOB)
     eventually(lambda: (slurm.folder / "training").exists())
     slurm.run("bash", "-c", 'kill -TERM "$(<"$HOME/step")"')
@@ -140,7 +140,7 @@ def test_one_process_a_node_is_given_all_gpus_of_its_node(slurm, a_node, cpus, i
     assert environment.get("JAX_LOCAL_DEVICE_IDS") == ids
 
 
-def test_dry_run_says_the_command_and_starts_nothing(slurm):
+def test_dry_run_prints_the_command_and_starts_nothing(slurm):
     outcome = slurm.run("bash", SCRIPT, "--dry-run", "--config.a=(1, 2)", **JOB)
     assert outcome.returncode == 0
     assert outcome.stdout == (
@@ -159,9 +159,9 @@ def test_dry_run_says_the_command_and_starts_nothing(slurm):
         ({"DATA": ""}, "DATA is not set, e.g. DATA=/shared/imagenet"),
         (
             {"CONFIG": "configs/none.py"},
-            "CONFIG: there is no file configs/none.py; give one of configs/",
+            "CONFIG is configs/none.py, which does not exist: must be a file of configs/",
         ),
-        ({"SLURM_JOB_ID": ""}, "this is no job: start it with sbatch"),
+        ({"SLURM_JOB_ID": ""}, "SLURM_JOB_ID is not set: must be started with sbatch"),
         (
             {"SLURM_SUBMIT_DIR": "/"},
             "/ has no launch/train.sh: submit from the repository's root",
@@ -174,21 +174,23 @@ def test_a_mistake_gets_one_line_and_starts_nothing(slurm, change, error):
     assert slurm.calls() == []
 
 
-def test_without_slurm_it_says_so(slurm):
+def test_without_slurm_the_message_names_the_missing_command(slurm):
     (slurm.commands / "srun").unlink()
     outcome = slurm.run("bash", SCRIPT, **JOB)
-    error = "error: srun is missing: this runs in a job of Slurm\n"
+    error = "error: srun is missing: must run in a job of Slurm\n"
     assert (outcome.returncode, outcome.stderr) == (1, error)
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_train_ends_as_the_program_does(slurm, code):
+def test_train_exits_with_the_status_of_the_program(slurm, code):
     slurm.put("exit_code", str(code))
     assert slurm.run("bash", "launch/train.sh", "--a=b c").returncode == code
     assert slurm.calls() == [["python", "-m", "freeadv_jax.main", "--a=b c"]]
 
 
-def test_train_hands_sigterm_on_and_ends_with_143_though_the_program_ends_with_0(slurm):
+def test_train_forwards_sigterm_and_exits_with_143_although_the_program_exits_with_0(
+    slurm,
+):
     process = slurm.start("bash", "launch/train.sh")
     eventually(lambda: (slurm.folder / "training").exists())
     process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""launch/tpu_pod.sh and tpu_worker.sh at work, against a stand-in for gcloud."""
+"""launch/tpu_pod.sh and tpu_worker.sh work together, with a stand-in for gcloud."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pod import asked, status, succeed, train, trainings
 from stand_ins import alive, eventually
 
 
-def test_create_asks_for_the_pod(pod):
+def test_create_asks_gcloud_for_the_pod(pod):
     (pod.folder / "state").unlink()
     succeed(pod, "create", SPOT="yes")
     (pod.folder / "state").unlink()
@@ -90,14 +90,14 @@ def test_status_says_how_the_training_ended(pod, end, said):
     eventually(lambda: status(pod) == [said, said])
 
 
-def test_status_tells_a_machine_that_was_cut_off_from_a_training_that_failed(pod):
+def test_status_distinguishes_a_killed_machine_from_a_failed_training(pod):
     train(pod)
     for pid in pod.folder.glob("worker?/freeadv_jax_run/pid"):
         os.killpg(int(pid.read_text()), signal.SIGKILL)
     eventually(lambda: status(pod) == ["interrupted", "interrupted"])
 
 
-def test_a_start_that_ssh_repeats_starts_nothing_more(pod):
+def test_a_start_that_ssh_repeats_starts_no_second_training(pod):
     train(pod)
     (call,) = [
         call for call in pod.calls("gcloud") if "tpu_worker.sh start" in call[-1]
@@ -136,14 +136,14 @@ START = (
         ),
     ],
 )
-def test_dry_run_says_the_commands_and_calls_nothing(pod, arguments, said):
-    pod.commands.joinpath("gcloud").unlink()  # Nor does it need one.
+def test_dry_run_prints_the_commands_and_calls_none(pod, arguments, said):
+    pod.commands.joinpath("gcloud").unlink()  # A dry run needs no gcloud.
     output = succeed(pod, *arguments, "--dry-run")
     assert [line.rstrip() for line in output.splitlines()] == said
     assert pod.calls() == []
 
 
-def test_dry_run_of_a_restart_says_what_follows_a_preemption(pod):
+def test_dry_run_of_a_restart_prints_the_commands_after_a_preemption(pod):
     lines = succeed(pod, "run", "--restart", "--dry-run", SPOT="yes").splitlines()
     words = [line.split()[4] for line in lines if line.startswith("gcloud")]
     assert words == ["ssh", "delete", "create", "scp", "ssh", "ssh", "ssh"]

@@ -7,14 +7,14 @@ from pod import asked, command, train, trainings
 
 MISSING = "{0} is not set, e.g. {0}={1}"
 COMMANDS = "allowed: create setup run status logs stop delete"
-NO_POD = "there is no pod free4 in us-west4-a; make it: launch/tpu_pod.sh create"
+NO_POD = "pod free4 does not exist in us-west4-a; create it: launch/tpu_pod.sh create"
 
 
 @pytest.mark.parametrize(
     ("arguments", "settings", "error"),
     [
-        ([], {}, f"unknown command ''; {COMMANDS}"),
-        (["go"], {}, f"unknown command 'go'; {COMMANDS}"),
+        ([], {}, f"command '' is unknown; {COMMANDS}"),
+        (["go"], {}, f"command 'go' is unknown; {COMMANDS}"),
         (["stop"], {"NAME": ""}, MISSING.format("NAME", "free4")),
         (["stop"], {"ZONE": ""}, MISSING.format("ZONE", "us-west4-a")),
         (["create"], {"TYPE": ""}, MISSING.format("TYPE", "v5litepod-16")),
@@ -23,18 +23,18 @@ NO_POD = "there is no pod free4 in us-west4-a; make it: launch/tpu_pod.sh create
         (
             ["run"],
             {"DATA": "/data"},
-            "DATA=/data is not gs://BUCKET/FOLDER: a pod's disks go with it",
+            "DATA=/data must be gs://BUCKET/FOLDER: a pod's disks are deleted with it",
         ),
         (
             ["run"],
             {"CONFIG": "configs/none.py"},
-            "CONFIG: configs/none.py is not committed here, and only what is committed",
+            "CONFIG is configs/none.py, which is not committed: only committed files",
         ),
-        (["run", "config.a=1"], {}, "run has no option config.a=1; "),
-        (["stop", "--restart"], {}, "stop has no option --restart; "),
+        (["run", "config.a=1"], {}, "option config.a=1 of run is unknown; "),
+        (["stop", "--restart"], {}, "option --restart of stop is unknown; "),
     ],
 )
-def test_a_mistake_gets_one_line_and_asks_nothing(pod, arguments, settings, error):
+def test_a_mistake_gets_one_line_and_calls_no_command(pod, arguments, settings, error):
     outcome = command(pod, *arguments, **settings)
     assert outcome.returncode == 1
     assert outcome.stderr.startswith(f"error: {error}")
@@ -48,14 +48,14 @@ def test_a_mistake_gets_one_line_and_asks_nothing(pod, arguments, settings, erro
         (
             ["create"],
             "READY",
-            "there is a pod free4 in us-west4-a already; it is READY",
+            "pod free4 exists already in us-west4-a and is READY",
         ),
         (["setup"], None, NO_POD),
         (["run"], None, NO_POD),
         (["run", "--restart"], None, NO_POD),
         (["status"], None, NO_POD),
         (["delete"], None, NO_POD),
-        (["status"], "PREEMPTED", "pod free4 is PREEMPTED, not READY"),
+        (["status"], "PREEMPTED", "pod free4 is PREEMPTED: must be READY"),
         (["run"], "READY", "free4 is not set up: launch/tpu_pod.sh setup"),
     ],
 )
@@ -65,7 +65,7 @@ def test_a_pod_in_the_wrong_state_gets_one_line(pod, arguments, state, error):
         pod.put("state", state)
     outcome = command(pod, *arguments)
     assert (outcome.returncode, outcome.stderr) == (1, f"error: {error}\n")
-    assert set(asked(pod)) <= {"status"}  # Whose answer it was.
+    assert set(asked(pod)) <= {"status"}  # Nothing but the state is asked for.
 
 
 @pytest.mark.parametrize("work", ["run", "setup"])
@@ -77,14 +77,14 @@ def test_a_running_training_is_not_disturbed(pod, work):
     assert len(trainings(pod)) == 2
 
 
-def test_what_gcloud_cannot_do_it_says_itself(pod):
+def test_an_error_of_gcloud_is_passed_on_in_one_line(pod):
     pod.put("errors", "ERROR: no account\n\n$ gcloud auth login\n")
     outcome = command(pod, "status")
-    error = "error: gcloud cannot tell of free4: ERROR: no account\n"
+    error = "error: gcloud cannot describe free4: ERROR: no account\n"
     assert (outcome.returncode, outcome.stderr) == (1, error)
 
 
-def test_without_gcloud_it_says_where_to_get_it(pod):
+def test_without_gcloud_the_message_says_where_to_get_it(pod):
     pod.commands.joinpath("gcloud").unlink()
     outcome = command(pod, "status")
     url = "https://cloud.google.com/sdk/docs/install"

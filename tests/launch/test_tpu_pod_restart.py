@@ -1,12 +1,12 @@
-"""launch/tpu_pod.sh run --restart, while the pod is taken away and worse."""
+"""launch/tpu_pod.sh run --restart survives preemptions, failures and lost networks."""
 
 import pytest
 from pod import SCRIPT, SETTINGS, asked, command, succeed, train, trainings
 from stand_ins import eventually
 
 
-def test_restart_goes_on_with_the_same_command_on_a_new_pod_after_a_preemption(pod):
-    (pod.folder / "full").touch()  # No capacity at first.
+def test_restart_resumes_with_the_same_command_on_a_new_pod_after_a_preemption(pod):
+    (pod.folder / "full").touch()  # There is no capacity at first.
     watch = pod.start(
         "bash", SCRIPT, "run", "--restart", "--config.a=(1, 2)", **SETTINGS, SPOT="yes"
     )
@@ -18,14 +18,14 @@ def test_restart_goes_on_with_the_same_command_on_a_new_pod_after_a_preemption(p
     pod.put("end", "0")
     _, errors = watch.communicate(timeout=20)
     assert watch.returncode == 0, errors
-    assert "pod free4 is PREEMPTED: making it anew" in errors
-    assert "no new pod yet; trying again every 0.05 s" in errors
+    assert "pod free4 is PREEMPTED: creating it again" in errors
+    assert "the pod could not be created; trying again every 0.05 s" in errors
     work = [word for word in asked(pod) if word != "status"]
     begin = ["scp", "ssh", "install", "start"]
     assert work == [*begin, "delete", "create", "create", *begin]
 
 
-def test_restart_starts_again_where_one_worker_was_cut_off_and_the_other_failed(pod):
+def test_restart_starts_again_when_one_worker_was_killed_and_the_other_failed(pod):
     watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
     eventually(lambda: len(trainings(pod)) == 2)
     eventually(lambda: asked(pod)[-1] == "status" and "start" in asked(pod))
@@ -72,7 +72,7 @@ def test_restart_gives_up_on_a_pod_that_cannot_be_set_up(pod):
     pod.stand_in("gcsfuse", "echo 'bucket does not exist'; exit 1")
     outcome = command(pod, "run", "--restart")
     assert outcome.returncode == 1
-    assert "error: the training could not be started, 3 times\n" in outcome.stderr
+    assert "error: the training could not be started in 3 attempts\n" in outcome.stderr
     assert asked(pod).count("install") == 3
 
 
@@ -80,10 +80,10 @@ def test_restart_gives_up_on_a_pod_that_cannot_be_set_up(pod):
     ("ending", "code", "said"),
     [
         ("stop", 0, "stopped"),
-        ("delete", 1, "error: pod free4 is gone: somebody deleted it"),
+        ("delete", 1, "error: pod free4 was deleted by somebody else"),
     ],
 )
-def test_restart_respects_what_somebody_did_meanwhile(pod, ending, code, said):
+def test_restart_ends_when_somebody_stops_or_deletes_the_pod(pod, ending, code, said):
     watch = pod.start("bash", SCRIPT, "run", "--restart", **SETTINGS)
     eventually(lambda: len(trainings(pod)) == 2)
     succeed(pod, ending)
@@ -101,5 +101,5 @@ def test_restart_outlives_a_gcloud_that_cannot_be_reached(pod):
     pod.put("end", "0")
     _, errors = watch.communicate(timeout=20)
     assert watch.returncode == 0
-    assert "error: gcloud cannot tell of free4: ERROR: no network\n" in errors
+    assert "error: gcloud cannot describe free4: ERROR: no network\n" in errors
     assert len(trainings(pod)) == 2
