@@ -46,31 +46,39 @@ def main(argv):
     from freeadv_jax.devices.parallel import check_batch_size
     from freeadv_jax.devices.processes import agreement, require_same
     from freeadv_jax.files import sole_writer
-    from freeadv_jax.runs.folder import open_run
+    from freeadv_jax.runs.folder import open_run, saved_updates
+    from freeadv_jax.runs.load import initial_variables
     from freeadv_jax.runs.results import configured_attacks, evaluate_run, table
     from freeadv_jax.runs.train import train_run
 
     require_same(f"{workdir}\n{config.to_json()}", "--config or --workdir")
     with agreement():
         dataset = load_dataset(**config.data)
-        num_classes = len(dataset.class_names)
-        # Before anything is written.
-        configured_attacks(config, config.evaluation.attacks, num_classes=num_classes)
+        of_model = {
+            "num_classes": len(dataset.class_names),
+            "image_shape": dataset.image_shape,
+        }
+        # Mistakes are reported before anything is written.
+        configured_attacks(
+            config, config.evaluation.attacks, num_classes=of_model["num_classes"]
+        )
         check_batch_size(config.batch_size)
         dataset.steps_per_pass(config.batch_size)
+        # A run that continues has its own weights.
+        begins = not saved_updates(workdir, config)
+        variables = initial_variables(config, **of_model) if begins else None
     training_images = dataset.steps_per_pass(1)
     require_same(str(training_images), "the number of training images they can read")
     run = open_run(
         workdir,
         config,
-        num_classes=num_classes,
-        image_shape=dataset.image_shape,
+        **of_model,
         class_names=dataset.class_names,
         training_images=training_images,
     )
     keep_compiled(run.workdir)
     with sole_writer(run.workdir):
-        state, training = train_run(run, dataset)
+        state, training = train_run(run, dataset, variables=variables)
         results = evaluate_run(run, state.variables, dataset.test, training=training)
     print(table(results))
     print(f"written to {run.workdir / 'results.json'}")

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import freeadv_jax
+from freeadv_jax import evaluate, export
 from freeadv_jax.config import FIELDS, validate
 from freeadv_jax.config_files import find_config, read_config
+from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import sole_writer
 from freeadv_jax.main import main
@@ -492,3 +494,172 @@ def test_help_shows_each_field_with_default_allowed_values_and_meaning(capsys):
         assert field.meaning in text
         assert field.allowed.text in text
         assert f"default: {field.default_text or 'none'}" in text
+
+
+NETS = """
+import flax.linen as nn
+
+
+class Net(nn.Module):
+    num_classes: int
+    width: int = 16
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Dense(self.width)(images.reshape(len(images), -1))
+        x = nn.Dropout(0.1, deterministic=not train)(nn.relu(x))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(self.num_classes)(x)
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A working directory with a run of an own network on own float images."""
+    place = tmp_path_factory.mktemp("own")
+    (place / "my_nets.py").write_text(NETS)
+    (place / "tiny.py").write_text(TINY)
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(300, 8, 8, 1)).astype(np.float32)
+    labels = (images.mean((1, 2, 3)) > 0.5).astype(np.int64)
+    np.savez(place / "mine.npz", images=images, labels=labels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr("sys.path", [*sys.path])
+        call(*OWN, "--config=tiny.py", "--workdir=run")
+        yield place
+    sys.modules.pop("my_nets", None)
+
+
+OWN = (
+    "--config.model.name=module:my_nets:Net",
+    "--config.model.arguments=width=12",
+    "--config.data.name=npz:mine.npz",
+    "--config.data.test_examples=100",
+)
+
+
+@pytest.fixture
+def in_own(own, tmp_path, monkeypatch):
+    """A working directory like `own`, to be changed."""
+    shutil.copytree(own, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_an_own_network_is_trained_on_own_images(in_own, capsys):
+    config = read_run("run").config
+    assert config.model.name == "module:my_nets:Net"
+    assert config.model.arguments == "width=12"
+    assert (config.data.name, config.data.test_examples) == ("npz:mine.npz", 100)
+    results = json.loads((in_own / "run/results.json").read_text())
+    natural = results["evaluation"]["natural"]
+    assert natural["examples"] == 64
+    classifier = freeadv_jax.load("run")
+    assert (classifier.num_classes, classifier.image_shape) == (2, (8, 8, 1))
+    dataset = load_dataset(**config.data)
+    right = (
+        np.argmax(classifier(dataset.test.images[:64]), -1)
+        == (dataset.test.labels[:64])
+    )
+    assert right.sum() == natural["correct"]
+    evaluate.main(["evaluate", "--workdir=run", "--attacks=fgsm", "--no-red_flags"])
+    assert "fgsm" in capsys.readouterr().out
+
+
+def test_a_run_of_an_own_network_is_exported_and_loaded(in_own):
+    export.main(["export", "--workdir=run", "--out=exported"])
+    images = np.load("mine.npz")["images"][:5]
+    np.testing.assert_array_equal(
+        freeadv_jax.load("exported")(images), freeadv_jax.load("run")(images)
+    )
+    description = json.loads((in_own / "exported/model.json").read_text())
+    assert description["model"] == "module:my_nets:Net"
+    assert description["arguments"] == "width=12"
+
+
+def test_a_run_goes_on_only_with_the_same_network(in_own):
+    before = content(in_own / "run")
+    (in_own / "my_nets.py").write_text(NETS.replace("Dense(self.width)", "Dense(9)"))
+    sys.modules.pop("my_nets")
+    message = refused(*OWN, "--config=tiny.py", "--workdir=run")
+    assert message.startswith("run was made with another model; use another --workdir;")
+    assert "of another shape: params/BatchNorm_0/bias [12] instead of [9]" in message
+    assert content(in_own / "run") == before
+    sys.modules.pop("my_nets")
+
+
+@pytest.mark.parametrize("source", ["run", "exported"])
+def test_training_begins_with_the_weights_of_a_run_or_an_export(source, in_own, capsys):
+    if source == "exported":
+        export.main(["export", "--workdir=run", "--out=exported"])
+    images = np.load("mine.npz")["images"][:5]
+    call(
+        *OWN,
+        "--config=tiny.py",
+        "--workdir=tuned",
+        f"--config.init={source}",
+        "--config.optimizer.learning_rate=1e-30",
+    )
+    assert "the last layer is new" not in capsys.readouterr().out
+    tuned, first = freeadv_jax.load("tuned"), freeadv_jax.load("run")
+    for name in ("Dense_0", "Dense_1"):
+        np.testing.assert_array_equal(
+            tuned.variables["params"][name]["kernel"],
+            first.variables["params"][name]["kernel"],
+        )
+    assert tuned(images).shape == (5, 2)
+    assert read_run("tuned").config.init == source
+    # A run that continues does not read the folder again.
+    shutil.rmtree(source)
+    call(
+        *OWN,
+        "--config=tiny.py",
+        "--workdir=tuned",
+        f"--config.init={source}",
+        "--config.optimizer.learning_rate=1e-30",
+    )
+    assert "resumed at update 16" in capsys.readouterr().out
+
+
+def test_the_last_layer_is_new_for_another_number_of_classes(in_own, capsys):
+    file = dict(np.load("mine.npz"))
+    np.savez("mine.npz", **file | {"labels": np.arange(300) % 3})
+    call(
+        *OWN,
+        "--config=tiny.py",
+        "--workdir=tuned",
+        "--config.init=run",
+        "--config.optimizer.learning_rate=1e-30",
+    )
+    said = capsys.readouterr().out
+    assert (
+        "init = run: the last layer is new (params/Dense_1/bias, params/Dense_1/kernel)\n"
+        in said
+    )
+    assert freeadv_jax.load("tuned").num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--config.init=nowhere"], "nowhere holds no run"),
+        (
+            ["--config.init=run", "--config.model.arguments=width=9"],
+            "init = run does not fit the model; of another shape: ",
+        ),
+        (["--config.model.name=module:my_nets:Nett"], "did you mean 'Net'?"),
+        (["--config.model.name=module:no_nets:Net"], "No module named 'no_nets'"),
+        (["--config.model.name=object:Net"], "freeadv_jax.load(folder, model=net)"),
+        (["--config.model.arguments=width"], "must be a JSON object or name=value"),
+        (["--config.data.name=npz:none.npz"], "none.npz does not exist"),
+        (
+            ["--config.data.test_examples=300"],
+            "data.test_examples = 300: must be 1 to 299",
+        ),
+    ],
+)
+def test_bad_own_input_is_refused_before_anything_is_written(in_own, arguments, reason):
+    before = content(in_own)
+    assert reason in refused(*OWN, "--config=tiny.py", "--workdir=new", *arguments)
+    assert content(in_own) == before

@@ -41,6 +41,7 @@ from freeadv_jax.weights.tensors import misfits, require_fit
 from freeadv_jax.weights.transfer import flat_variables
 
 RECORD = "run.json"
+CHECKPOINTS = "checkpoints"
 # What the record says about the data, beside the configuration.
 _OF_DATA = ("num_classes", "image_shape", "class_names", "training_images")
 # A shared folder (NFS, a bucket) shows what another process wrote within so many seconds.
@@ -87,14 +88,11 @@ class Run:
     def checkpoints(self, *, writable: bool = False) -> Checkpoints:
         """Return the run's checkpoints; only one process at a time may write."""
         keep = self.config.checkpoint.keep if writable else None
-        return Checkpoints(self.workdir / "checkpoints", keep=keep)
+        return Checkpoints(self.workdir / CHECKPOINTS, keep=keep)
 
     def saved_updates(self) -> int:
         """Return the weight updates behind the newest checkpoint, 0 without any."""
-        if not (self.workdir / "checkpoints").is_dir():
-            return 0
-        with contextlib.closing(self.checkpoints()) as checkpoints:
-            return max(checkpoints.steps, default=0) * replays(self.config)
+        return saved_updates(self.workdir, self.config)
 
     def trained_state(self, checkpoint: str, model=None) -> TrainState:
         """Return the state of the 'last' or 'best' checkpoint, as NumPy arrays.
@@ -125,6 +123,15 @@ class Run:
     def steps(self) -> int:
         """Minibatches in the whole budget."""
         return self.config.updates // replays(self.config)
+
+
+def saved_updates(workdir, config: ConfigDict) -> int:
+    """Return the weight updates behind the newest checkpoint in a folder, or 0."""
+    folder = local_path(workdir) / CHECKPOINTS
+    if not folder.is_dir():
+        return 0
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        return max(checkpoints.steps, default=0) * replays(config)
 
 
 def open_run(

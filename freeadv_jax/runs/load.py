@@ -1,13 +1,21 @@
 """A trained model as a function, from a run folder or an exported one."""
 
+import jax
+from ml_collections import ConfigDict
+
 from freeadv_jax.config import replays
+from freeadv_jax.console import say
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import local_path
 from freeadv_jax.models.imported import PREFIX
+from freeadv_jax.models.interface import as_model
+from freeadv_jax.runs.build import configured_model
 from freeadv_jax.runs.folder import read_run
 from freeadv_jax.weights.classifier import Classifier, as_classifier
-from freeadv_jax.weights.exported import EXPORTED
+from freeadv_jax.weights.exported import EXPORTED, TENSORS
 from freeadv_jax.weights.load import load_exported
+from freeadv_jax.weights.tensors import read_tensors
+from freeadv_jax.weights.transfer import transferred
 
 
 def load(workdir, *, checkpoint: str = "last", model=None) -> Classifier:
@@ -34,6 +42,43 @@ def load(workdir, *, checkpoint: str = "last", model=None) -> Classifier:
             run.config, updates=int(state.step) * replays(run.config)
         ),
     )
+
+
+def saved_variables(folder) -> dict:
+    """Return the variables in a run folder, as a tree, or in an exported folder, by path.
+
+    The model of an exported folder need not be imported. Raise InputError where the
+    folder holds no model.
+    """
+    folder = local_path(folder)
+    if (folder / EXPORTED).exists():
+        return read_tensors(folder / TENSORS)
+    return read_run(folder).trained_state("last").variables
+
+
+def initial_variables(
+    config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, int]
+) -> dict | None:
+    """Return the variables that training begins with, those of `config.init`.
+
+    The last layer is new, and a line is printed, where the folder's model has another
+    number of classes. Return None without `config.init`. Raise InputError that lists the
+    arrays of another shape.
+    """
+    if not config.init:
+        return None
+    shape = {"num_classes": num_classes, "image_shape": image_shape}
+    model = as_model(configured_model(config, **shape))
+    fresh = jax.jit(lambda key: model.init(key, image_shape))(
+        jax.random.key(config.seed)
+    )
+    source = f"init = {config.init}"
+    variables, new = transferred(
+        fresh, saved_variables(config.init), num_classes=num_classes, source=source
+    )
+    if new:
+        say(f"{source}: the last layer is new ({', '.join(new)})")
+    return variables
 
 
 def _description(config, *, updates):

@@ -37,7 +37,9 @@ from freeadv_jax.training.multistep import STATE_LAYOUT
 from freeadv_jax.training.state import TrainState
 
 
-def train_run(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
+def train_run(
+    run: Run, dataset: Dataset, *, variables: dict | None = None
+) -> tuple[TrainState, dict]:
     """Train the model that the configuration of `run` describes; see `train`."""
     config = run.config
     model = configured_model(
@@ -50,6 +52,7 @@ def train_run(run: Run, dataset: Dataset) -> tuple[TrainState, dict]:
         tx=configured_optimizer(config),
         num_classes=run.num_classes,
         run=run,
+        variables=variables,
     )
 
 
