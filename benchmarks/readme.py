@@ -15,6 +15,7 @@ from functools import partial
 from benchmarks.ablation import BASE, summary
 from benchmarks.accelerators import NARROW, ONE_VECTOR
 from benchmarks.contender import usual_images
+from benchmarks.fine_tuning import ATTACKS as FINE_TUNING_ATTACKS
 from benchmarks.reproduce import ATTACKS, TABLES
 from benchmarks.step_changes import (
     AS_IT_IS,
@@ -470,6 +471,19 @@ def _at_128(variant):
     )
 
 
+def _fine_tuning(name):
+    """Return a row for each training, with its updates and robust accuracies."""
+    path = RESULTS / f"fine_tuning_{name}.json"
+    if not path.exists():
+        return f"\n{_NOT_YET_RUN}\n"
+    rows = [
+        [row, f"{found['updates']:,}", *map(_mean, found["accuracy"].values())]
+        for row, found in results(path.stem)["rows"].items()
+    ]
+    heads = map(_NAMES.get, FINE_TUNING_ATTACKS)
+    return _table(["training", "updates", *heads], rows)
+
+
 def _fields():
     """Return a row for each field of a configuration."""
     rows = [
@@ -690,6 +704,8 @@ BLOCKS = {
     "folder": _folder,
     "decoded": _decoded,
     "replays": _replays,
+    "fine_tuning_digits": partial(_fine_tuning, "digits"),
+    "fine_tuning_cifar10": partial(_fine_tuning, "cifar10"),
     "fields": _fields,
     "methods": _methods,
 }

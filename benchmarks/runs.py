@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 from freeadv_jax.config import validate
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.files import sole_writer
-from freeadv_jax.runs.folder import open_run
+from freeadv_jax.runs.folder import open_run, saved_updates
+from freeadv_jax.runs.load import initial_variables
 from freeadv_jax.runs.results import evaluate_run
 from freeadv_jax.runs.train import train_run
 
@@ -20,15 +21,15 @@ def finish(config: ConfigDict, workdir: pathlib.Path, *, part="test") -> dict:
     """
     validate(config)
     dataset = load_dataset(**config.data)
-    run = open_run(
-        workdir,
-        config,
-        num_classes=len(dataset.class_names),
-        image_shape=dataset.image_shape,
-        class_names=dataset.class_names,
-    )
+    of_model = {
+        "num_classes": len(dataset.class_names),
+        "image_shape": dataset.image_shape,
+    }
+    begins = not saved_updates(workdir, config)
+    variables = initial_variables(config, **of_model) if begins else None
+    run = open_run(workdir, config, **of_model, class_names=dataset.class_names)
     print(f"{workdir}: {config.method}, seed {config.seed}", flush=True)
     with sole_writer(workdir):
-        state, training = train_run(run, dataset)
+        state, training = train_run(run, dataset, variables=variables)
         split = getattr(dataset, part)
         return evaluate_run(run, state.variables, split, training=training)
