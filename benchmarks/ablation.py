@@ -177,9 +177,8 @@ def main(argv):
         "--variants",
         nargs="+",
         choices=VARIANTS,
-        default=tuple(VARIANTS),
         metavar="NAME",
-        help=f"variants beside {BASE}",
+        help=f"variants beside {BASE}; default: all",
     )
     parser.add_argument(
         "--attacks", nargs="+", default=ATTACKS, help="attacks of the evaluation"
@@ -201,7 +200,10 @@ def main(argv):
             "--attacks natural: name an attack, in which gains are measured"
         )
     # Seed by seed, so that an early cut leaves all variants with the same seeds.
-    found = {variant: [] for variant in dict.fromkeys((BASE, *options.variants))}
+    found = {
+        variant: []
+        for variant in dict.fromkeys((BASE, *(options.variants or VARIANTS)))
+    }
     for seed in range(options.seeds):
         for variant, outcomes in found.items():
             outcomes.append(outcome(variant, seed, options))

@@ -243,11 +243,23 @@ def measured(layers, options):
 
 def main(argv):
     parser = Parser("benchmarks.convolutions", __doc__)
-    parser.add_argument("--networks", nargs="+", default=())
-    parser.add_argument("--images", choices=IMAGES, help="each network's if not given")
-    parser.add_argument("--batch_size", type=count, default=32)
-    parser.add_argument("--rounds", type=count, default=7)
-    parser.add_argument("--out", default="benchmarks/results/convolutions.json")
+    parser.add_argument(
+        "--networks", nargs="+", default=(), help="networks whose layers are timed"
+    )
+    parser.add_argument(
+        "--images",
+        choices=IMAGES,
+        help="images of the networks; default: the usual ones of each",
+    )
+    parser.add_argument(
+        "--batch_size", type=count, default=32, help="images in a batch"
+    )
+    parser.add_argument("--rounds", type=count, default=7, help="turns to take")
+    parser.add_argument(
+        "--out",
+        default="benchmarks/results/convolutions.json",
+        help="the record to write",
+    )
     options = parser.parse_args(argv[1:])
     layers = {
         network: layers_of(configured_run(network, "natural", images=options.images))

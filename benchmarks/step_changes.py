@@ -235,9 +235,8 @@ def main(argv):
         "--variants",
         nargs="+",
         choices=known,
-        default=known,
         metavar="NAME",
-        help=f"variants beside {AS_IT_IS!r}",
+        help=f"variants beside {AS_IT_IS!r}; default: all",
     )
     parser.add_argument("--rounds", type=count, default=5, help="turns to take")
     parser.add_argument(
@@ -246,7 +245,9 @@ def main(argv):
         help="the record to write",
     )
     options = parser.parse_args(argv[1:])
-    variants = [each for each in known if each in (AS_IT_IS, *options.variants)]
+    variants = [
+        each for each in known if each in (AS_IT_IS, *(options.variants or known))
+    ]
     results = {}
     for network, size in itertools.product(options.networks, options.batch_sizes):
         images = f" on {options.images}" if options.images else ""

@@ -308,7 +308,7 @@ def main(argv):
         "--dtypes",
         nargs="+",
         choices=DTYPES,
-        default=DTYPES,
+        default=tuple(DTYPES),
         help="precisions of the arithmetic",
     )
     parser.add_argument(
