@@ -4,9 +4,10 @@
         [--attacks=natural,pgd-20,pgd-100,cw-100,pgd-20-x10,autoattack]
         [--examples=1000] [--norm=l2 --epsilon=0.5] [--checkpoint=best]
     freeadv-evaluate --workdir=RUN --images=FILE.npz [--out=DIR]
+    freeadv-evaluate --workdir=EXPORTED --dataset=cifar10 --data=DIR
 
 `python -m freeadv_jax.evaluate` is the same command. RUN is the folder of a run or of an
-exported model. FILE.npz holds `images` [n, h, w, c], uint8 or floats in [0, 1], and
+exported model, and EXPORTED that of an exported model. FILE.npz holds `images` [n, h, w, c], uint8 or floats in [0, 1], and
 `labels` [n]. Each attack adds a row to results.json, and to evaluation.npz the outcome for
 each image. The same command again continues an evaluation that was cut off.
 """
@@ -38,10 +39,16 @@ def main(argv):
     given = _parser().parse_args(argv[1:])
     workdir = local_path(given.workdir)
     model = open_trained_model(
-        workdir, checkpoint=given.checkpoint, data=given.data or None
+        workdir,
+        checkpoint=given.checkpoint,
+        dataset=given.dataset,
+        data=given.data or None,
     )
     if model.test_set is None and not given.images:
-        raise InputError(f"{workdir} is an exported model: give it --images to attack")
+        raise InputError(
+            f"{workdir} is an exported model, which names no data: give --images or "
+            "--dataset"
+        )
     threat, elsewhere = _threat(model, given)
     attacks = _attacks(model, given.attacks, threat, elsewhere)
     folder, images, labels = _images(model, workdir, given)
@@ -83,6 +90,8 @@ def main(argv):
             )
     print(table(results))
     print(f"written to {folder}")
+    if folder == workdir:
+        print(f"compare models: python -m freeadv_jax.report {folder} [OTHER ...]")
 
 
 def _parser():
@@ -120,6 +129,12 @@ def _parser():
         choices=("last", "best"),
         default="last",
         help="the newest, or the best by robust validation accuracy",
+    )
+    add(
+        "--dataset",
+        metavar="NAME",
+        help="the data set of an exported model, such as cifar10; default: none, a run "
+        "names its own",
     )
     add(
         "--data",

@@ -210,6 +210,39 @@ def test_exported_model_is_evaluated_without_a_run(run, tmp_path):
     assert results(tmp_path / "out")["model"]["threat"]["epsilon"] == 0.2
 
 
+def test_exported_model_is_evaluated_on_a_named_data_set(run, tmp_path):
+    pytest.importorskip("safetensors")
+    exported = tmp_path / "exported"
+    export_run(run, exported)
+    with pytest.raises(InputError, match="give --images or --dataset"):
+        call(f"--workdir={exported}", "--attacks=natural")
+    with pytest.raises(InputError, match="--dataset goes with an exported model"):
+        call(f"--workdir={run}", "--attacks=natural", "--dataset=digits")
+    arguments = ("--attacks=natural,pgd-20", "--examples=48", "--step_size=0.05")
+    call(f"--workdir={exported}", "--dataset=digits", *arguments)
+    found, expected = (results(folder)["evaluation"] for folder in (exported, run))
+    assert found["pgd-20"]["correct"] == expected["pgd-20"]["correct"]
+    assert results(exported)["data"] == "digits"
+
+
+def test_data_set_of_other_images_is_refused_for_an_exported_model(run, tmp_path):
+    pytest.importorskip("safetensors")
+    exported = tmp_path / "exported"
+    export_run(run, exported)
+    description = json.loads((exported / "model.json").read_text())
+    images, labels = np.zeros((6, 4, 4, 1), np.uint8), np.arange(6) % 3
+    np.savez(
+        tmp_path / "other.npz",
+        **{"x_train": images, "y_train": labels, "x_test": images, "y_test": labels},
+    )
+    with pytest.raises(InputError) as refused:
+        call(f"--workdir={exported}", f"--dataset=npz:{tmp_path / 'other.npz'}")
+    assert str(refused.value) == (
+        f"npz:{tmp_path / 'other.npz'} has images (4, 4, 1) of 3 classes, and {exported} "
+        f"takes (8, 8, 1) and has {description['num_classes']} classes"
+    )
+
+
 @pytest.mark.slow
 def test_results_are_the_same_for_any_number_of_devices_and_batch_size(run):
     """This process has eight devices and another batch size."""

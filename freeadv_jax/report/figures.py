@@ -12,7 +12,7 @@ from freeadv_jax.analysis.plotting import (
     colour_and_marker,
     new_figure,
 )
-from freeadv_jax.attacks.robustness import epsilon_text
+from freeadv_jax.attacks.robustness import VALIDATION_ATTACK, epsilon_text
 from freeadv_jax.intervals import wilson
 from freeadv_jax.report.class_tables import class_names, robust_images
 from freeadv_jax.report.reported import (
@@ -63,7 +63,7 @@ _PANELS = (
     (
         "Robust accuracy",
         "validation",
-        "pgd-10",
+        VALIDATION_ATTACK,
         "percent under PGD-10",
         100,
         (

@@ -15,7 +15,6 @@ from freeadv_jax.attacks.campaign import Campaign, Images
 from freeadv_jax.attacks.named import NamedAttack
 from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, red_flags
 from freeadv_jax.attacks.robustness import (
-    WORST_CASE,  # noqa: F401 - the report imports it from here.
     Evaluation,
     accuracy_row,
     flags_as_record,
@@ -41,7 +40,7 @@ RED_FLAGS = "red_flags"
 # The key of the rows on the images that all attacks have, where their images differ.
 COMMON = "evaluation_on_common_images"
 # The keys of results.json in their order. A model from elsewhere has no config or training.
-_FIELDS = ("model", "config", "environment", "training", "evaluation")
+_FIELDS = ("model", "data", "config", "environment", "training", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True)

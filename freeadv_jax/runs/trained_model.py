@@ -11,7 +11,7 @@ import numpy as np
 
 from freeadv_jax.attacks.checks import check_images, check_labels
 from freeadv_jax.attacks.robustness import epsilon_text
-from freeadv_jax.config import replays
+from freeadv_jax.config import base_config, replays
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import local_path, read_json
@@ -29,7 +29,7 @@ class TrainedModel:
     `logits_fn` maps images f32[b, h, w, c] in [0, 1] to logits f32[b, num_classes];
     `image_shape` is (h, w, c). `title` says in a few words which model it is. `threat` is
     {norm, epsilon} in [0, 1] pixels, or None where it is unknown. `test_set()` returns the
-    test images and labels; an exported model has none. `header` is for results.json.
+    test images and labels; None where the data set is unknown. `header` is for results.json.
     """
 
     logits_fn: Callable
@@ -45,17 +45,24 @@ class TrainedModel:
 
 
 def open_trained_model(
-    workdir, *, checkpoint: str = "last", data: str | None = None
+    workdir,
+    *,
+    checkpoint: str = "last",
+    dataset: str | None = None,
+    data: str | None = None,
 ) -> TrainedModel:
     """Return the model of a run folder or of an exported folder.
 
     `checkpoint` is 'last' or 'best', by robust validation accuracy. `data` is the folder
-    of the data set, if it has moved since the training. Raise InputError where the folder
-    holds no such model.
+    of the data set, if it has moved since the training. `dataset` names the data set of an
+    exported model, which has no record of it. Raise InputError where the folder holds no
+    such model.
     """
     folder = local_path(workdir)
     if (folder / EXPORTED).exists():
-        return _open_exported(folder, checkpoint)
+        return _open_exported(folder, checkpoint, dataset, data)
+    if dataset:
+        raise InputError("--dataset goes with an exported model; a run names its own")
     return _open_run(folder, checkpoint, data)
 
 
@@ -93,9 +100,22 @@ def _open_run(folder, checkpoint, data):
     )
 
 
-def _open_exported(folder, checkpoint):
+def _open_exported(folder, checkpoint, dataset, data):
     classifier = load(folder, checkpoint=checkpoint)
     description = read_json(folder / EXPORTED)
+
+    def test_set():
+        given = base_config().data.to_dict()
+        given |= {"name": dataset, "dir": data or "", "validation_examples": 0}
+        loaded = load_dataset(**given | {"image_size": classifier.image_shape[0]})
+        found = loaded.image_shape, len(loaded.class_names)
+        if found != (classifier.image_shape, classifier.num_classes):
+            raise InputError(
+                f"{dataset} has images {found[0]} of {found[1]} classes, and {folder} "
+                f"takes {classifier.image_shape} and has {classifier.num_classes} classes"
+            )
+        return loaded.test.images, loaded.test.labels
+
     threat = description.get("threat")
     trained = f", trained with {_text(threat)}" if threat else ""
     size = _size(classifier.logits_fn)
@@ -106,8 +126,8 @@ def _open_exported(folder, checkpoint):
         title=f"{description['model']} ({size} parameters, exported{trained})",
         threat=threat,
         step_size=None,
-        test_set=None,
-        header={"model": description},
+        test_set=test_set if dataset else None,
+        header={"model": description} | ({"data": dataset} if dataset else {}),
     )
 
 
