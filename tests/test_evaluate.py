@@ -233,7 +233,10 @@ def test_data_set_of_other_images_is_refused_for_an_exported_model(run, tmp_path
     images, labels = np.zeros((6, 4, 4, 1), np.uint8), np.arange(6) % 3
     np.savez(
         tmp_path / "other.npz",
-        **{"x_train": images, "y_train": labels, "x_test": images, "y_test": labels},
+        x_train=images,
+        y_train=labels,
+        x_test=images,
+        y_test=labels,
     )
     with pytest.raises(InputError) as refused:
         call(f"--workdir={exported}", f"--dataset=npz:{tmp_path / 'other.npz'}")
