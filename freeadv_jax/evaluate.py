@@ -91,7 +91,7 @@ def main(argv):
     print(table(results))
     print(f"written to {folder}")
     if folder == workdir:
-        print(f"compare models: python -m freeadv_jax.report {folder} [OTHER ...]")
+        print(f"compare models: freeadv-report {folder} [OTHER ...]")
 
 
 def _parser():
