@@ -53,7 +53,7 @@ PEERS = ("pytorch", "reference-style")
 PEER_METHODS = ("natural", "free", "pgd")
 # Random images take the place of these data sets, this many batches.
 GENERATED = ("imagenet", "mnist")
-_GENERATED_BATCHES = 4
+GENERATED_BATCHES = 4
 
 
 def update_flop(config, forward):
@@ -93,8 +93,8 @@ def _product_size():
 
 def build(who, data, setting, method):
     """Make the contender; it runs in its own process."""
-    run = _run(setting, method)
-    split = _training_images(run, data)
+    run = configured_setting(setting, method)
+    split = training_images(run, data)
     if who in PEERS:
         from benchmarks.peers.torch_training import theirs
 
@@ -109,18 +109,20 @@ def build(who, data, setting, method):
     return ours(run, batches(0))
 
 
-def _run(setting, method):
+def configured_setting(setting, method):
+    """Return the run of a method with the settings of a measurement."""
     how = {"images": setting["images"], "dtype": setting["dtype"]}
     return configured_run(
         setting["network"], method, batch_size=setting["batch"], **how
     )
 
 
-def _training_images(run, data):
+def training_images(run, data):
+    """Return the training images of a run, random ones for GENERATED data sets."""
     if run.config.data.name not in GENERATED:
         return load_arrays(run.config.data.name, data, validation_examples=0).train
     rng = np.random.default_rng(0)
-    examples = _GENERATED_BATCHES * run.config.batch_size
+    examples = GENERATED_BATCHES * run.config.batch_size
     images = rng.integers(0, 256, (examples, *run.image_shape), dtype=np.uint8)
     return Split(images, rng.integers(0, run.num_classes, examples, dtype=np.int32))
 
@@ -141,7 +143,7 @@ def measure(setting, data):
             print(f"{network} {dtype} {method} {who}: compiling", flush=True)
             worker = Worker(build, who, data, setting, method)
             workers[method, who] = worker
-            config = _run(setting, method).config
+            config = configured_setting(setting, method).config
             calls[method, who] = worker.ask(
                 "calls_in",
                 setting["turn_seconds"],
@@ -164,7 +166,7 @@ def measure(setting, data):
     rate = max(*rates, product_rate(dtype))
     rows = {}
     for (method, who), taken in turns.items():
-        run = _run(setting, method)
+        run = configured_setting(setting, method)
         flop = update_flop(run.config, forward_flop(run))
         seconds = [turn["seconds_per_update"] for turn in taken]
         waits = [turn["input_wait_fraction"] for turn in taken]

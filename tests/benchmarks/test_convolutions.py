@@ -1,4 +1,4 @@
-"""What benchmarks.convolutions counts and holds against each other."""
+"""benchmarks.convolutions: its counts, its turns and its record."""
 
 import time
 
@@ -21,7 +21,7 @@ def test_flop_are_two_for_each_multiplication():
     assert Layer(8, 3, 5, stride=2).flop(2) == 2 * (2 * 16 * 5) * (9 * 3)
 
 
-def test_layers_of_a_network_have_the_flop_of_its_convolutions():
+def test_the_layers_of_a_network_have_the_flop_of_its_convolutions():
     run = configured_run("resnet-50", "natural")
     layers = layers_of(run)
     assert layers[Layer(224, 3, 64, stride=2, kernel_size=7)] == 1
@@ -31,8 +31,8 @@ def test_layers_of_a_network_have_the_flop_of_its_convolutions():
     assert convolutions == forward_flop(run) - 2 * 2048 * 1000
 
 
-def test_first_call_of_a_turn_is_not_counted(monkeypatch):
-    # Half a second each, in whole numbers of binary places.
+def test_the_first_call_of_a_turn_is_not_counted(monkeypatch):
+    # Each call takes half a second, which floats represent exactly.
     clock = iter([0.0, 0.5, 1.0, 1.5])
     calls = []
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
@@ -54,7 +54,7 @@ def test_all_three_passes_agree_with_pytorch_and_get_a_rate(
         assert min(rate.values()) > 0
 
 
-def test_record_has_each_networks_layers_with_their_numbers(tmp_path, monkeypatch):
+def test_the_record_has_the_layers_of_each_network_with_their_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(convolutions, "TURN_SECONDS", 1e-4)
     file = tmp_path / "record.json"
     options = "--networks small-cnn --images mnist --batch_size 2 --rounds 1 --out"

@@ -113,7 +113,7 @@ def test_a_network_has_its_usual_images_unless_others_are_named(
 
 def test_digits_are_real_and_random_pixels_take_the_place_of_mnist():
     digits, mnist = (
-        training._training_images(
+        training.training_images(
             configured_run("small-cnn", "natural", images=images, batch_size=16), ""
         )
         for images in ("digits", "mnist")
@@ -121,7 +121,7 @@ def test_digits_are_real_and_random_pixels_take_the_place_of_mnist():
     expected = load_arrays("digits", "", validation_examples=0).train
     np.testing.assert_array_equal(digits.images, expected.images)
     np.testing.assert_array_equal(digits.labels, expected.labels)
-    assert mnist.images.shape == (training._GENERATED_BATCHES * 16, 28, 28, 1)
+    assert mnist.images.shape == (training.GENERATED_BATCHES * 16, 28, 28, 1)
     assert set(mnist.labels.tolist()) == set(range(10))
 
 
@@ -138,7 +138,7 @@ def test_contenders_train_on_the_named_images(monkeypatch, tmp_path):
         training.main(["training", *named, f"--runs={tmp_path}"])
     (setting,) = asked.value.args
     assert (setting["images"], setting["generated"]) == ("mnist", True)
-    run = training._run(setting, "free-8")
+    run = training.configured_setting(setting, "free-8")
     assert (run.image_shape, run.config.batch_size) == ((28, 28, 1), 16)
     assert run.config.attack.replays == 8
 
