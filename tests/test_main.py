@@ -275,7 +275,7 @@ def cifar10(folder, *, truncated=False, missing=None, label=0):
     [
         (None, "does not exist", "cifar-10-batches-bin"),
         ({"missing": "data_batch_2.bin"}, "data_batch_2.bin", "is missing"),
-        ({"truncated": True}, "data_batch_3.bin: 1,000 bytes", "exactly 30,730,000"),
+        ({"truncated": True}, "data_batch_3.bin has 1,000 bytes", "exactly 30,730,000"),
         ({"label": 11}, "label 11 of image 1", "0 to 9"),
     ],
 )
@@ -301,7 +301,7 @@ def test_data_without_a_directory_are_refused(config_file, tmp_path):
         f"--workdir={tmp_path / 'run'}",
         "--config.data.name=cifar10",
     )
-    assert "'cifar10' needs a data directory" in message
+    assert "the data directory of 'cifar10' is ''" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -578,15 +578,14 @@ def test_a_run_of_an_own_network_is_exported_and_loaded(in_own):
     assert description["arguments"] == "width=12"
 
 
-def test_a_run_goes_on_only_with_the_same_network(in_own):
+def test_a_run_goes_on_only_with_the_same_network(in_own, monkeypatch):
     before = content(in_own / "run")
     (in_own / "my_nets.py").write_text(NETS.replace("Dense(self.width)", "Dense(9)"))
-    sys.modules.pop("my_nets")
+    monkeypatch.delitem(sys.modules, "my_nets")
     message = refused(*OWN, "--config=tiny.py", "--workdir=run")
     assert message.startswith("run was made with another model; use another --workdir;")
-    assert "of another shape: params/BatchNorm_0/bias [12] instead of [9]" in message
+    assert "params/BatchNorm_0/bias [12] instead of [9]" in message
     assert content(in_own / "run") == before
-    sys.modules.pop("my_nets")
 
 
 @pytest.mark.parametrize("source", ["run", "exported"])
