@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from freeadv_jax.attacks.threat import NORMS
+from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import DTYPES, NORMALIZATIONS
 from freeadv_jax.models.imported import PREFIX
@@ -289,6 +290,14 @@ FIELDS = (
         ANY,
         "keep only the outputs of convolutions for the backward pass and compute the "
         "rest again: less memory, more time",
+        only=OUR_NETWORKS,
+    ),
+    Field(
+        "model.convolutions",
+        onednn.AUTO,
+        _one_of(onednn.CHOICES),
+        "kernels of the convolutions on a CPU, equal to rounding: XLA's, oneDNN's, or auto, "
+        "which takes oneDNN's for long trainings where processor and jaxlib allow it",
         only=OUR_NETWORKS,
     ),
     Field("optimizer.learning_rate", 0.1, ABOVE_ZERO, "peak learning rate of SGD"),

@@ -100,6 +100,11 @@ def choose(choice: str, *, training_pixels: float = math.inf) -> str:
     return XLA if short or unavailable() else ONEDNN
 
 
+def choose_again(recorded: str) -> str:
+    """Return the kernels that a run was begun with, or "xla" where oneDNN is unavailable."""
+    return XLA if unavailable() else recorded
+
+
 @contextlib.contextmanager
 def kernels(name: str) -> Iterator[None]:
     """Trace the package's convolutions inside the `with` for "xla" or "onednn".

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from freeadv_jax.devices import onednn
+
 
 class NormalizedNetwork(nn.Module):
     """Apply `network` to normalised images, so that attacks see pixels in [0, 1].
@@ -21,10 +23,15 @@ class NormalizedNetwork(nn.Module):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     remat: bool = False
+    convolutions: Literal["xla", "onednn"] = "xla"
 
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b classes"]:
+        with onednn.kernels(self.convolutions):
+            return self._logits(images, train)
+
+    def _logits(self, images, train):
         images = images.astype(jnp.float32)
         if self.normalization == "per_image":
             images = standardize_per_image(images)
@@ -40,7 +47,12 @@ class NormalizedNetwork(nn.Module):
 
 
 def _convolutions(primitive, *_, **__):
-    return primitive.name == "conv_general_dilated"
+    # XLA's, and oneDNN's with its rules for gradients and vmap.
+    return primitive.name in (
+        "conv_general_dilated",
+        "custom_vjp_call",
+        "custom_vmap_call",
+    )
 
 
 def standardize_per_image(

@@ -20,9 +20,13 @@ from freeadv_jax.training.state import TrainState, create_state
 
 
 def configured_model(
-    config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, int]
+    config: ConfigDict,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    convolutions: str = "xla",
 ):
-    """Return the network of `config.model`.
+    """Return the network of `config.model`, with "xla" or "onednn" `convolutions`.
 
     The model takes images f32[b, h, w, c] in [0, 1] of `image_shape` (h, w, c). A network
     of ours has its normalisation in front; a user's own, 'module:...', is as it was
@@ -49,6 +53,7 @@ def configured_model(
         dtype=model.dtype,
         batch_norm_axis=parallel.AXIS if model.sync_batch_norm else None,
         remat=model.remat,
+        convolutions=convolutions,
     )
 
 

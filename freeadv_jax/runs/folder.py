@@ -8,6 +8,7 @@ results.json     the outcome
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 
 from freeadv_jax.config import base_config, differences, replays, validate
 from freeadv_jax.console import say
+from freeadv_jax.devices import onednn
 from freeadv_jax.devices.processes import agreement
 from freeadv_jax.errors import InputError, shortened
 from freeadv_jax.files import (
@@ -61,11 +63,16 @@ class Run:
     class_names: tuple[str, ...] = ()
     # The number of images to train on; 0 likewise.
     training_images: int = 0
+    # The kernels of the CPU's convolutions, chosen when the run begins: "xla", "onednn".
+    convolutions: str = onednn.XLA
 
     def model(self):
         """Return the network that the configuration describes."""
         return configured_model(
-            self.config, num_classes=self.num_classes, image_shape=self.image_shape
+            self.config,
+            num_classes=self.num_classes,
+            image_shape=self.image_shape,
+            convolutions=onednn.choose_again(self.convolutions),
         )
 
     def learning_rate(self) -> Callable:
@@ -163,6 +170,7 @@ def open_run(
     )
     record = run.workdir / RECORD
     with agreement():
+        run = dataclasses.replace(run, convolutions=_convolutions(run, record))
         # Misfits of model and images are reported before anything is written.
         shapes = _shapes(run, arrays)
         _check_folder(run, record, shapes)
@@ -179,6 +187,25 @@ def open_run(
                 "has begun the run there, and this one does not see it"
             )
     return run
+
+
+def _convolutions(run, record):
+    """Return the kernels of the CPU's convolutions: the recorded ones, or those chosen.
+
+    A run that continues keeps its kernels, so that it ends in the same bits as one that
+    was never interrupted. Runs from before there was a choice have XLA's.
+    """
+    config = run.config
+    if not record.exists():
+        pixels = config.updates * config.batch_size * math.prod(run.image_shape[:2])
+        return onednn.choose(config.model.convolutions, training_pixels=pixels)
+    recorded = _read_record(record)["convolutions"]
+    if onednn.choose_again(recorded) != recorded:
+        say(
+            "the run began with oneDNN's convolutions and continues with XLA's, equal to "
+            f"rounding: {onednn.unavailable()}"
+        )
+    return recorded
 
 
 def _shapes(run, arrays):
@@ -256,7 +283,7 @@ def _make_folder(run):
 
 def _write_record(run, record, shapes):
     content = {"config": run.config.to_dict()}
-    content |= {name: getattr(run, name) for name in _OF_DATA}
+    content |= {name: getattr(run, name) for name in (*_OF_DATA, "convolutions")}
     if shapes is not None:
         content["arrays"] = shapes
     try:
@@ -282,7 +309,8 @@ def read_run(workdir) -> Run:
     except (AttributeError, KeyError, TypeError, ValueError) as fault:
         raise InputError(f"{record} is damaged: {fault}") from fault
     validate(config)
-    return Run(workdir, config, **{name: saved[name] for name in _OF_DATA})
+    known = {name: saved[name] for name in (*_OF_DATA, "convolutions")}
+    return Run(workdir, config, **known)
 
 
 def _read_record(path):
@@ -295,6 +323,7 @@ def _read_record(path):
             "image_shape": tuple(saved["image_shape"]),
             "class_names": tuple(saved.get("class_names", ())),
             "training_images": saved.get("training_images", 0),
+            "convolutions": saved.get("convolutions", onednn.XLA),
             "arrays": saved.get("arrays"),
         }
     except (KeyError, TypeError, ValueError) as fault:

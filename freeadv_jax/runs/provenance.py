@@ -9,6 +9,7 @@ import subprocess
 
 import jax
 
+from freeadv_jax.devices import onednn
 from freeadv_jax.version import __version__
 
 _PACKAGES = (
@@ -34,6 +35,7 @@ def environment() -> dict:
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
         "cpu_count": os.cpu_count(),
+        "onednn": onednn.unavailable() or "available",
         "commit": _commit(),
     }
 

@@ -20,7 +20,6 @@ from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.runs.build import (
     configured_learning_rate,
-    configured_model,
     configured_optimizer,
     configured_steps,
     initial_state,
@@ -42,13 +41,10 @@ def train_run(
 ) -> tuple[TrainState, dict]:
     """Train the model that the configuration of `run` describes; see `train`."""
     config = run.config
-    model = configured_model(
-        config, num_classes=run.num_classes, image_shape=run.image_shape
-    )
     return train(
         config,
         dataset,
-        model=model,
+        model=run.model(),
         tx=configured_optimizer(config),
         num_classes=run.num_classes,
         run=run,

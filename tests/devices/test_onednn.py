@@ -109,8 +109,66 @@ def test_convolutions_of_all_kinds_are_right_and_end_no_process():
     run_child(CHILD, content=json.dumps(list(grid())))
 
 
+# ResNet-101 and -152 repeat the shapes of ResNet-50.
+NETWORKS = {
+    "preact-resnet-18": (16, 32, 32, 3),
+    "wrn-16-4": (16, 32, 32, 3),
+    "wrn-32-10-madry": (16, 32, 32, 3),
+    "resnet-50": (4, 224, 224, 3),
+    "small-cnn-bn": (32, 28, 28, 1),
+    "small-cnn": (32, 8, 8, 1),
+}
+
+
 @needs_onednn
-def test_the_processes_devices_and_threads_of_a_job_may_call_at_once():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_call_of_every_network_ends_no_process(name, dtype):
+    program = f"""
+        import jax, jax.extend, jax.numpy as jnp
+        from freeadv_jax.models import build_model
+
+        shape = {NETWORKS[name]}
+        model = build_model(
+            {name!r}, num_classes=10, image_shape=shape[1:], normalization="per_image",
+            mean=(0.0,), std=(1.0,), dtype={dtype!r}, batch_norm_axis=None,
+            convolutions="onednn",
+        )
+        images = jax.ShapeDtypeStruct(shape, jnp.float32)
+        key = jax.random.key(0)
+        variables = jax.eval_shape(lambda x: model.init(key, x, train=False), images)
+
+        def loss(variables, images):
+            logits, _ = model.apply(variables, images, train=True, mutable="batch_stats")
+            return jnp.sum(logits**2)
+
+        def calls(jaxpr):
+            for equation in jaxpr.eqns:
+                if equation.primitive.name == "ffi_call":
+                    yield equation
+                for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                    yield from calls(inner)
+
+        gradients = jax.grad(loss, argnums=(0, 1), allow_int=True)
+        jaxpr = jax.make_jaxpr(gradients)(variables, images).jaxpr
+        different = {{
+            (str(equation.params), *(str(v.aval) for v in equation.invars)): equation
+            for equation in calls(jaxpr)
+        }}
+        assert different
+        for equation in different.values():
+            arguments = [jnp.ones(v.aval.shape, v.aval.dtype) for v in equation.invars]
+            call = lambda *x, e=equation: e.primitive.bind(*x, **e.params)
+            (found,) = jax.jit(call)(*arguments)
+            # Of ones, each output counts the pixels and channels that it saw.
+            most = arguments[1][..., 0].size
+            assert 0 <= float(found.min()) and 0 < float(found.max()) <= 1.01 * most
+    """
+    run_child(program)
+
+
+@needs_onednn
+def test_all_devices_and_several_threads_may_call_at_once():
     program = """
         import threading
         import jax, jax.numpy as jnp, numpy as np
