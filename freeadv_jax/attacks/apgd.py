@@ -1,4 +1,4 @@
-"""Auto-PGD: ascent with momentum whose step size follows from how the loss has risen."""
+"""Auto-PGD: ascent with momentum and a step size that adapts to the rise of the loss."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,30 +10,29 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from freeadv_jax.attacks.attack import (
-    Adversarial,
     Batch,
     Count,
     as_pytree,
     misclassified,
-    run_attack,
     target_class,
     value_and_gradient,
     where,
 )
-from freeadv_jax.attacks.checks import check_call, num_classes_of
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
+from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import Real, make_threat
 from freeadv_jax.errors import require_choice
 
 GOALS = ("untargeted", "multi-target")
 MODELS = ("deterministic", "randomized")
 
-# alpha: how much of a step is the gradient's, the rest being the last step's.
+# alpha in the paper: the share of a step that follows the gradient. The rest repeats the
+# step before.
 _GRADIENT_PART = 0.75
 
 
-class Look(NamedTuple):
-    """What one pass through the model shows at a point."""
+class Evaluated(NamedTuple):
+    """Hold a point with the loss and the gradient there."""
 
     point: Float[Array, "b h w c"]
     loss: Float[Array, " b"]
@@ -41,9 +40,9 @@ class Look(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The steps since an image's last checkpoint, and the `period` to the next.
+    """Hold the steps since an image's last checkpoint, and the `period` to the next.
 
-    `halved` and `best_loss` are as of the last: whether it halved eta, and f_max.
+    `halved` says whether the last checkpoint halved eta; `best_loss` is f_max there.
     """
 
     period: Int[Array, " b"]
@@ -54,17 +53,17 @@ class Window(NamedTuple):
 
 
 class State(NamedTuple):
-    """In the paper's letters: `here` is x^(k), `previous` x^(k-1), `best` x_max with
-    f_max, `step_size` eta.
+    """Hold the walk. In the paper's letters, `here` is x^(k), `previous` x^(k-1), `best`
+    x_max with f_max, and `step_size` eta.
 
-    `here.loss` is the last evaluated, also after a return to x_max.
+    `here.loss` is the loss evaluated last, also after a return to x_max.
     """
 
     adversarial: Float[Array, "b h w c"]
     broken: Bool[Array, " b"]
-    here: Look
+    here: Evaluated
     previous: Float[Array, "b h w c"]
-    best: Look
+    best: Evaluated
     step_size: Float[Array, " b"]
     window: Window
     targets: Int[Array, " b"]
@@ -72,16 +71,14 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class APGD:
-    """Croce & Hein (ICML 2020), Algorithm 1; periods as in their fra31/auto-attack.
+    """Define Auto-PGD (Croce & Hein, ICML 2020, Algorithm 1); see `apgd`.
 
-    `loss` is a key of losses.UNTARGETED. Both goals want the image misclassified;
-    'multi-target' makes for the `targets` likeliest other classes in turn. A step is
-    one forward and one backward pass. Its size is halved after a period of which less
-    than `rho` of the steps raised the loss, or all left the best loss where it was.
+    The periods between checkpoints are those of the authors' fra31/auto-attack. The step
+    size is halved after a period in which less than `rho` of the steps raised the loss,
+    or none raised the best loss.
 
-    A `model` that is 'randomized' maps images and one key for each of them to logits.
-    Loss and gradient are then means over `eot` such samples at every step, and an image
-    is broken when the mean of their logits is misclassified, not by one lucky sample.
+    For a `model` that is 'randomized', loss and gradient are means over `eot` samples at
+    every step, and an image is broken when the mean of their logits is misclassified.
     """
 
     norm: str
@@ -97,28 +94,32 @@ class APGD:
 
     @property
     def attempts(self):
+        """Return the number of restarts times targets."""
         return self.restarts * self.targets
 
     def success(self, logits, labels):
+        """Return where the image is misclassified."""
         return misclassified(logits, labels)
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
+        """Return the state at a random point at distance epsilon from the image."""
         threat = make_threat(self.norm, self.epsilon)
         noise = threat.random_start(_keys(batch, 0), batch.images.shape[1:])
         noise = self.epsilon * threat.scaled_to_one(noise)
         point = threat.inside(batch.images, batch.images + noise)
         targets = self._targets(logits_fn, batch)
-        here, logits = self._look(logits_fn, batch, targets, point, 2)
+        here, logits = self._evaluate(logits_fn, batch, targets, point, 2)
         broken = self.success(logits, batch.labels)
         eta = jnp.full_like(here.loss, 2 * self.epsilon)
         period = jnp.full_like(batch.iteration, jnp.maximum(22 * self.steps // 100, 1))
-        # Called halved, the first period can only fail by its share of rises.
+        # With `halved` true, only the share of rises can fail the first period.
         window = _window(period, jnp.ones_like(broken), here.loss)
         return State(point, broken, here, point, here, eta, window, targets)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
+        """Return the state one step further, after a checkpoint if one is due."""
         point, number = self._move(batch, state), batch.iteration + 3
-        new, logits = self._look(logits_fn, batch, state.targets, point, number)
+        new, logits = self._evaluate(logits_fn, batch, state.targets, point, number)
         broken = self.success(logits, batch.labels)
         best = where(new.loss > state.best.loss, new, state.best)
         rose = (new.loss > state.here.loss).astype(jnp.int32)
@@ -142,7 +143,7 @@ class APGD:
         )
 
     def _move(self, batch, state):
-        """x^(k+1), from the gradient at x^(k) and the step that led there."""
+        """Return x^(k+1), from the gradient at x^(k) and the step that led there."""
         threat = make_threat(self.norm, self.epsilon)
         x, x_old = state.here.point, state.previous
         eta = state.step_size[:, None, None, None]
@@ -153,13 +154,14 @@ class APGD:
         return threat.inside(batch.images, moved)
 
     def _should_halve(self, window, best_loss):
-        """Condition 1: too few steps were rises. 2: neither eta nor f_max changed."""
+        """Return whether condition 1 (too few steps raised the loss) or condition 2
+        (neither eta nor f_max changed) holds."""
         rises, steps = (n.astype(jnp.float32) for n in (window.rises, window.steps))
         stuck = ~window.halved & (best_loss == window.best_loss)
         return (rises < self.rho * steps) | stuck
 
-    def _look(self, logits_fn, batch, targets, point, number):
-        """A Look and the logits; `number` tells the keys of one from another's."""
+    def _evaluate(self, logits_fn, batch, targets, point, number):
+        """Return the evaluated point and its logits; `number` selects the random keys."""
 
         def objective(point, *keys):
             logits = logits_fn(point, *keys)
@@ -175,10 +177,10 @@ class APGD:
             loss, logits, gradient = value_and_gradient(objective, point)
         else:
             loss, logits, gradient = _mean(sample, self.eot)
-        return Look(point, loss, gradient), logits
+        return Evaluated(point, loss, gradient), logits
 
     def _targets(self, logits_fn, batch):
-        """The class each image is driven to; the label itself where that is unused."""
+        """Return the target class of each image; the label where the goal uses none."""
         if self.goal == "untargeted":
             return batch.labels
         keys = () if self.model == "deterministic" else (_keys(batch, 1),)
@@ -193,38 +195,77 @@ def apgd(
     *,
     norm: str = "linf",
     epsilon: Real,
-    loss: str = "cross-entropy",
     steps: int = 100,
+    restarts: int = 1,
+    loss: str = "cross-entropy",
+    goal: str = "untargeted",
+    targets: int = 1,
+    rho: Real = 0.75,
+    model: str = "deterministic",
+    eot: int = 1,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
-    **fields,
-) -> Adversarial:
-    """`APGD` on one batch, with its other `fields` by name; see `run_attack`.
+) -> Outcome:
+    """Attack with Auto-PGD (Croce & Hein, ICML 2020, Algorithm 1).
 
-    Of `targets` there are at most all other classes. InputError for images, labels,
-    epsilon, loss, goal or model that cannot be.
+    The step size starts at 2 epsilon and adapts; no step size is to be chosen. The start
+    is a random point at distance epsilon.
+
+    Args:
+        logits_fn: as for `pgd`. A randomised model takes images f32[b, h, w, c] and one
+            key for each of them.
+        images: floats [n, h, w, c] in [0, 1].
+        labels: n integers.
+        norm: 'linf' or 'l2'.
+        epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
+        steps: the number of steps, each one forward and one backward pass (times `eot`).
+        restarts: the number of random starts; an image is broken if one succeeds.
+        loss: 'cross-entropy', 'margin' or 'dlr'.
+        goal: 'untargeted', or 'multi-target' for the `targets` likeliest other classes in
+            turn. Any misclassification counts.
+        targets: the number of targets, reduced to the number of other classes.
+        rho: the share of rises below which the step size is halved.
+        model: 'deterministic' or 'randomized'.
+        eot: the samples of a randomised model that are averaged at every step.
+        batch_size: the images attacked at a time. It bounds the memory and does not
+            change the result.
+        seed: the seed of all random choices.
+
+    Returns:
+        An `Outcome`. All devices take part. Inside jax.jit all images are one batch.
+
+    Raises:
+        InputError: for images, labels, settings or logits that cannot be.
     """
-    attack = APGD(norm, epsilon, steps, loss=loss, **fields)
-    require_choice("loss", attack.loss, UNTARGETED)
-    require_choice("goal", attack.goal, GOALS)
-    require_choice("model", attack.model, MODELS)
-    if attack.model == "randomized":
-        logits_fn = jax.tree_util.Partial(
-            keys_or_mean, as_pytree(logits_fn), attack.eot
-        )
-    check_call(attack, logits_fn, images, labels)
-    others = num_classes_of(logits_fn, images) - 1
-    attack = dataclasses.replace(attack, targets=min(attack.targets, others))
-    return run_attack(attack, logits_fn, images, labels, seed=seed)
+    require_choice("loss", loss, UNTARGETED)
+    require_choice("goal", goal, GOALS)
+    require_choice("model", model, MODELS)
+    if model == "randomized":
+        logits_fn = jax.tree_util.Partial(keys_or_mean, as_pytree(logits_fn), eot)
+    attack = APGD(
+        norm,
+        epsilon,
+        steps,
+        restarts=restarts,
+        targets=targets,
+        loss=loss,
+        goal=goal,
+        rho=rho,
+        model=model,
+        eot=eot,
+    )
+    options = {"batch_size": batch_size, "seed": seed}
+    return run_one("apgd", attack, logits_fn, images, labels, **options)
 
 
 def _window(period, halved, best_loss):
-    """The one that a checkpoint opens."""
+    """Return the window that a checkpoint opens."""
     none = jnp.zeros_like(period)
     return Window(period, none, none, halved, best_loss)
 
 
 def keys_or_mean(logits_fn, eot, images, keys=None):
-    """A randomised model that without keys gives the mean of `eot` samples."""
+    """Return the logits of a randomised model; without keys, the mean of `eot` samples."""
     if keys is not None:
         return logits_fn(images, keys)
 
@@ -236,7 +277,7 @@ def keys_or_mean(logits_fn, eot, images, keys=None):
 
 
 def _mean(sample, count):
-    """The mean of the pytrees `sample(0)` to `sample(count - 1)`."""
+    """Return the mean of the pytrees `sample(0)` to `sample(count - 1)`."""
 
     def add(index, sums):
         return jax.tree.map(jnp.add, sums, sample(index))
@@ -248,6 +289,7 @@ def _mean(sample, count):
 
 
 def _keys(batch, number):
-    """A key for each image and use: 0 the noise, 1 the targets, then evaluations."""
+    """Return a key for each image; number 0 is for the noise, 1 for the targets, and the
+    others are for the evaluations."""
     number = jnp.broadcast_to(number, batch.keys.shape)
     return jax.vmap(jax.random.fold_in)(batch.keys, number)

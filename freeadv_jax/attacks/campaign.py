@@ -1,8 +1,8 @@
-"""Attacks on whole sets: what is broken leaves the batch, and others take its place."""
+"""Attacks on whole sets: broken images leave the batch, and others take their place."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -18,25 +18,28 @@ from freeadv_jax.attacks.attack import (
     step_unfinished,
     where,
 )
+from freeadv_jax.attacks.programs import find_program
 from freeadv_jax.devices import parallel
 from freeadv_jax.devices.parallel import REPLICATED, SPLIT
+from freeadv_jax.pixels import unit_range
 
-# Steps between two looks at what is broken. On CPU a loop would slow down the
-# convolutions of other libraries (jax-ml/jax#12868), and a call costs little.
+# The steps between two looks at which images are broken. On CPU, a loop would slow down
+# the convolutions of other libraries (jax-ml/jax#12868), and a call costs little.
 _STEPS_A_CALL = 10
-# A start costs a pass of the whole batch: so large a part must have become free.
+# New images start only when at least this part of the batch is free, because a start
+# costs a pass of the whole batch.
 _REFILLED_PART = 8
-# When so small a part of the places is still in use, the last images go on in a smaller
-# batch, a multiple of this part of the full one: if it is for so many steps that
-# another compilation pays.
-_PART_IN_USE, _PART_OF_FULL, _MANY_STEPS = 0.6, 16, 50
+# When at most this share of the batch is in use and no image waits, the last images move
+# to a smaller batch, a multiple of this part of the full one. They do so only if this
+# many steps are left, which pay for another compilation.
+_SHARE_IN_USE, _PART_OF_FULL, _MANY_STEPS = 0.6, 16, 50
 
 
 @runtime_checkable
 class Images(Protocol):
-    """An array [n, h, w, c], or what gives one: of its parts, by `np.asarray`.
+    """Hold images [n, h, w, c]: an array, or an object that decodes parts on demand.
 
-    So a large set may be decoded part by part.
+    Indexing returns a part, and `np.asarray` of a part returns its pixels.
     """
 
     shape: tuple[int, ...]
@@ -50,42 +53,46 @@ class Images(Protocol):
 
 
 class Campaign:
-    """Attacks over all devices, in batches that stay full of images still standing.
+    """Attack sets of images on all devices, in batches of images not yet broken.
 
-    A `logits_fn` maps images f32[b, h, w, c] in [0, 1] to logits; a callable pytree
-    hands over its arrays (see `as_pytree`), so that another one of the same structure
-    compiles nothing anew. `batch_size` is rounded up to a multiple of the devices.
-    Every image has keys of its own, from `seed`, its index and the attempt, and images
-    do not influence one another: the same ones stand for any batch size and number of
-    devices. (Which attempt's image is kept of one that breaks may differ, and the noise
-    in which a randomised model sees the images as they are.)
+    A `logits_fn` maps images f32[b, h, w, c] in [0, 1] to logits [b, k]. A callable
+    pytree hands over its arrays (see `attack.as_pytree`), and another one of the same
+    structure compiles nothing. `batch_size` is rounded up to a multiple of the devices.
+
+    Every image has its own keys, made from `seed`, its index and the attempt, and images
+    do not influence one another. The same images are therefore robust for any batch size
+    and number of devices. Two details may differ: the attempt whose image is returned for
+    a broken one, and the noise in which a randomised model sees the natural images.
     """
 
     def __init__(self, *, batch_size: int, seed: int = 0):
-        devices = jax.device_count()
-        self._batch_size = -(-batch_size // devices) * devices
+        self._batch_size = parallel.multiple_of_devices(batch_size)
         self._seed = np.uint32(seed)
-        self._programs: dict = {}
+        self._compilations = 0
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far: one for the logits, and two for each attack.
+        """Return how many programs this campaign compiled.
 
-        And another one for each smaller batch in which an attack came to its end.
+        A first campaign compiles one program for the logits, two for each kind of attack,
+        and one for each smaller batch in which an attack ended. A later campaign with the
+        same model structure, shapes and kinds of attack finds them (see `programs`).
         """
-        return len(self._programs)
+        return self._compilations
 
     def logits(self, logits_fn: Callable, images: Images) -> np.ndarray:
-        """f32[n, k] of images [n, h, w, c], floats in [0, 1] or uint8."""
+        """Return f32[n, k] for images [n, h, w, c], uint8 or floats in [0, 1]."""
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
-        program = self._program(_logits, None, (REPLICATED, SPLIT), self._batch_size)
-        found = []
+        program, found = None, []
         for first in range(0, len(images), self._batch_size):
             part = np.asarray(images[first : first + self._batch_size])
             padded = np.zeros((self._batch_size, *part.shape[1:]), part.dtype)
             padded[: len(part)] = part
-            logits = program(logits_fn, parallel.place(padded, SPLIT))
-            found.append(parallel.fetch(logits)[: len(part)])
+            batch = parallel.place(padded, SPLIT)
+            if program is None:
+                evaluate = functools.partial(_logits)
+                program = self._find(evaluate, logits_fn, (batch,), (SPLIT,))
+            found.append(parallel.fetch(program(batch))[: len(part)])
         return np.concatenate(found)
 
     def attack(
@@ -94,82 +101,96 @@ class Campaign:
         logits_fn: Callable,
         images: Images,
         labels: np.ndarray,
-        standing: np.ndarray,
+        robust: np.ndarray,
         *,
         finished: np.ndarray | None = None,
         adversarial: np.ndarray | None = None,
         watch: Callable | None = None,
     ) -> np.ndarray:
-        """Which images stand, bool[n], of those that did: worst case over all attempts.
+        """Return which images no attempt breaks, bool[n]; only `robust` ones are attacked.
 
-        `images` are [n, h, w, c], floats in [0, 1] or uint8. `finished` bool[attempts,
-        n] says which attempts were made before, and is brought up to date; so are the
-        attacked images in `adversarial` f32[n, h, w, c]. `watch(done, standing)` is
-        called after each look, with the attempts decided.
+        `images` are [n, h, w, c], uint8 or floats in [0, 1]. `finished` bool[attempts, n]
+        marks attempts made before; it is updated in place, and so are the attacked images
+        in `adversarial` f32[n, h, w, c]. `watch(done, robust)` is called after each look
+        with the number of attempts decided.
         """
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
         kind, numbers = split_numbers(attack)
         settings = {"attack": numbers, "seed": self._seed}
-        layout = (REPLICATED, REPLICATED, SPLIT, SPLIT)
-        begin = self._program(_begin, kind, layout, self._batch_size)
-        advance = self._program(_advance, kind, layout, self._batch_size)
+        settings = parallel.place(settings, REPLICATED)
+        steps = _steps_a_call()
+        begin = functools.partial(_begin, kind=kind)
+        advance = functools.partial(_advance, kind=kind, steps=steps)
+        layout = REPLICATED, SPLIT, SPLIT
         slots = _Slots(images, labels, self._batch_size)
         state = _no_state(kind, logits_fn, settings, slots.batch)
+        example = settings, slots.on_devices(), state
+        start_fresh = self._find(begin, logits_fn, example, layout)
+        go_on = self._find(advance, logits_fn, example, layout)
 
         attempts = attack.attempts
         if finished is None:
             finished = np.zeros((attempts, len(labels)), bool)
-        begun, standing = standing.copy(), standing.copy()
-        pending = (
-            (attempt, index)
-            for attempt in range(attempts)
-            for index in np.flatnonzero(begun)
-            if standing[index] and not finished[attempt, index]
-        )
+        attacked, robust = robust.copy(), robust.copy()
+        pending = _pending(attempts, attacked, robust, finished)
         while True:
             if slots.fill(pending):
                 batch = slots.on_devices()
-                state = begin(logits_fn, settings, batch, state)
+                state = start_fresh(settings, batch, state)
             if not slots.occupied.any():
-                return standing
+                return robust
             batch |= slots.on_devices("iteration")
-            state = advance(logits_fn, settings, batch, state)
-            slots.batch["iteration"] += _steps_a_call()
+            state = go_on(settings, batch, state)
+            slots.batch["iteration"] += steps
 
             broken = slots.occupied & parallel.fetch(state.broken)
-            standing[slots.index[broken]] = False
+            robust[slots.index[broken]] = False
             done = slots.occupied & (broken | (slots.iteration >= attack.steps))
             finished[slots.attempt[done], slots.index[done]] = True
             if adversarial is not None and done.any():
                 found = parallel.fetch(state.adversarial)
-                for rows in (done & ~broken, broken):  # The broken have the last word.
+                # A broken image overwrites the other attempts of the same image.
+                for rows in (done & ~broken, broken):
                     adversarial[slots.index[rows]] = found[rows]
-            slots.release(done | ~standing[slots.index])
+            slots.release(done | ~robust[slots.index])
             if size := slots.smaller_size(attack.steps):
                 state = _taken(state, slots.shrink(size))
                 batch = slots.on_devices()
-                advance = self._program(_advance, kind, layout, size)
+                smaller = settings, batch, state
+                go_on = self._find(advance, logits_fn, smaller, layout)
             if watch:
-                decided = finished[:, begun] | ~standing[begun]
-                watch(int(decided.sum()), standing)
+                decided = finished[:, attacked] | ~robust[attacked]
+                watch(int(decided.sum()), robust)
 
-    def _program(self, function, kind, inputs, size):
-        """`function` over all devices, compiled once for each kind of attack and size."""
-        name = function.__name__, kind, size
-        if name not in self._programs:
-            bound = functools.partial(function, kind=kind)
-            self._programs[name] = parallel.spmd(bound, inputs=inputs, outputs=SPLIT)
-        return self._programs[name]
+    def _find(self, function, logits_fn, arguments, layout):
+        program = find_program(function, logits_fn, arguments, layout)
+        self._compilations += program.compiled
+        return program
+
+
+def _pending(
+    attempts: int, attacked: np.ndarray, robust: np.ndarray, finished: np.ndarray
+) -> Iterator[tuple[int, int]]:
+    """Yield (attempt, index) for every attempt to be made: the first of all images, then
+    the second of all images, and so on.
+
+    The generator must stay lazy. It is consumed whenever places become free, and only
+    then looks at `robust` and `finished`, which the attack changes in place. Attempts on
+    images that were broken in the meantime are therefore never made.
+    """
+    for attempt in range(attempts):
+        for index in np.flatnonzero(attacked):
+            if robust[index] and not finished[attempt, index]:
+                yield attempt, index
 
 
 class _Slots:
-    """The places of a batch, on the host: which image is where, at which attempt."""
+    """Hold on the host which image is at which place of the batch, and its attempt."""
 
     def __init__(self, images, labels, size):
         self._images, self._labels = images, labels
         self._exhausted = False
-        devices = jax.device_count()
-        self._unit = max(1, size // _PART_OF_FULL // devices) * devices
+        self._unit = parallel.multiple_of_devices(size // _PART_OF_FULL)
         self.occupied = np.zeros(size, bool)
         self.batch = {
             "image": np.zeros((size, *images.shape[1:]), images.dtype),
@@ -185,7 +206,7 @@ class _Slots:
     iteration = property(lambda self: self.batch["iteration"])
 
     def fill(self, pending) -> bool:
-        """Puts what is pending into the free places, if it is worth a start."""
+        """Put pending attempts into free places if enough are free; return if any."""
         free = np.flatnonzero(~self.occupied)
         self.batch["fresh"][:] = False
         if len(free) * _REFILLED_PART < len(self.occupied):
@@ -201,26 +222,26 @@ class _Slots:
         return bool(self.batch["fresh"].any())
 
     def smaller_size(self, steps) -> int:
-        """Of the batch that holds what is left, 0 where the present one will do."""
+        """Return the batch size that holds the last images, or 0 to stay as it is."""
         in_use = int(self.occupied.sum())
-        if not self._exhausted or not 0 < in_use <= _PART_IN_USE * len(self.occupied):
+        if not self._exhausted or not 0 < in_use <= _SHARE_IN_USE * len(self.occupied):
             return 0
         left = steps - self.iteration[self.occupied].min()
         size = -(-in_use // self._unit) * self._unit
         return size if left >= _MANY_STEPS and size < len(self.occupied) else 0
 
     def shrink(self, size) -> np.ndarray:
-        """Keeps the occupied places and as many more as make up `size`; which ones."""
+        """Keep the occupied places, and free ones up to `size`; return their rows."""
         rows = np.argsort(~self.occupied, kind="stable")[:size]
         self.occupied = self.occupied[rows]
         self.batch = {name: array[rows] for name, array in self.batch.items()}
-        self._read(np.arange(size))  # Some were on other processes.
+        self._read(np.arange(size))  # Some images were on other processes.
         return rows
 
     def _read(self, places):
-        """The images of those places that lie on this process's devices.
+        """Read the images of the places that lie on this process's devices.
 
-        All at once: they may have to be decoded.
+        One call reads all images, because they may have to be decoded.
         """
         here = parallel.rows(len(self.occupied))
         places = places[(places >= here.start) & (places < here.stop)]
@@ -228,12 +249,16 @@ class _Slots:
             self.batch["image"][places] = self._images[self.index[places]]
 
     def on_devices(self, *names) -> dict:
-        """Copies: a device may read a NumPy buffer where it lies, even later on."""
+        """Return copies on the devices.
+
+        Without a copy, a device may read the buffer of a NumPy array when the host has
+        already changed it.
+        """
         chosen = {name: self.batch[name].copy() for name in names or self.batch}
         return parallel.place(chosen, SPLIT)
 
     def release(self, places) -> None:
-        """Frees places; the devices go on with what lies there, and nobody looks."""
+        """Free places; the devices go on with their images, and the results are unused."""
         self.occupied &= ~places
 
 
@@ -241,21 +266,22 @@ def _steps_a_call():
     return 1 if jax.default_backend() == "cpu" else _STEPS_A_CALL
 
 
-def _unit_range(images):
-    """Pixels in [0, 1], from those or from uint8."""
-    if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 255
-    return images
+def _logits(logits_fn, images):
+    return _as_float32(logits_fn)(unit_range(images))
 
 
-def _logits(logits_fn, images, *, kind):
-    del kind
-    return logits_fn(_unit_range(images))
+def _as_float32(logits_fn):
+    """Return `logits_fn` with float32 logits, for models that work in another type."""
+
+    def float32_logits(*arguments):
+        return logits_fn(*arguments).astype(jnp.float32)
+
+    return float32_logits
 
 
 def _attack_and_batch(kind, settings, slots):
     keys = attack_keys(settings["seed"], slots["index"], slots["attempt"])
-    images = _unit_range(slots["image"])
+    images = unit_range(slots["image"])
     attack = dataclasses.replace(kind, **settings["attack"])
     batch = Batch(images, slots["label"], keys, slots["attempt"], slots["iteration"])
     return attack, batch
@@ -263,11 +289,11 @@ def _attack_and_batch(kind, settings, slots):
 
 def _start(logits_fn, settings, slots, *, kind):
     attack, batch = _attack_and_batch(kind, settings, slots)
-    return attack.start(logits_fn, batch)
+    return attack.start(_as_float32(logits_fn), batch)
 
 
 def _no_state(kind, logits_fn, settings, slots):
-    """What the first start fills: a state of the right shapes."""
+    """Return zeros in the shapes of a state, which the first start replaces."""
     start = functools.partial(_start, kind=kind)
     shapes = jax.eval_shape(start, logits_fn, settings, slots)
     zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), shapes)
@@ -275,25 +301,25 @@ def _no_state(kind, logits_fn, settings, slots):
 
 
 def _taken(state, rows):
-    """The state of some of the images, as a batch of its own."""
+    """Return the state of some of the images as a batch of its own."""
     state = parallel.fetch(state)
     return parallel.place(jax.tree.map(lambda array: array[rows], state), SPLIT)
 
 
 def _begin(logits_fn, settings, slots, state, *, kind):
-    """The state in which the fresh places have just started."""
+    """Return the state in which the fresh places have just started."""
     return where(slots["fresh"], _start(logits_fn, settings, slots, kind=kind), state)
 
 
-def _advance(logits_fn, settings, slots, state, *, kind):
-    """The state some steps further; the broken and the finished stay as they are."""
+def _advance(logits_fn, settings, slots, state, *, kind, steps):
+    """Return the state `steps` steps later; broken and finished images stay as they are."""
     attack, batch = _attack_and_batch(kind, settings, slots)
+    logits_fn = _as_float32(logits_fn)
 
     def step(number, state):
         at = batch._replace(iteration=batch.iteration + number)
         return step_unfinished(attack, logits_fn, at, state)
 
-    steps = _steps_a_call()
     if steps == 1:
         return step(0, state)
     return jax.lax.fori_loop(0, steps, step, state)

@@ -1,14 +1,22 @@
-"""What can be wrong with a model, images and labels given to an attack, in one line."""
+"""Checks of a model, images, labels and settings, each with a one-line message."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from freeadv_jax.attacks.threat import Real, make_threat
 from freeadv_jax.errors import InputError
 
 
+def is_traced(*trees) -> bool:
+    """Return whether JAX traces this call, or a value in one of these pytrees."""
+    # Inside jax.jit a new array is traced too, whatever the model has captured.
+    leaves = jax.tree.leaves((jnp.zeros(()), *trees))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
 def check_threat(norm: str, epsilon: Real) -> None:
-    """InputError unless there is such a ball and it holds more than one point."""
+    """Raise InputError for an unknown norm or an epsilon outside the norm's range."""
     threat = make_threat(norm, epsilon)
     if isinstance(epsilon, jax.core.Tracer):
         return
@@ -21,10 +29,17 @@ def check_threat(norm: str, epsilon: Real) -> None:
         )
 
 
-def check_images(images, labels, *, raw: bool = False) -> None:
-    """InputError unless these are float images in [0, 1], at least one, each labelled.
+def check_step_size(step_size: Real) -> None:
+    """Raise InputError unless the step size is above 0."""
+    if not isinstance(step_size, jax.core.Tracer) and not step_size > 0:
+        raise InputError(f"step size {step_size}: must be above 0, in [0, 1] pixels")
 
-    With `raw` uint8 pixels will do as well.
+
+def check_images(images, labels, *, raw: bool = False) -> None:
+    """Raise InputError unless `images` [n, h, w, c] and `labels` [n] belong together.
+
+    At least one image is needed. Labels must be integers and images floats in [0, 1];
+    `raw` also allows uint8 pixels.
     """
     shape = np.shape(images)
     if len(shape) != 4:
@@ -42,13 +57,14 @@ def check_images(images, labels, *, raw: bool = False) -> None:
         raise InputError(f"labels of type {labels.dtype}: must be whole numbers")
     if raw and images.dtype == np.uint8:
         return
-    if not jax.numpy.issubdtype(images.dtype, np.floating):
+    if not jnp.issubdtype(images.dtype, np.floating):
         raise InputError(
             f"images of type {images.dtype}: must be floats in [0, 1]; divide by 255"
         )
     if isinstance(images, jax.core.Tracer):
         return
-    lowest, highest = float(np.min(images)), float(np.max(images))
+    pixels = np.asarray(images, np.float32)
+    lowest, highest = float(np.min(pixels)), float(np.max(pixels))
     if not (lowest >= 0 and highest <= 1):
         raise InputError(
             f"images range from {lowest:.4g} to {highest:.4g}: must be in [0, 1], "
@@ -57,7 +73,7 @@ def check_images(images, labels, *, raw: bool = False) -> None:
 
 
 def check_labels(labels, num_classes: int) -> None:
-    """InputError unless every label is a class of the model."""
+    """Raise InputError unless every label is a class of the model."""
     if isinstance(labels, jax.core.Tracer):
         return
     lowest, highest = int(np.min(labels)), int(np.max(labels))
@@ -68,11 +84,16 @@ def check_labels(labels, num_classes: int) -> None:
         )
 
 
-def check_logits(logits: np.ndarray) -> None:
-    """InputError where a model gives NaN or Inf, or probabilities for logits."""
+def check_finite(logits: np.ndarray) -> None:
+    """Raise InputError for logits [n, k] of NaN or infinity, naming the first image."""
     if not np.isfinite(logits).all():
         row = int(np.argmin(np.isfinite(logits).all(axis=-1)))
         raise InputError(f"the model's logits for image {row} are not finite")
+
+
+def check_logits(logits: np.ndarray) -> None:
+    """Raise InputError for logits [n, k] that are not finite or are probabilities."""
+    check_finite(logits)
     if is_probabilities(logits):
         raise InputError(
             "the model returns probabilities (no entry is negative and each row sums "
@@ -81,18 +102,22 @@ def check_logits(logits: np.ndarray) -> None:
 
 
 def is_probabilities(logits: np.ndarray) -> bool:
-    """Whether every row is a distribution over the classes."""
+    """Return whether every row of [n, k] is a distribution over the classes."""
     sums = np.sum(logits, axis=-1)
     return bool(np.all(logits >= 0) and np.allclose(sums, 1, atol=1e-4))
 
 
 def num_classes_of(logits_fn, images) -> int:
-    """Classes of the model, from its shape; InputError unless it gives [b, k >= 2]."""
+    """Return the model's number of classes, from the shape of its output for `images`.
+
+    Raises InputError unless the output is one array [b, k] with k of 2 or more.
+    """
     of_floats = jax.ShapeDtypeStruct(np.shape(images), np.float32)
     logits = jax.eval_shape(logits_fn, of_floats)
     if not isinstance(logits, jax.ShapeDtypeStruct):
         raise InputError(
-            f"the model gives a {type(logits).__name__} of arrays: must be the logits alone"
+            f"the model gives a {type(logits).__name__} of arrays: must be the logits "
+            "alone"
         )
     shape = logits.shape
     if len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
@@ -104,7 +129,7 @@ def num_classes_of(logits_fn, images) -> int:
 
 
 def check_loss(attack, num_classes: int) -> None:
-    """InputError where the attack has a DLR loss that so few classes have not."""
+    """Raise InputError for a DLR loss with fewer classes than its formula needs."""
     if getattr(attack, "loss", None) != "dlr":
         return
     needed = 3 if attack.goal in ("untargeted", "given-target") else 4
@@ -116,23 +141,9 @@ def check_loss(attack, num_classes: int) -> None:
 
 
 def check_counts(attack) -> None:
-    """InputError where an attack would make no attempt, or steps downhill."""
+    """Raise InputError for an attack that makes no attempt or steps downhill."""
     for name in ("restarts", "targets", "eot"):
         count = getattr(attack, name, 1)
         if not isinstance(count, jax.core.Tracer) and count < 1:
             raise InputError(f"{name} = {count}: must be 1 or more")
-    step_size = getattr(attack, "step_size", 1.0)
-    if not isinstance(step_size, jax.core.Tracer) and not step_size > 0:
-        raise InputError(f"step size {step_size}: must be above 0, in [0, 1] pixels")
-
-
-def check_call(attack, logits_fn, images, labels) -> None:
-    """All that can be told before an attack is run on one batch."""
-    if not isinstance(images, jax.Array):
-        images, labels = np.asarray(images), np.asarray(labels)
-    check_threat(attack.norm, attack.epsilon)
-    check_counts(attack)
-    check_images(images, labels)
-    num_classes = num_classes_of(logits_fn, images)
-    check_labels(labels, num_classes)
-    check_loss(attack, num_classes)
+    check_step_size(getattr(attack, "step_size", 1.0))

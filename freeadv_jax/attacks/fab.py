@@ -10,30 +10,28 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from freeadv_jax.attacks.attack import (
-    Adversarial,
     Batch,
     Count,
     misclassified,
-    run_attack,
     target_class,
     value_and_gradient,
     where,
 )
-from freeadv_jax.attacks.checks import check_call, num_classes_of
 from freeadv_jax.attacks.losses import targeted_margin
+from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import NORMS, Real, make_threat
 from freeadv_jax.errors import require_choice
 
 GOALS = ("multi-target", "untargeted")
 
-# What a gradient or slope is at least where it is divided by.
+# The least dual norm that is divided by.
 _TINY = 1e-30
-# What a step is at least where two are weighed against each other.
+# The least length of a step where two steps are weighted by their lengths.
 _LEAST_STEP = 1e-8
 
 
 class State(NamedTuple):
-    """`adversarial` is the image itself until broken, `point` where the walk now is."""
+    """Hold the current `point` of the walk; `adversarial` is the image until it is broken."""
 
     adversarial: Float[Array, "b h w c"]
     broken: Bool[Array, " b"]
@@ -43,16 +41,12 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FAB:
-    """Least distortion by linearised boundaries: Croce & Hein (ICML 2020), algorithm 1.
+    """Define FAB, the attack of least distortion (Croce & Hein, ICML 2020); see `fab`.
 
-    Goal 'multi-target' (FAB-T) walks to the boundary with each of the `targets`
-    likeliest other classes in turn, at most one fewer than there are classes;
-    'untargeted' to the nearest boundary, at one backward pass a class and step.
-
-    The walk itself knows no epsilon. An image is broken by the first misclassified
-    point whose distance, as measured in float32, is at most epsilon; that very point
-    is returned, never one moved after the model judged it. So no point further than
-    epsilon need be kept, and what withstands is returned as it was.
+    Algorithm 1 of the paper; every step is a projection onto the linearised boundary. The
+    walk itself does not depend on epsilon. The first misclassified point whose distance
+    in float32 is at most epsilon breaks the image, and exactly that point is returned;
+    points farther away are not kept.
     """
 
     norm: str
@@ -67,6 +61,7 @@ class FAB:
 
     @property
     def attempts(self):
+        """Return the number of restarts times targets."""
         return self.restarts * self._targets
 
     @property
@@ -74,16 +69,18 @@ class FAB:
         return self.targets if self.goal == "multi-target" else 1
 
     def success(self, logits, labels):
+        """Return where the image is misclassified."""
         return misclassified(logits, labels)
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
-        """The image itself, but in later restarts a random point half of epsilon off.
+        """Return the state at the image; in later restarts, at half of epsilon from it.
 
-        The paper takes half of the smaller of epsilon and the least distance so far,
-        which for an image still standing is epsilon.
+        The paper takes half of the smaller of epsilon and the least distance so far. For
+        an image that is not broken, that is half of epsilon.
         """
         threat = make_threat(self.norm, self.epsilon)
         noise = threat.random_direction(batch.keys, batch.images.shape[1:])
+        noise = noise.astype(batch.images.dtype)
         random = jnp.clip(batch.images + 0.5 * self.epsilon * noise, 0, 1)
         point = where(batch.attempt // self._targets > 0, random, batch.images)
         targets = batch.labels
@@ -93,11 +90,12 @@ class FAB:
         return State(batch.images, jnp.zeros(len(point), bool), point, targets)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
+        """Return the state after one projection, drawn towards the image by alpha."""
         threat = make_threat(self.norm, self.epsilon)
         f, w = self._boundary(logits_fn, batch, state)
         clean, point, w = _flat(batch.images), _flat(state.point), _flat(w)
 
-        # b - w.x without b, whose float32 would swallow a small f.
+        # b - w.x, computed without b: in float32 a large b would swallow a small f.
         d1 = threat.project_onto_hyperplane(point, w, -f)
         need = -f - jnp.sum(w * (clean - point), axis=-1)
         d2 = threat.project_onto_hyperplane(clean, w, need)
@@ -117,7 +115,7 @@ class FAB:
         return State(adversarial, broken, where(wrong, back, new), state.targets)
 
     def _boundary(self, logits_fn, batch, state):
-        """f and w: the margin z_t - z_y at the point and its gradient."""
+        """Return f and w: the margin z_t - z_y at the point and its gradient."""
         if self.goal == "untargeted":
             return _nearest_boundary(
                 logits_fn, batch.labels, state.point, NORMS[self.norm]
@@ -139,24 +137,63 @@ def fab(
     norm: str = "linf",
     epsilon: Real,
     steps: int = 100,
+    restarts: int = 1,
+    goal: str = "multi-target",
+    targets: int = 9,
+    alpha_max: Real = 0.1,
+    overshoot: Real = 1.05,
+    backward: Real = 0.9,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
-    **fields,
-) -> Adversarial:
-    """`FAB` on one batch, with its other `fields` by name; see `run_attack`.
+) -> Outcome:
+    """Attack with the fast adaptive boundary attack (Croce & Hein, ICML 2020).
 
-    Of `targets` there are at most all other classes. InputError for images, labels,
-    epsilon or goal that cannot be.
+    FAB looks for the nearest misclassified point; an image is broken if that point is
+    within epsilon. Images that are robust are returned unchanged.
+
+    Args:
+        logits_fn: as for `pgd`.
+        images: floats [n, h, w, c] in [0, 1].
+        labels: n integers.
+        norm: 'linf' or 'l2'.
+        epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
+        steps: the number of steps, each two forward passes and one backward pass.
+        restarts: the first starts at the image, the others at random points.
+        goal: 'multi-target' (FAB-T) walks to the boundary with each of the `targets`
+            likeliest other classes in turn; 'untargeted' walks to the nearest boundary,
+            at the price of one backward pass a class and step.
+        targets: the number of targets, reduced to the number of other classes.
+        alpha_max: the largest weight of the step towards the image itself.
+        overshoot: the length of a step as a multiple of the distance to the boundary.
+        backward: the share of the distance kept after a misclassified point is found.
+        batch_size: the images attacked at a time. It bounds the memory and does not
+            change the result.
+        seed: the seed of all random choices.
+
+    Returns:
+        An `Outcome`. All devices take part. Inside jax.jit all images are one batch.
+
+    Raises:
+        InputError: for images, labels, settings or logits that cannot be.
     """
-    attack = FAB(norm, epsilon, steps, **fields)
-    check_call(attack, logits_fn, images, labels)
-    require_choice("goal", attack.goal, GOALS)
-    others = num_classes_of(logits_fn, images) - 1
-    attack = dataclasses.replace(attack, targets=min(attack.targets, others))
-    return run_attack(attack, logits_fn, images, labels, seed=seed)
+    require_choice("goal", goal, GOALS)
+    attack = FAB(
+        norm,
+        epsilon,
+        steps,
+        restarts=restarts,
+        targets=targets,
+        goal=goal,
+        alpha_max=alpha_max,
+        overshoot=overshoot,
+        backward=backward,
+    )
+    options = {"batch_size": batch_size, "seed": seed}
+    return run_one("fab", attack, logits_fn, images, labels, **options)
 
 
 def _nearest_boundary(logits_fn, labels, point, kind):
-    """f and w of the class other than the label with least |f| / dual norm of w."""
+    """Return f and w of the other class with the least |f| / dual norm of w."""
     logits, pullback = jax.vjp(logits_fn, point)
     classes = logits.shape[-1]
 

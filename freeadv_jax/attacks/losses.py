@@ -1,4 +1,4 @@
-"""What an attack maximises: a loss for each image, from logits and labels."""
+"""The losses that attacks maximise: one for each image, from logits and labels."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ _TINY = 1e-12
 def cross_entropy(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], *, smoothing: float = 0.0
 ) -> Float[Array, " b"]:
-    """-log softmax(logits)[label]; in training with label smoothing, if so wished.
+    """Return -log softmax(logits)[label].
 
-    That part of the label is spread evenly over all classes (Szegedy et al. 2016,
-    section 7).
+    Training may set `smoothing`, the part of the label that is spread evenly over all
+    classes (Szegedy et al. 2016, section 7).
     """
     exact = jax.nn.logsumexp(logits, axis=-1) - _at(logits, labels)
     if not smoothing:
@@ -24,9 +24,9 @@ def cross_entropy(
 
 
 def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
-    """max over j != y of z_j, less z_y: positive exactly when the image is broken.
+    """Return max over j != y of z_j, minus z_y: positive if the image is misclassified.
 
-    The loss of Carlini & Wagner (2017), for any number of classes.
+    This is the loss of Carlini & Wagner (2017). It exists for two classes and more.
     """
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
@@ -34,10 +34,10 @@ def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array
 
 
 def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
-    """The margin over z_pi1 - z_pi3, pi the falling order: free of shift and scale.
+    """Return the margin divided by z_pi1 - z_pi3, where pi sorts the logits downwards.
 
-    The difference of logits ratio, Croce & Hein (ICML 2020), equation (6). It needs
-    three classes.
+    The difference of logits ratio does not change with shift or scale of the logits
+    (Croce & Hein, ICML 2020, equation (6)). It needs three classes.
     """
     falling = jax.lax.top_k(logits, 3)[0]
     return margin(logits, labels) / (falling[:, 0] - falling[:, 2] + _TINY)
@@ -46,7 +46,7 @@ def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, "
 def targeted_cross_entropy(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
 ) -> Float[Array, " b"]:
-    """log softmax(logits)[target]: how sure the model is of the target."""
+    """Return log softmax(logits)[target]."""
     del labels
     return -cross_entropy(logits, targets)
 
@@ -54,14 +54,14 @@ def targeted_cross_entropy(
 def targeted_margin(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
 ) -> Float[Array, " b"]:
-    """z_t - z_y, whose zero is the decision boundary between label and target."""
+    """Return z_t - z_y, which is 0 on the decision boundary between target and label."""
     return _at(logits, targets) - _at(logits, labels)
 
 
 def targeted_dlr(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], targets: Int[Array, " b"]
 ) -> Float[Array, " b"]:
-    """(z_t - z_y) / (z_pi1 - (z_pi3 + z_pi4) / 2).
+    """Return (z_t - z_y) / (z_pi1 - (z_pi3 + z_pi4) / 2), with pi as in `dlr`.
 
     Croce & Hein (ICML 2020), equation (7). It needs four classes.
     """
@@ -79,7 +79,7 @@ TARGETED = {
 
 
 def _at(logits, classes):
-    # A sum with one term, not a gather: the gradient of that is a scatter, which XLA
-    # takes for one that a GPU adds up in any order, or sorts first.
+    # A sum with one term, not a gather. The gradient of a gather is a scatter, and XLA
+    # assumes that a GPU adds a scatter up in any order, or sorts it first.
     is_class = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
     return jnp.sum(jnp.where(is_class, logits, 0.0), axis=-1)

@@ -5,10 +5,10 @@ import re
 
 from freeadv_jax.attacks.apgd import APGD
 from freeadv_jax.attacks.attack import Attack
-from freeadv_jax.attacks.autoattack import cascade
-from freeadv_jax.attacks.checks import check_loss, check_threat
+from freeadv_jax.attacks.checks import check_loss, check_step_size, check_threat
+from freeadv_jax.attacks.ensemble import cascade
 from freeadv_jax.attacks.pgd import PGD
-from freeadv_jax.errors import InputError, unknown_choice
+from freeadv_jax.errors import unknown_choice
 
 _CASCADES = {"autoattack": "standard", "autoattack-plus": "plus"}
 _SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
@@ -26,9 +26,9 @@ _EXAMPLES = ("natural", "fgsm", "pgd-20", "cw-100", "dlr-100", *_SINGLE, *_CASCA
 
 @dataclasses.dataclass(frozen=True)
 class NamedAttack:
-    """One row of the table: `stages` in turn, each on what is left standing.
+    """Hold one row of the table: `stages` by name, each on the images not yet broken.
 
-    'natural' has no stage, a cascade several.
+    'natural' has no stage; AutoAttack has several.
     """
 
     name: str
@@ -37,7 +37,7 @@ class NamedAttack:
     stages: dict[str, Attack]
 
     def record(self, seed: int) -> dict:
-        """How the figure was made, for results.json; null where stages differ."""
+        """Return the settings for results.json; null where the stages differ."""
         common = {"norm": self.norm, "epsilon": self.epsilon}
         stages = {
             name: dataclasses.asdict(stage) for name, stage in self.stages.items()
@@ -56,18 +56,23 @@ _NO_ATTACK = {"steps": 0, "step_size": 0.0, "restarts": 1, "loss": "cross-entrop
 def attack_by_name(
     name: str, *, norm: str, epsilon: float, step_size: float, num_classes: int
 ) -> NamedAttack:
-    """The attack called `name` on a ball; epsilon and step size in [0, 1] pixels.
+    """Return the attack called `name`; `epsilon` and `step_size` are in [0, 1] pixels.
 
-    natural; fgsm, one step of epsilon from the image itself; pgd-<steps>, cw-<steps>
-    and dlr-<steps>, from a random start, with -x<restarts> for more of them; the four
-    attacks of AutoAttack each, and autoattack. `step_size` is that of the numbered
-    ones, the others have none to choose. InputError for any other name, and for dlr-
-    on fewer than three classes; where there are too few for theirs, apgd-dlr and apgd-t
-    take the margin.
+    natural              no attack
+    fgsm                 one step of epsilon from the image itself
+    pgd-<steps>          PGD from a random start on the cross-entropy
+    cw-<steps>           the same on the margin
+    dlr-<steps>          the same on the DLR loss, for three classes and more
+    ...-x<restarts>      the same with several random starts
+    apgd-ce, apgd-dlr, apgd-t, fab-t, square     the attacks of AutoAttack
+    autoattack, autoattack-plus                  their cascades
+
+    `step_size` is for the numbered attacks only. With too few classes for a DLR loss,
+    apgd-dlr and apgd-t take the margin. Raise InputError for any other name, and for
+    dlr-<steps> with two classes.
     """
     check_threat(norm, epsilon)
-    if not step_size > 0:
-        raise InputError(f"step size {step_size}: must be above 0, in [0, 1] pixels")
+    check_step_size(step_size)
     threat = {"norm": norm, "epsilon": epsilon}
     if name == "natural":
         return NamedAttack(name, norm, 0.0, {})

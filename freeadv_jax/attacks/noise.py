@@ -1,4 +1,4 @@
-"""Random points of the ball: what an attack must beat that looks at gradients."""
+"""An attack by random points of the ball, which every attack by gradients must beat."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from freeadv_jax.attacks.threat import Real, make_threat
 
 
 class State(NamedTuple):
-    """`adversarial` is the point of the largest margin so far, `loss` that margin."""
+    """Hold the point of the largest margin so far, and that margin in `loss`."""
 
     adversarial: Float[Array, "b h w c"]
     broken: Bool[Array, " b"]
@@ -23,11 +23,11 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """`steps` random points of the ball, a forward pass each, and the worst of them.
+    """Try `steps` random points of the ball, each one forward pass, and keep the worst.
 
-    For L2 they are uniform in the ball, which in so many dimensions is on its surface.
-    For L-inf, where uniform points are weak, they are corners of the ball: cells of 1,
-    2 or 4 pixels a side in turn, each channel of each at one end.
+    The points are those of `Threat.wide_noise`: uniform for L2, which in so many
+    dimensions means near the surface, and corners of the ball for L-inf, where uniform
+    points are weak.
     """
 
     norm: str
@@ -37,16 +37,20 @@ class Noise:
 
     @property
     def attempts(self):
+        """Return the number of restarts."""
         return self.restarts
 
     def success(self, logits, labels):
+        """Return where the image is misclassified."""
         return misclassified(logits, labels)
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
+        """Return the state before any point; the model is not evaluated."""
         nothing = jnp.full(batch.labels.shape, -jnp.inf, jnp.float32)
         return State(batch.images, jnp.zeros(batch.labels.shape, bool), nothing)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
+        """Return the state after one more random point."""
         threat = make_threat(self.norm, self.epsilon)
         keys = jax.vmap(jax.random.fold_in)(batch.keys, batch.iteration)
         noise = threat.wide_noise(keys, batch.iteration, batch.images.shape[1:])

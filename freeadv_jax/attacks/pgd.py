@@ -10,18 +10,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from freeadv_jax.attacks.attack import (
-    Adversarial,
     Batch,
     Count,
     Flag,
     misclassified,
-    run_attack,
     target_class,
     value_and_gradient,
     where,
 )
-from freeadv_jax.attacks.checks import check_call, num_classes_of
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
+from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import Real, Threat, make_threat
 from freeadv_jax.errors import require_choice
 
@@ -29,7 +27,7 @@ GOALS = ("untargeted", "least-likely", "random-target", "multi-target", "given-t
 
 
 class State(NamedTuple):
-    """`adversarial` is the best point so far, `point` where the ascent now is."""
+    """Hold the best point so far in `adversarial`, and the current `point`."""
 
     adversarial: Float[Array, "b h w c"]
     broken: Bool[Array, " b"]
@@ -41,13 +39,10 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PGD:
-    """`steps` ascents of `step_size` in [0, 1] pixels: Madry et al. (ICLR 2018), 2.1.
+    """Define projected gradient descent (Madry et al., ICLR 2018, 2.1); see `pgd`.
 
-    `loss` is a key of losses.UNTARGETED. Every goal but 'given-target' wants the image
-    misclassified; least-likely and random-target make for one other class, multi-target
-    (Gowal et al. 2019) for the `targets` likeliest other classes in turn. For
-    'given-target' labels are the classes to reach. An image is broken by any iterate,
-    or with `last_iterate` only by the last, as the papers before AutoAttack counted.
+    `steps` ascents have the length `step_size`, in [0, 1] pixels. For the goal
+    'given-target', the labels are the classes to reach.
     """
 
     norm: str
@@ -63,35 +58,39 @@ class PGD:
 
     @property
     def attempts(self):
+        """Return the number of restarts times targets."""
         return self.restarts * self.targets
 
     def success(self, logits, labels):
+        """Return where the goal is reached."""
         wrong = misclassified(logits, labels)
         return ~wrong if self.goal == "given-target" else wrong
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
+        """Return the state at the image, or at a random point of its ball."""
         threat = make_threat(self.norm, self.epsilon)
         noise = threat.random_start(batch.keys, batch.images.shape[1:])
         start = batch.images + jnp.where(self.random_start, noise, 0)
         point = threat.inside(batch.images, start)
         targets = self._targets(logits_fn, batch)
-        loss, success, gradient = self._look(logits_fn, batch, targets, point)
+        loss, success, gradient = self._evaluate(logits_fn, batch, targets, point)
         broken = success & ~jnp.asarray(self.last_iterate)
         return State(point, broken, loss, point, gradient, targets)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
+        """Return the state one ascent further."""
         threat = make_threat(self.norm, self.epsilon)
         point = state.point + self.step_size * threat.direction(state.gradient)
         point = threat.inside(batch.images, point)
-        loss, success, gradient = self._look(logits_fn, batch, state.targets, point)
+        loss, success, gradient = self._evaluate(logits_fn, batch, state.targets, point)
         last = batch.iteration + 1 == self.steps
         broken = success & (last | ~jnp.asarray(self.last_iterate))
         better = (loss > state.loss) | broken | self.last_iterate
         best, loss = where(better, (point, loss), (state.adversarial, state.loss))
         return State(best, broken, loss, point, gradient, state.targets)
 
-    def _look(self, logits_fn, batch, targets, point):
-        """Loss, success and gradient at a point."""
+    def _evaluate(self, logits_fn, batch, targets, point):
+        """Return loss, success and gradient at a point."""
 
         def objective(point):
             logits = logits_fn(point)
@@ -105,7 +104,7 @@ class PGD:
         return losses, self.success(logits, batch.labels), gradient
 
     def _targets(self, logits_fn, batch):
-        """The class each image is driven to; the label itself where that is unused."""
+        """Return the target class of each image; the label where the goal uses none."""
         if self.goal in ("untargeted", "given-target"):
             return batch.labels
         logits = logits_fn(batch.images)
@@ -128,11 +127,15 @@ def fgsm(
     *,
     norm: str = "linf",
     epsilon: Real,
-) -> Adversarial:
-    """One step of `epsilon` from the images themselves (Goodfellow et al., ICLR 2015)."""
+    batch_size: int = BATCH_SIZE,
+) -> Outcome:
+    """Attack with one step of `epsilon` from the image itself.
+
+    The fast gradient sign method of Goodfellow et al. (ICLR 2015), on the cross-entropy.
+    Arguments, result and errors are those of `pgd`.
+    """
     attack = PGD(norm, epsilon, steps=1, step_size=epsilon, random_start=False)
-    check_call(attack, logits_fn, images, labels)
-    return run_attack(attack, logits_fn, images, labels)
+    return run_one("fgsm", attack, logits_fn, images, labels, batch_size=batch_size)
 
 
 def pgd(
@@ -142,22 +145,65 @@ def pgd(
     *,
     norm: str = "linf",
     epsilon: Real,
-    steps: int,
-    step_size: Real,
+    steps: int = 20,
+    step_size: Real | None = None,
+    restarts: int = 1,
+    loss: str = "cross-entropy",
+    goal: str = "untargeted",
+    targets: int = 1,
+    random_start: bool = True,
+    last_iterate: bool = False,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
-    **fields,
-) -> Adversarial:
-    """`PGD` on one batch, with its other `fields` by name; see `run_attack`.
+) -> Outcome:
+    """Attack with projected gradient descent (Madry et al., ICLR 2018, 2.1).
 
-    Of `targets` there are at most all other classes. InputError for images, labels, epsilon, loss or goal that cannot be.
+    Args:
+        logits_fn: maps images f32[b, h, w, c] in [0, 1] to logits [b, k], normalisation
+            included. A callable pytree such as jax.tree_util.Partial hands over its
+            arrays; a second call with the same structure and shapes compiles nothing.
+        images: floats [n, h, w, c] in [0, 1].
+        labels: n integers. For the goal 'given-target' they are the classes to reach.
+        norm: 'linf' or 'l2'.
+        epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
+        steps: the number of ascents, each one forward and one backward pass.
+        step_size: the length of an ascent in [0, 1] pixels. The default is epsilon / 4,
+            the ratio of Madry et al. on CIFAR-10 (2 of 8 levels).
+        restarts: the number of random starts; an image is broken if one succeeds.
+        loss: 'cross-entropy', 'margin' or 'dlr' (see `freeadv_jax.attacks.losses`).
+        goal: 'untargeted' wants any other class; 'least-likely' and 'random-target' go
+            for one other class, 'multi-target' (Gowal et al. 2019) for the `targets`
+            likeliest other classes in turn, and any misclassification counts.
+            'given-target' wants exactly the class in `labels`.
+        targets: the number of targets, reduced to the number of other classes.
+        random_start: starts at a uniform point of the ball, not at the image.
+        last_iterate: lets only the last iterate count, as papers before AutoAttack did.
+        batch_size: the images attacked at a time. It bounds the memory and does not
+            change the result.
+        seed: the seed of all random choices.
+
+    Returns:
+        An `Outcome`. All devices take part. Inside jax.jit all images are one batch.
+
+    Raises:
+        InputError: for images, labels, settings or logits that cannot be.
     """
-    attack = PGD(norm, epsilon, steps, step_size, **fields)
-    require_choice("loss", attack.loss, UNTARGETED)
-    require_choice("goal", attack.goal, GOALS)
-    check_call(attack, logits_fn, images, labels)
-    others = num_classes_of(logits_fn, images) - 1
-    attack = dataclasses.replace(attack, targets=min(attack.targets, others))
-    return run_attack(attack, logits_fn, images, labels, seed=seed)
+    require_choice("loss", loss, UNTARGETED)
+    require_choice("goal", goal, GOALS)
+    attack = PGD(
+        norm,
+        epsilon,
+        steps,
+        epsilon / 4 if step_size is None else step_size,
+        restarts=restarts,
+        targets=targets,
+        loss=loss,
+        goal=goal,
+        random_start=random_start,
+        last_iterate=last_iterate,
+    )
+    options = {"batch_size": batch_size, "seed": seed}
+    return run_one("pgd", attack, logits_fn, images, labels, **options)
 
 
 def projected_ascent(
@@ -169,10 +215,10 @@ def projected_ascent(
     steps: int,
     step_size: float,
 ) -> Float[Array, "b h w c"]:
-    """The last iterate of `steps` ascents of any `objective`: the attack in training.
+    """Return the last iterate of `steps` ascents of any objective, for use in training.
 
-    `objective` maps images to one loss each; `start` is a perturbation inside the
-    ball. No step at all gives `start`, clipped to the box.
+    `objective` maps images to one loss each. `start` is a perturbation inside the ball.
+    Without a step, the result is `images + start`, clipped to the box.
     """
 
     def into_box(delta):

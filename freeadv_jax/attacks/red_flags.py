@@ -1,4 +1,4 @@
-"""Signs that gradients are masked, so that a robust accuracy says too much.
+"""Signs that gradients are masked, and that a robust accuracy is therefore too high.
 
 The questions are those of Athalye et al. (ICML 2018) and Carlini et al. (2019).
 """
@@ -10,45 +10,53 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from freeadv_jax.attacks.campaign import Campaign, Images
-from freeadv_jax.attacks.checks import is_probabilities
+from freeadv_jax.attacks.checks import (
+    check_finite,
+    check_step_size,
+    check_threat,
+    is_probabilities,
+)
 from freeadv_jax.attacks.noise import Noise
 from freeadv_jax.attacks.pgd import PGD
+from freeadv_jax.attacks.runner import BATCH_SIZE, classes_of, examples_of
 from freeadv_jax.attacks.square import Square
-from freeadv_jax.attacks.threat import NORMS
+from freeadv_jax.attacks.threat import make_threat
 
-# Enough to look on.
+# A sample of this size is large enough for all questions.
 CHECKED_IMAGES = 200
 FEW_STEPS, STEPS = 10, 50
-# What cross-entropy leaves standing the margin attacks from twice the starts, in half
-# the steps of twice the size: on digits that found more than as many longer ascents.
+# Images that resist the cross-entropy are attacked on the margin from twice the starts,
+# in half the steps of twice the size. On digits that broke more images than as many
+# longer ascents.
 RESTARTS = 4
-# All its steps together are 2.5 times the radius.
+# The steps together are 2.5 times as long as the radius.
 UNBOUNDED_STEPS, UNBOUNDED_PATH = 100, 2.5
 NOISE_POINTS, SQUARE_QUERIES = 200, 500
-# Of the epsilon of the evaluation.
+# The radii of the curve, as multiples of the epsilon of the evaluation.
 GRID = (0.25, 0.5, 1, 2, 4)
 
-# Which of two attacks breaks an image near the border is chance. One is called weaker
-# if, of the images that only one of them broke, so many speak against it that a fair
-# coin does as much in less than 1 of 100 cases: all of 7, or 16 of 20.
+# Which of two attacks breaks an image near the border is chance. An attack is called
+# weaker if the images that only one of the two broke speak against it so clearly that a
+# fair coin would do so in less than 1 of 100 cases: all of 7, or 16 of 20.
 SIGNIFICANCE = 0.01
-# More starts find a few more images in any model: 4 points in Free-8 on digits, and 9
-# in L2, for which it was not trained. Beyond this one start is no measure of it.
+# More starts break a few more images of any model: 4 points of Free-8 on digits, and 9
+# in L2, for which it was not trained. Beyond this, one start is no measure of the model.
 RESTART_GAIN = 0.1
-# What may be found without gradients beyond PGD, as a share of all images. One image
+# The share of all images that attacks without gradients may break beyond PGD. One image
 # is always allowed: a share below it cannot be told from none.
 MISSED = 0.002
-# Of the images classified right: one may lie where every unit is off.
+# The share of the correctly classified images that may lie where every unit is off.
 NO_GRADIENT = 0.01
-# Of a pixel, by rounding alone.
+# The part of a pixel that rounding alone can move it.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Flag:
-    """The answer to one question: `text` is for people, and has the `numbers`."""
+    """Hold the answer to one question: `text` for people, and its `numbers`."""
 
     name: str
     suspicious: bool
@@ -57,30 +65,53 @@ class Flag:
 
 
 def red_flags(
-    campaign: Campaign,
     logits_fn: Callable,
-    images: Images,
-    labels: np.ndarray,
+    images: ArrayLike | Images,
+    labels: ArrayLike,
     *,
-    norm: str,
+    norm: str = "linf",
     epsilon: float,
-    step_size: float,
+    step_size: float | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
     watch: Callable | None = None,
 ) -> list[Flag]:
-    """Seven answers, from attacks on `images`: 200 are plenty.
+    """Return the answers to seven questions about masked gradients, from attacks.
 
-    `images` are [n, h, w, c], floats in [0, 1] or uint8; `epsilon` and `step_size` are
-    those of the evaluation's PGD, in [0, 1] pixels. `watch(attack, done, standing)`
-    is told how far each attack is.
+    Args:
+        logits_fn: as for `pgd`.
+        images: [n, h, w, c], floats in [0, 1] or uint8; 200 images are enough.
+        labels: n integers.
+        norm: 'linf' or 'l2', as in the evaluation.
+        epsilon: the epsilon of the evaluation in [0, 1] pixels, such as `8 / 255`.
+        step_size: the step size of the evaluation's PGD; the default is epsilon / 4.
+        batch_size: the images attacked at a time. It bounds the memory and does not
+            change the answers.
+        seed: the seed of all random choices.
+        watch: is called as `watch(attack, done, standing)` during an attack, with its
+            name, the attempts decided, and bool[n]: the images not broken so far.
+
+    Returns:
+        A list of `Flag`.
+
+    Raises:
+        InputError: for images, labels, settings or logits that cannot be.
     """
+    check_threat(norm, epsilon)
+    step_size = epsilon / 4 if step_size is None else step_size
+    check_step_size(step_size)
+    images, labels = examples = examples_of(images, labels, raw=True)
+    classes_of(logits_fn, examples)
+    campaign = Campaign(batch_size=min(batch_size, len(labels)), seed=seed)
     logits, again = (campaign.logits(logits_fn, images) for _ in range(2))
+    check_finite(logits)
     right = logits.argmax(axis=-1) == labels
     threat = {"norm": norm, "epsilon": epsilon}
     pgd = functools.partial(PGD, **threat, steps=STEPS, step_size=step_size)
-    largest = NORMS[norm].box_radius(images.shape[1:])
+    largest = make_threat(norm, epsilon).box_radius(images.shape[1:])
 
     def attack(attack, of=right, **options):
-        """Which of the images withstand, bool[n]."""
+        """Return which of the images are not broken, bool[n]."""
         if watch:
             options["watch"] = functools.partial(watch, type(attack).__name__)
         return campaign.attack(attack, logits_fn, images, labels, of, **options)
@@ -103,7 +134,10 @@ def red_flags(
 
 
 def _steps_and_restarts(attack, pgd, one, several):
-    """Steps by the last iterate, because the best of more iterates is never worse."""
+    """Ask whether more steps weaken the attack, and whether it lives on its restarts.
+
+    Steps are compared by the last iterate: the best of more iterates is never worse.
+    """
     few, many = (
         attack(pgd(steps=steps, last_iterate=True)) for steps in (FEW_STEPS, STEPS)
     )
@@ -122,7 +156,10 @@ def _steps_and_restarts(attack, pgd, one, several):
 
 
 def _unbounded_attack(attack, pgd, largest):
-    """From the images themselves: random starts so far off break any model."""
+    """Ask whether an attack without bound breaks every image.
+
+    It starts at the images themselves: random starts so far away break any model.
+    """
     unbounded = functools.partial(
         pgd,
         epsilon=largest,
@@ -141,7 +178,7 @@ def _unbounded_attack(attack, pgd, largest):
 
 
 def _random_noise(attack, noise, one, left):
-    """Stronger than PGD from one start, or able to do what all PGD was not."""
+    """Ask whether noise is stronger than PGD, or breaks what all PGD did not."""
     standing = attack(noise)
     missed, allowed = _missed(left, standing)
     return Flag(
@@ -155,6 +192,7 @@ def _random_noise(attack, noise, one, left):
 
 
 def _square(attack, square, left):
+    """Ask whether Square breaks more of the images that PGD left than chance allows."""
     standing = attack(square, left)
     missed, allowed = _missed(left, standing)
     point = 100 / len(left)
@@ -169,7 +207,7 @@ def _square(attack, square, left):
 
 
 def _gradients(attack, pgd, shape, right):
-    """From how many images a step of PGD leads nowhere."""
+    """Ask from how many images a step of PGD leads nowhere."""
     still = {}
     for loss in ("cross-entropy", "margin"):
         before, after = np.zeros((2, *shape), np.float32)
@@ -188,6 +226,7 @@ def _gradients(attack, pgd, shape, right):
 
 
 def _forward_pass(logits, again):
+    """Ask whether two passes are equal, and whether the model returns logits."""
     equal = np.array_equal(logits, again, equal_nan=True)
     probabilities = is_probabilities(logits)
     apart = float(np.max(np.abs(logits - again)))
@@ -203,7 +242,7 @@ def _forward_pass(logits, again):
 
 
 def _epsilon_curve(attack, pgd, largest, right, one):
-    """Each ball attacked from the beginning, with steps in proportion."""
+    """Ask whether accuracy falls with epsilon; step sizes are in proportion."""
     usual = pgd()
     standing = {0.0: right}
     for part in GRID:
@@ -222,12 +261,12 @@ def _epsilon_curve(attack, pgd, largest, right, one):
 
 
 def _missed(left, standing):
-    """How many of the images left an attack broke, and how many it may."""
+    """Return how many of the images left an attack broke, and how many it may."""
     return int(np.sum(left & ~standing)), max(1, int(MISSED * len(left)))
 
 
 def weaker(one, other):
-    """Whether the attack that leaves `one` standing is weaker than that of `other`."""
+    """Return whether the attack that left `one` unbroken is weaker than that of `other`."""
     against, in_favour = int(np.sum(one & ~other)), int(np.sum(other & ~one))
     tosses = against + in_favour
     tail = sum(math.comb(tosses, heads) for heads in range(against, tosses + 1))

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from freeadv_jax.attacks.autoattack import warn_of_few_classes
 from freeadv_jax.attacks.campaign import Campaign, Images
 from freeadv_jax.attacks.checks import (
     check_images,
     check_labels,
     check_logits,
 )
+from freeadv_jax.attacks.ensemble import warn_of_few_classes
 from freeadv_jax.attacks.named import NamedAttack, attack_by_name
 from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, Flag
 from freeadv_jax.attacks.red_flags import red_flags as find_red_flags
@@ -458,8 +458,8 @@ def robust_accuracy(
         few = slice(CHECKED_IMAGES)
         if write:
             write(f"red flags: looking at {len(labels[few])} images")
-        campaign = Campaign(batch_size=batch_size, seed=seed)
-        flags = find_red_flags(campaign, logits_fn, images[few], labels[few], **threat)
+        run = {"batch_size": batch_size, "seed": seed}
+        flags = find_red_flags(logits_fn, images[few], labels[few], **threat, **run)
     kept = {name: outcome.images for name, outcome in outcomes.items()}
     return RobustAccuracy(rows, robust, tuple(flags), kept if keep_images else {})
 

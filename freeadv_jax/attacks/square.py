@@ -1,4 +1,4 @@
-"""The Square Attack: random search with squares, asking a model for nothing but logits."""
+"""The Square Attack: random search with squares, which uses only a model's logits."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,29 +11,28 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from freeadv_jax.attacks.attack import (
-    Adversarial,
     Batch,
     Count,
     Flag,
     misclassified,
-    run_attack,
     where,
 )
-from freeadv_jax.attacks.checks import check_call
 from freeadv_jax.attacks.losses import margin
+from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import Real, make_threat
+from freeadv_jax.errors import require_choice
 
 Image = Float[Array, "h w c"]
 
-# Of 10,000 queries, those after which squares shrink to half their area.
+# The queries, out of 10,000, after which squares shrink to half their area.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
-# Below the norm of any perturbation that matters.
+# Smaller than the norm of any perturbation that matters.
 _TINY = 1e-12
 
 
 class State(NamedTuple):
-    """`adversarial` is the best point so far and `loss` its margin, which only grows."""
+    """Hold the best point so far and its margin `loss`, which never falls."""
 
     adversarial: Float[Array, "b h w c"]
     broken: Bool[Array, " b"]
@@ -42,13 +41,12 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Square:
-    """`steps` squares, a query each, kept if the margin grows or the image breaks.
+    """Define the Square Attack (Andriushchenko et al., ECCV 2020); see `square`.
 
-    Andriushchenko et al. (ECCV 2020), Algorithms 1 to 3; the defaults are those of
-    Croce & Hein (ICML 2020). `p_init` is the part of the image the first squares cover.
-    The schedule of 10,000 queries by which they shrink is `rescaled` to `steps`, or is
-    cut off there, as AutoAttack does. Where their code and the paper differ this is the
-    paper: squares reach the last row and column, and in L2 a channel keeps its mass.
+    Algorithms 1 to 3 of the paper; the defaults are those of Croce & Hein (ICML 2020). A
+    square is kept if the margin grows or the image is broken. Where the authors' code
+    differs from the paper, this follows the paper: squares reach the last row and column,
+    and in L2 each channel keeps its mass.
     """
 
     norm: str
@@ -60,26 +58,33 @@ class Square:
 
     @property
     def attempts(self):
+        """Return the number of restarts."""
         return self.restarts
 
     def success(self, logits, labels):
+        """Return where the image is misclassified."""
         return misclassified(logits, labels)
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
+        """Return the state at the stripes (L-inf) or tiles (L2) of the paper."""
+
         def propose(key, image):
-            return _START[self.norm](jax.random.fold_in(key, 0), image, self.epsilon)
+            key = jax.random.fold_in(key, 0)
+            return _SEARCHES[self.norm].start(key, image, self.epsilon)
 
         points = jax.vmap(propose)(batch.keys, batch.images)
         return State(*self._query(logits_fn, batch, points))
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
+        """Return the state after one more square."""
         queries = jnp.where(self.rescaled, self.steps, 10_000)
 
         def propose(key, iteration, image, best):
             key = jax.random.fold_in(key, iteration + 1)
             part = covered_part(self.p_init, iteration, queries)
             side = side_of(self.norm, part, *image.shape[:2])
-            return _CHANGE[self.norm](key, side, image, best, self.epsilon)
+            change = _SEARCHES[self.norm].change
+            return change(key, side, image, best, self.epsilon)
 
         points = jax.vmap(propose)(
             batch.keys, batch.iteration, batch.images, state.adversarial
@@ -88,7 +93,7 @@ class Square:
         return where(new.broken | (new.loss > state.loss), new, state)
 
     def _query(self, logits_fn, batch, points):
-        """The points within ball and box, whether they succeed, and their margins."""
+        """Return the points inside ball and box, whether they succeed, and their margins."""
         points = make_threat(self.norm, self.epsilon).inside(batch.images, points)
         logits = logits_fn(points)
         broken = self.success(logits, batch.labels)
@@ -103,22 +108,47 @@ def square(
     norm: str = "linf",
     epsilon: Real,
     queries: int = 5000,
+    restarts: int = 1,
+    p_init: Real = 0.8,
+    rescaled: bool = True,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
-    **fields,
-) -> Adversarial:
-    """`Square` on one batch, with its other `fields` by name; see `run_attack`.
+) -> Outcome:
+    """Attack with the Square Attack (Andriushchenko et al., ECCV 2020).
 
-    A query is a forward pass; the start costs one more. InputError for images, labels
-    or epsilon that cannot be.
+    Random search with squares; it uses no gradient.
+
+    Args:
+        logits_fn: as for `pgd`. It need not be differentiable.
+        images: floats [n, h, w, c] in [0, 1].
+        labels: n integers.
+        norm: 'linf' or 'l2'.
+        epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
+        queries: the number of squares tried, each one forward pass. The start costs one
+            more.
+        restarts: the number of random starts; an image is broken if one succeeds.
+        p_init: the share of the image that the first squares cover.
+        rescaled: stretches the schedule of 10,000 queries, by which squares shrink, to
+            `queries`. AutoAttack cuts it off instead.
+        batch_size: the images attacked at a time. It bounds the memory and does not
+            change the result.
+        seed: the seed of all random choices.
+
+    Returns:
+        An `Outcome`. All devices take part. Inside jax.jit all images are one batch.
+
+    Raises:
+        InputError: for images, labels, settings or logits that cannot be.
     """
-    attack = Square(norm, epsilon, steps=queries, **fields)
-    check_call(attack, logits_fn, images, labels)
-    return run_attack(attack, logits_fn, images, labels, seed=seed)
+    require_choice("norm", norm, _SEARCHES)
+    attack = Square(norm, epsilon, queries, restarts, p_init, rescaled)
+    options = {"batch_size": batch_size, "seed": seed}
+    return run_one("square", attack, logits_fn, images, labels, **options)
 
 
 def covered_part(p_init: Real, iteration: Count, queries: Count) -> Float[Array, ""]:
-    """p: the part of the image that the square of this iteration, from 0, covers."""
-    # floor(10,000 * iteration / queries) > bound, in numbers that int32 holds.
+    """Return p, the share of the image that the square of this iteration covers."""
+    # This is floor(10,000 * iteration / queries) > bound, without overflow of int32.
     past = jnp.asarray(_HALVED_AFTER) + 1
     whole, rest = queries // 10_000, queries % 10_000
     first = past * whole + (past * rest + 9_999) // 10_000
@@ -126,15 +156,14 @@ def covered_part(p_init: Real, iteration: Count, queries: Count) -> Float[Array,
 
 
 def side_of(norm: str, part: Real, height: int, width: int) -> Int[Array, ""]:
-    """The side of a square over this part of an image; odd for L2 where that fits."""
+    """Return the side of a square over this part of an image, as the norm needs it."""
     side = jnp.round(jnp.sqrt(part * height * width)).astype(jnp.int32)
-    if norm == "l2":
-        side = jnp.maximum(side, 3) // 2 * 2 + 1
+    side = _SEARCHES[norm].side(side)
     return jnp.clip(side, 1, min(height, width))
 
 
 def stripes(key: Key[Array, ""], image: Image, epsilon: Real) -> Image:
-    """The start for L-inf: every column of every channel at one end of the ball."""
+    """Return the start for L-inf: each column of each channel at one end of the ball."""
     signs = jax.random.rademacher(key, (1, *image.shape[1:]), jnp.float32)
     return image + epsilon * signs
 
@@ -142,10 +171,10 @@ def stripes(key: Key[Array, ""], image: Image, epsilon: Real) -> Image:
 def recolour(
     key: Key[Array, ""], side: Count, image: Image, best: Image, epsilon: Real
 ) -> Image:
-    """Algorithm 2: in a square, every channel goes to one end of the ball.
+    """Return `best` with a square in which each channel goes to one end of the ball.
 
-    All pixels are at an end of the ball, or of the box, already: to add 2 epsilon and
-    to project the sum is to go to the end.
+    Algorithm 2 adds 2 epsilon and projects. All pixels are at an end of the ball or the
+    box already, so the result is the same.
     """
     height, width, channels = image.shape
     place, colour = jax.random.split(key)
@@ -156,7 +185,7 @@ def recolour(
 
 
 def tiles(key: Key[Array, ""], image: Image, epsilon: Real) -> Image:
-    """The start for L2: tiles of a fifth of the image, each `eta` of a random sign."""
+    """Return the start for L2: tiles of a fifth of the side, each `eta` of random sign."""
     height, width, channels = image.shape
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
@@ -166,7 +195,8 @@ def tiles(key: Key[Array, ""], image: Image, epsilon: Real) -> Image:
     upright, lying = eta(rows, columns, side), eta(columns, rows, side)
     turned = jax.random.bernoulli(turn, shape=(down, 1, across, 1, 1))
     signs = jax.random.rademacher(colour, (down, 1, across, 1, channels), jnp.float32)
-    # Rows of tiles, rows in the tile, columns of tiles, columns in the tile, channels.
+    # The axes: rows of tiles, rows in a tile, columns of tiles, columns in a tile,
+    # channels.
     delta = signs * jnp.where(turned, lying[:, None], upright[:, None])
     delta = delta.reshape(down * side, across * side, channels)
 
@@ -179,7 +209,8 @@ def tiles(key: Key[Array, ""], image: Image, epsilon: Real) -> Image:
 def move(
     key: Key[Array, ""], side: Count, image: Image, best: Image, epsilon: Real
 ) -> Image:
-    """Algorithm 3: mass of one square, and what is left of the ball, goes to another."""
+    """Return `best` after Algorithm 3: one square gives its mass, and the mass that the
+    ball has left, to another."""
     height, width, channels = image.shape
     nu = best - image
     to, source, turn, colour = jax.random.split(key, 4)
@@ -199,17 +230,32 @@ def move(
     return image + jnp.where(within, content, jnp.where(emptied, 0, nu))
 
 
-_START = {"linf": stripes, "l2": tiles}
-_CHANGE = {"linf": recolour, "l2": move}
+class _Search(NamedTuple):
+    """Hold what the search does in one norm: its start, its change and its sides."""
+
+    start: Callable
+    change: Callable
+    side: Callable
+
+
+def _odd(side):
+    """Return an odd side of at least 3: `eta` needs a centre."""
+    return jnp.maximum(side, 3) // 2 * 2 + 1
+
+
+_SEARCHES = {
+    "linf": _Search(stripes, recolour, side=lambda side: side),
+    "l2": _Search(tiles, move, side=_odd),
+}
 
 
 def eta(
     rows: Int[Array, "..."], columns: Int[Array, "..."], side: Count
 ) -> Float[Array, "h w 1"]:
-    """Two bumps of opposite signs, one above the other, in a square; of norm 1.
+    """Return two bumps of opposite signs, one above the other, with norm 1 in all.
 
-    Rows [h, 1, 1] and columns [1, w, 1] are counted from the square's corner; outside
-    of it all is 0. Exchanged, they give the transposed pattern.
+    Rows [h, 1, 1] and columns [1, w, 1] are counted from the corner of the square; outside
+    the square the pattern is 0. Exchanged, they give the transposed pattern.
     """
     half = side // 2
     above = _bump(rows, columns, half, side)
@@ -217,10 +263,11 @@ def eta(
 
 
 def _bump(rows, columns, height, width):
-    """Equation (2): the sum of 1 / (k + 1)^2 from k = d to n, d pixels off the centre."""
+    """Return the bump of equation (2): at distance d from the centre, the sum of
+    1 / (k + 1)^2 from k = d to n."""
     n = jnp.maximum(height, width) // 2
     off = jnp.maximum(abs(rows - height // 2), abs(columns - width // 2))
-    # The tails of the series: tails[d] - tails[n + 1] is the sum.
+    # With the tails of the series, tails[d] - tails[n + 1] is the sum.
     longest = max(off.shape) // 2 + 2
     tails = jnp.asarray(np.cumsum(1 / np.arange(longest, 0.0, -1) ** 2)[::-1])
     bump = tails[jnp.minimum(off, n)] - tails[n + 1]
@@ -228,12 +275,12 @@ def _bump(rows, columns, height, width):
 
 
 def _coordinates(height, width):
-    """Rows [h, 1, 1] and columns [1, w, 1], for masks and patterns of all channels."""
+    """Return rows [h, 1, 1] and columns [1, w, 1], for masks over all channels."""
     return jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
 
 
 def _random_square(key, side, height, width):
-    """The coordinates of an image, counted from the corner of a random square in it."""
+    """Return the coordinates of an image, counted from the corner of a random square."""
     top, left = jax.random.randint(key, (2,), 0, jnp.array([height, width]) - side + 1)
     rows, columns = _coordinates(height, width)
     return rows - top, columns - left
@@ -244,6 +291,6 @@ def _within(rows, columns, height, width):
 
 
 def _unit(delta):
-    """Scaled to norm 1 over rows and columns; 0 stays 0."""
+    """Return `delta` scaled to norm 1 over rows and columns; 0 stays 0."""
     size = jnp.sqrt(jnp.sum(delta**2, axis=(0, 1), keepdims=True))
     return delta / jnp.maximum(size, _TINY)

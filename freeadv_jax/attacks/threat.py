@@ -62,7 +62,7 @@ class Threat(abc.ABC):
     ) -> Float[Array, "b ..."]:
         """Return `points` moved into the ball around `images` and the box [0, 1].
 
-        The result exceeds neither by more than one ulp of float32.
+        The result has the type of `images` and exceeds neither by more than one ulp.
         """
 
     @abc.abstractmethod
@@ -139,6 +139,7 @@ class Linf(Threat):
         self, images: Float[Array, "b ..."], points: Float[Array, "b ..."]
     ) -> Float[Array, "b ..."]:
         """Return the nearest point that is in both the ball and the box."""
+        points = points.astype(images.dtype)
         lowest = jnp.maximum(images - self.epsilon, 0)
         return jnp.clip(points, lowest, jnp.minimum(images + self.epsilon, 1))
 
@@ -212,6 +213,7 @@ class L2(Threat):
         self, images: Float[Array, "b ..."], points: Float[Array, "b ..."]
     ) -> Float[Array, "b ..."]:
         """Return the nearest point of the ball, clipped to the box."""
+        points = points.astype(images.dtype)
         # The radius is a little smaller because the norm is a rounded sum of pixels.
         delta = _shortened(points - images, self.epsilon * (1 - _ROUNDING))
         return jnp.clip(images + delta, 0, 1)

@@ -191,3 +191,21 @@ def _by_layout(function, layout, tree):
 
 def _is_none(axis):
     return axis is None
+
+
+def multiple_of_devices(size: int) -> int:
+    """Return the smallest multiple of the number of devices that is at least `size`."""
+    devices = jax.device_count()
+    return max(1, -(-size // devices)) * devices
+
+
+def shapes_on_a_device(tree, layout):
+    """Return the shapes that one device sees of `tree`; `layout` is a prefix of it."""
+
+    def shape(axis, x):
+        shape, dtype = jax.typeof(x).shape, jax.typeof(x).dtype
+        if axis is not REPLICATED:
+            shape = (shape[0] // jax.device_count(), *shape[1:])
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    return _by_layout(shape, layout, tree)

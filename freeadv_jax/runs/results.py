@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from ml_collections import ConfigDict
 
-from freeadv_jax.attacks.campaign import Campaign, Images
+from freeadv_jax.attacks.campaign import Images
 from freeadv_jax.attacks.named import NamedAttack
 from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, red_flags
 from freeadv_jax.attacks.robustness import (
@@ -233,8 +233,9 @@ def record_red_flags(
     if threat.items() <= before.items() and before["examples"] >= len(labels):
         return results
     say(f"red flags: looking at {len(labels)} images")
-    campaign = Campaign(batch_size=batch_size, seed=seed)
-    flags = red_flags(campaign, logits_fn, images, labels, **threat)
+    flags = red_flags(
+        logits_fn, images, labels, **threat, batch_size=batch_size, seed=seed
+    )
     results[name] = made | {"flags": flags_as_record(flags)}
     write_json(into.path, results)
     return results

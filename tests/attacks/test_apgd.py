@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from freeadv_jax.attacks.apgd import APGD, apgd
-from freeadv_jax.attacks.attack import Batch, run_attack, step_unfinished
+from freeadv_jax.attacks.attack import Batch, step_unfinished
+from freeadv_jax.attacks.one_batch import run_attack
 from freeadv_jax.attacks.pgd import pgd
 from freeadv_jax.errors import InputError
 

@@ -7,10 +7,11 @@ import pytest
 
 from freeadv_jax.attacks import campaign as campaign_module
 from freeadv_jax.attacks.apgd import APGD
-from freeadv_jax.attacks.attack import run_attack
 from freeadv_jax.attacks.campaign import Campaign, _Slots
 from freeadv_jax.attacks.fab import FAB
+from freeadv_jax.attacks.one_batch import run_attack
 from freeadv_jax.attacks.pgd import PGD
+from freeadv_jax.attacks.programs import forget_programs
 from freeadv_jax.attacks.square import Square
 
 RNG = np.random.default_rng(0)
@@ -33,6 +34,12 @@ LABELS = np.where(
     np.arange(77) % 5 == 0, LABELS, np.argmax(LOGITS_FN(IMAGES), -1)
 ).astype(np.int32)
 WEAK = PGD("linf", 0.03, steps=3, step_size=0.01)
+
+
+@pytest.fixture(autouse=True)
+def no_programs_kept():
+    """Compile as the first test does, whichever tests ran before."""
+    forget_programs()
 
 
 def standing(attack=WEAK, *, batch_size=24, seed=0, **fields):
@@ -128,7 +135,7 @@ def test_numbers_compile_nothing_anew_and_the_count_is_told():
         logits_fn=LOGITS_FN,
         images=IMAGES,
         labels=LABELS,
-        standing=right,
+        robust=right,
     )
     run(PGD("linf", 0.03, 3, 0.01))
     run(PGD("linf", 0.1, 10, 0.02, restarts=2, random_start=False))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from freeadv_jax.attacks.apgd import apgd
-from freeadv_jax.attacks.autoattack import autoattack
+from freeadv_jax.attacks.ensemble import autoattack
 from freeadv_jax.attacks.fab import fab
 from freeadv_jax.attacks.pgd import fgsm, pgd
 from freeadv_jax.attacks.square import square
@@ -104,10 +104,11 @@ def test_logits_of_nan_inside_the_ball_count_as_broken(attack):
     """Whatever the label: the argmax of NaN is class 0."""
 
     def model(images):
-        away = jnp.abs(images - IMAGES).max((1, 2, 3)) > 0.05
-        return jnp.where(away[:, None], jnp.nan, jnp.array([[1.0, 0.0, 0.0]]))
+        away = jnp.abs(images - 0.5).max((1, 2, 3)) > 0.05
+        return jnp.where(away[:, None], jnp.nan, jnp.array([[2.0, 0.0, 0.0]]))
 
-    assert ATTACKS[attack](model, IMAGES, LABELS, epsilon=0.1).success.all()
+    grey = np.full_like(IMAGES, 0.5)
+    assert ATTACKS[attack](model, grey, LABELS, epsilon=0.1).success.all()
 
 
 def test_a_gradient_of_nan_leads_nowhere():
@@ -115,7 +116,7 @@ def test_a_gradient_of_nan_leads_nowhere():
         sums = images.sum((1, 2, 3))
         # Its derivative is 0 / 0, its value 0.
         bent = jnp.sqrt(jnp.square(sums - jax.lax.stop_gradient(sums)))
-        return jnp.stack([1 + bent, bent, bent], axis=-1)
+        return jnp.stack([2 + bent, bent, bent], axis=-1)
 
     found = ATTACKS["pgd"](model, IMAGES, LABELS, epsilon=0.1)
     assert not found.success.any()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from freeadv_jax.attacks.attack import Batch, run_attack
+from freeadv_jax.attacks.attack import Batch
 from freeadv_jax.attacks.fab import FAB, fab
+from freeadv_jax.attacks.one_batch import run_attack
 from freeadv_jax.attacks.threat import L2, NORMS, Linf
 from freeadv_jax.errors import InputError
 

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from freeadv_jax.attacks.attack import run_attack
 from freeadv_jax.attacks.losses import margin
 from freeadv_jax.attacks.noise import Noise
+from freeadv_jax.attacks.one_batch import run_attack
 
 IMAGES = jax.random.uniform(jax.random.key(0), (24, 4, 4, 2))
 BRIGHT = (IMAGES.mean((1, 2, 3)) > 0.5).astype(jnp.int32)

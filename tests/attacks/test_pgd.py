@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from freeadv_jax.attacks.attack import run_attack
+from freeadv_jax.attacks.one_batch import run_attack
 from freeadv_jax.attacks.pgd import PGD, fgsm, pgd, projected_ascent
 from freeadv_jax.attacks.threat import Linf, make_threat
 from freeadv_jax.errors import InputError

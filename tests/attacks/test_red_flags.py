@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from freeadv_jax.attacks.campaign import Campaign
-from freeadv_jax.attacks.red_flags import red_flags
+from freeadv_jax.attacks import red_flags
 from freeadv_jax.attacks.robustness import flags_as_record, flags_as_text
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.recipes import digits
@@ -48,11 +47,8 @@ def flags_of(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("honest") / "run"
     train_run(open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1)), DIGITS)
     logits_fn = load(workdir).logits_fn
-    campaign = Campaign(batch_size=64)
-
     def flags_of(watch=None, **mask):
         return red_flags(
-            campaign,
             jax.tree_util.Partial(masked, HONEST | mask, logits_fn),
             SHOWN.images,
             SHOWN.labels,
@@ -191,11 +187,8 @@ def trapped(number, images):
 
 @pytest.fixture(scope="module")
 def flags_of_trap():
-    campaign = Campaign(batch_size=80)
-
     def flags_of_trap(trap):
         flags = red_flags(
-            campaign,
             jax.tree_util.Partial(trapped, np.int32(TRAPS.index(trap))),
             COLOURS,
             (LEVELS > 127).astype(np.int32),

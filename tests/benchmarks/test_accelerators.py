@@ -312,8 +312,7 @@ def test_an_attacks_steps_compile(target, attack):
     arguments = logits_fn, settings, slots
     arguments += (jax.eval_shape(start, *arguments),)
     with accelerators.compiling_for(chips, accelerators.TARGETS[target].platform):
-        program = campaign.Campaign(batch_size=16)._program(
-            campaign._advance, kind, layout, 16
-        )
+        advance = partial(campaign._advance, kind=kind, steps=10)
+        program = parallel.spmd(advance, inputs=layout, outputs=SPLIT)
         compiled = program.lower(*accelerators.laid_out(layout, arguments)).compile()
     assert re.search(r"cudnn\$conv| convolution\(", compiled.as_text())

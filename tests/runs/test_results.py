@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from freeadv_jax.attacks.autoattack import warn_of_few_classes
+from freeadv_jax.attacks.ensemble import warn_of_few_classes
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.square import Square
@@ -55,7 +55,7 @@ ROBUST = np.abs(LEVELS / 255 - 0.5) > 0.1
 def fewer_queries(monkeypatch):
     """AutoAttack with 60 queries of Square instead of 5,000."""
     shorter = functools.partial(Square, steps=60)
-    monkeypatch.setattr("freeadv_jax.attacks.autoattack.Square", shorter)
+    monkeypatch.setattr("freeadv_jax.attacks.ensemble.Square", shorter)
 
 
 def named(name, *, epsilon=0.1, step_size=0.05):

@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from freeadv_jax.attacks.autoattack import autoattack, cascade
+from freeadv_jax.attacks.ensemble import autoattack, cascade
+from freeadv_jax.attacks.programs import forget_programs
 from freeadv_jax.attacks.square import Square
 
 RNG = np.random.default_rng(0)
@@ -33,7 +34,7 @@ def linear_problem(classes, shape=(5, 3, 2), images=48):
 def fewer_queries(monkeypatch):
     """60 queries of Square instead of 5,000."""
     shorter = functools.partial(Square, steps=60)
-    monkeypatch.setattr("freeadv_jax.attacks.autoattack.Square", shorter)
+    monkeypatch.setattr("freeadv_jax.attacks.ensemble.Square", shorter)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ def test_cascade_attacks_what_the_attacks_before_left_standing():
 def test_programs_are_two_for_each_attack_and_few_for_smaller_batches(batch_size, most):
     """And one for the logits; eight devices have no batch below eight."""
     logits_fn, images, labels, _ = linear_problem(4)
+    forget_programs()
     found = autoattack(logits_fn, images, labels, epsilon=0.01, batch_size=batch_size)
     assert 9 <= found.compilations <= most
 

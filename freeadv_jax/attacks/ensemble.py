@@ -1,0 +1,142 @@
+"""AutoAttack: an ensemble of attacks without parameters to tune."""
+
+import logging
+from collections.abc import Callable, Iterable
+
+import jax
+from jax.typing import ArrayLike
+
+from freeadv_jax.attacks.apgd import APGD, keys_or_mean
+from freeadv_jax.attacks.attack import Attack, as_pytree
+from freeadv_jax.attacks.checks import check_threat
+from freeadv_jax.attacks.fab import FAB
+from freeadv_jax.attacks.runner import (
+    BATCH_SIZE,
+    Outcome,
+    classes_of,
+    examples_of,
+    run,
+)
+from freeadv_jax.attacks.square import Square
+from freeadv_jax.attacks.threat import Real
+from freeadv_jax.errors import require_choice
+
+VERSIONS = ("standard", "plus", "rand")
+
+# The passes over which 'rand' averages the gradients of a randomised model.
+_EOT = 20
+
+_LOGGER = logging.getLogger(__name__)
+# The DLR losses of these attacks need at least this many classes.
+_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+
+
+def cascade(
+    version: str, *, norm: str, epsilon: Real, num_classes: int
+) -> dict[str, Attack]:
+    """Return the attacks of a version by name, in the order of the authors' code.
+
+    The attacks are those of section 6 of the paper with the parameters of
+    fra31/auto-attack. 'plus' has five restarts and adds the untargeted attacks. 'rand' is
+    for randomised models, with gradients averaged over 20 passes. The targeted DLR loss
+    needs four classes and the DLR loss three; with fewer classes the margin replaces
+    them. The number of targets is at most that of the other classes.
+    """
+    require_choice("AutoAttack version", version, VERSIONS)
+    targets = min(9, num_classes - 1)
+    threat = {"norm": norm, "epsilon": epsilon}
+    targeted = {"goal": "multi-target", "targets": targets}
+    dlr = {"loss": "dlr" if num_classes >= 3 else "margin"}
+    targeted_dlr = {"loss": "dlr" if num_classes >= 4 else "margin"}
+    if version == "rand":
+        averaged = threat | {"model": "randomized", "eot": _EOT}
+        return {"apgd-ce": APGD(**averaged), "apgd-dlr": APGD(**averaged, **dlr)}
+    apgd_t = APGD(**threat, **targeted, **targeted_dlr)
+    fab_t = FAB(**threat, **targeted)
+    # The authors cut off the schedule of 10,000 queries; they do not rescale it.
+    square = Square(**threat, rescaled=False)
+    if version == "standard":
+        return {
+            "apgd-ce": APGD(**threat),
+            "apgd-t": apgd_t,
+            "fab-t": fab_t,
+            "square": square,
+        }
+    return {
+        "apgd-ce": APGD(**threat, restarts=5),
+        "apgd-dlr": APGD(**threat, **dlr, restarts=5),
+        "fab": FAB(**threat, goal="untargeted", targets=1, restarts=5),
+        "square": square,
+        "apgd-t": apgd_t,
+        "fab-t": fab_t,
+    }
+
+
+def warn_of_few_classes(num_classes: int, stages: Iterable[str]) -> None:
+    """Log a warning if the margin replaces a DLR loss that needs more classes."""
+    if any(num_classes < _CLASSES.get(name, 0) for name in stages):
+        lost = "targeted DLR" if num_classes == 3 else "DLR, targeted or not"
+        _LOGGER.warning(
+            "on %d classes the %s loss of AutoAttack does not exist, the margin is "
+            "attacked instead",
+            num_classes,
+            lost,
+        )
+
+
+def autoattack(
+    logits_fn: Callable,
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    norm: str = "linf",
+    epsilon: Real,
+    version: str = "standard",
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    watch: Callable | None = None,
+) -> Outcome:
+    """Attack with AutoAttack, the worst case over four attacks (Croce & Hein, ICML 2020).
+
+    Each attack runs on the images that the attacks before did not break: APGD on the
+    cross-entropy, targeted APGD on the DLR loss, targeted FAB and Square.
+
+    Args:
+        logits_fn: maps images f32[b, h, w, c] in [0, 1] to logits [b, k], normalisation
+            included; for version 'rand', images and one key for each of them. A callable
+            pytree such as jax.tree_util.Partial hands over its arrays; a second call with
+            the same structure and shapes compiles nothing.
+        images: floats [n, h, w, c] in [0, 1].
+        labels: n integers.
+        norm: 'linf' or 'l2'.
+        epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
+        version: 'standard'; 'plus', with five restarts and two untargeted attacks more;
+            or 'rand', for randomised models.
+        batch_size: the images attacked at a time. It bounds the memory and does not
+            change the result.
+        seed: the seed of all random choices.
+        watch: is called as `watch(attack, done, standing)` during an attack, with its
+            name, the attempts decided, and bool[n]: the images not broken so far.
+
+    Returns:
+        An `Outcome`. All devices take part. Inside jax.jit all images are one batch.
+
+    Raises:
+        InputError: for images, labels, settings or logits that cannot be.
+    """
+    require_choice("AutoAttack version", version, VERSIONS)
+    check_threat(norm, epsilon)
+    examples = examples_of(images, labels)
+    if version == "rand":
+        logits_fn = jax.tree_util.Partial(keys_or_mean, as_pytree(logits_fn), _EOT)
+    num_classes = classes_of(logits_fn, examples)
+    attacks = cascade(version, norm=norm, epsilon=epsilon, num_classes=num_classes)
+    warn_of_few_classes(num_classes, attacks)
+    return run(
+        attacks,
+        logits_fn,
+        examples,
+        batch_size=batch_size,
+        seed=seed,
+        watch=watch,
+    )

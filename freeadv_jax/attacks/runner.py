@@ -1,0 +1,167 @@
+"""The runner behind the public attacks: it checks the input and returns the outcome."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from freeadv_jax.attacks.attack import Attack, as_pytree
+from freeadv_jax.attacks.campaign import Campaign, Images
+from freeadv_jax.attacks.checks import (
+    check_counts,
+    check_images,
+    check_labels,
+    check_logits,
+    check_loss,
+    check_threat,
+    is_traced,
+    num_classes_of,
+)
+from freeadv_jax.attacks.one_batch import Adversarial, attack_unbroken
+
+# The images attacked at a time: enough to keep a GPU busy with CIFAR-10 networks.
+BATCH_SIZE = 128
+
+# A labelled set as arrays: images [n, h, w, c] and labels [n].
+Examples = tuple[np.ndarray | jax.Array | Images, np.ndarray | jax.Array]
+
+
+class Outcome(NamedTuple):
+    """Hold what an attack made of n images.
+
+    images        f32[n, h, w, c], inside ball and box. An image that is misclassified as
+                  it is stays unchanged.
+    success       bool[n]: the attack reached its goal with this image.
+    standing      the number of images without success: 'natural' before any attack, and
+                  then after each attack by its name.
+    compilations  the number of programs compiled in this call; 0 while JAX traces.
+    """
+
+    images: np.ndarray | jax.Array
+    success: np.ndarray | jax.Array
+    standing: dict[str, int | jax.Array]
+    compilations: int
+
+
+def examples_of(
+    images: ArrayLike | Images, labels: ArrayLike, *, raw: bool = False
+) -> Examples:
+    """Return images as float32 and labels as int32; raise InputError for unusable ones.
+
+    Labels may be a list or an array of any integer type, images any array of floats in
+    [0, 1]. With `raw`, uint8 images are allowed and stay as they are, and so does a set
+    that decodes its images on demand. Traced arrays stay traced.
+    """
+    if isinstance(images, jax.core.Tracer):
+        check_images(images, labels := _array(labels), raw=raw)
+        return images.astype(np.float32), labels.astype(np.int32)
+    # A set that decodes on demand has the dtype of NumPy; PyTorch's tensors do not.
+    on_demand = isinstance(images, Images) and isinstance(images.dtype, np.dtype)
+    if not on_demand or isinstance(images, jax.Array):
+        images = np.asarray(images)
+    check_images(images, labels := _array(labels), raw=raw)
+    if images.dtype != np.uint8:
+        images = np.asarray(images).astype(np.float32)
+    return images, labels.astype(np.int32)
+
+
+def _array(labels):
+    return labels if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+
+
+def classes_of(logits_fn: Callable, examples: Examples) -> int:
+    """Return the model's number of classes; raise InputError for labels beyond them."""
+    images, labels = examples
+    num_classes = num_classes_of(logits_fn, images[:1])
+    check_labels(labels, num_classes)
+    return num_classes
+
+
+def run(
+    attacks: Mapping[str, Attack],
+    logits_fn: Callable,
+    examples: Examples,
+    *,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    watch: Callable | None = None,
+) -> Outcome:
+    """Run attacks one after another, each on the images that the others did not break.
+
+    `attacks` are by name. Concrete arrays are attacked in batches on all devices; where
+    JAX traces the call, all images are one batch. `watch(name, done, standing)` is called
+    during the attack with the attempts decided and bool[n]. Raise InputError for
+    logits that are not finite or are probabilities.
+    """
+    numbers = [vars(attack) for attack in attacks.values()]
+    if is_traced(examples, numbers, as_pytree(logits_fn)):
+        return _run_traced(attacks, logits_fn, examples, seed=seed)
+
+    images, labels = examples
+    campaign = Campaign(batch_size=min(batch_size, len(labels)), seed=seed)
+    logits = campaign.logits(logits_fn, images)
+    check_logits(logits)
+    first = next(iter(attacks.values()))
+    success = first.success(jnp.asarray(logits), jnp.asarray(labels))
+    standing = ~np.asarray(success)
+    counts = {"natural": int(standing.sum())}
+    adversarial = images.copy()
+    for name, attack in attacks.items():
+        standing = campaign.attack(
+            attack,
+            logits_fn,
+            images,
+            labels,
+            standing,
+            adversarial=adversarial,
+            watch=watch and (lambda *progress, name=name: watch(name, *progress)),
+        )
+        counts[name] = int(standing.sum())
+    return Outcome(adversarial, ~standing, counts, campaign.compilations)
+
+
+def run_one(
+    name: str,
+    attack: Attack,
+    logits_fn: Callable,
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+) -> Outcome:
+    """Check the input and run one attack; `standing` has its figure under `name`.
+
+    Targets are reduced to the number of other classes.
+    """
+    check_threat(attack.norm, attack.epsilon)
+    check_counts(attack)
+    examples = examples_of(images, labels)
+    num_classes = classes_of(logits_fn, examples)
+    check_loss(attack, num_classes)
+    if hasattr(attack, "targets"):
+        fewer = min(attack.targets, num_classes - 1)
+        attack = dataclasses.replace(attack, targets=fewer)
+    options = {"batch_size": batch_size, "seed": seed}
+    return run({name: attack}, logits_fn, examples, **options)
+
+
+def _run_traced(attacks, logits_fn, examples, *, seed):
+    images, labels = map(jnp.asarray, examples)
+
+    def float32_logits(*arguments):
+        return logits_fn(*arguments).astype(jnp.float32)
+
+    first = next(iter(attacks.values()))
+    found = Adversarial(images, first.success(float32_logits(images), labels))
+    counts = {"natural": jnp.sum(~found.success)}
+    for name, attack in attacks.items():
+        found = attack_unbroken(
+            attack, float32_logits, images, labels, found, seed=np.uint32(seed)
+        )
+        counts[name] = jnp.sum(~found.success)
+    return Outcome(found.images, found.success, counts, compilations=0)
