@@ -21,6 +21,7 @@ from freeadv_jax.attacks.attack import (
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
 from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import Real, make_threat
+from freeadv_jax.attacks.user_model import arrays_as_leaves
 from freeadv_jax.errors import require_choice
 
 GOALS = ("untargeted", "multi-target")
@@ -241,7 +242,9 @@ def apgd(
     require_choice("goal", goal, GOALS)
     require_choice("model", model, MODELS)
     if model == "randomized":
-        logits_fn = jax.tree_util.Partial(keys_or_mean, as_pytree(logits_fn), eot)
+        logits_fn = jax.tree_util.Partial(
+            keys_or_mean, as_pytree(arrays_as_leaves(logits_fn)), eot
+        )
     attack = APGD(
         norm,
         epsilon,

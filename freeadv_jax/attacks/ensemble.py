@@ -19,6 +19,7 @@ from freeadv_jax.attacks.runner import (
 )
 from freeadv_jax.attacks.square import Square
 from freeadv_jax.attacks.threat import Real
+from freeadv_jax.attacks.user_model import arrays_as_leaves
 from freeadv_jax.errors import require_choice
 
 VERSIONS = ("standard", "plus", "rand")
@@ -128,7 +129,9 @@ def autoattack(
     check_threat(norm, epsilon)
     examples = examples_of(images, labels)
     if version == "rand":
-        logits_fn = jax.tree_util.Partial(keys_or_mean, as_pytree(logits_fn), _EOT)
+        logits_fn = jax.tree_util.Partial(
+            keys_or_mean, as_pytree(arrays_as_leaves(logits_fn)), _EOT
+        )
     num_classes = classes_of(logits_fn, examples)
     attacks = cascade(version, norm=norm, epsilon=epsilon, num_classes=num_classes)
     warn_of_few_classes(num_classes, attacks)

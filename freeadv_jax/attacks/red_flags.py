@@ -24,6 +24,7 @@ from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.attacks.runner import BATCH_SIZE, classes_of, examples_of
 from freeadv_jax.attacks.square import Square
 from freeadv_jax.attacks.threat import make_threat
+from freeadv_jax.attacks.user_model import arrays_as_leaves
 
 # A sample of this size is large enough for all questions.
 CHECKED_IMAGES = 200
@@ -102,6 +103,7 @@ def red_flags(
     check_step_size(step_size)
     images, labels = examples = examples_of(images, labels, raw=True)
     classes_of(logits_fn, examples)
+    logits_fn = arrays_as_leaves(logits_fn)
     campaign = Campaign(batch_size=min(batch_size, len(labels)), seed=seed)
     logits, again = (campaign.logits(logits_fn, images) for _ in range(2))
     check_finite(logits)

@@ -19,9 +19,9 @@ from freeadv_jax.attacks.checks import (
     check_loss,
     check_threat,
     is_traced,
-    num_classes_of,
 )
 from freeadv_jax.attacks.one_batch import Adversarial, attack_unbroken
+from freeadv_jax.attacks.user_model import arrays_as_leaves, check_model
 
 # The images attacked at a time: enough to keep a GPU busy with CIFAR-10 networks.
 BATCH_SIZE = 128
@@ -74,9 +74,9 @@ def _array(labels):
 
 
 def classes_of(logits_fn: Callable, examples: Examples) -> int:
-    """Return the model's number of classes; raise InputError for labels beyond them."""
+    """Return the number of classes; raise InputError for a bad model or its labels."""
     images, labels = examples
-    num_classes = num_classes_of(logits_fn, images[:1])
+    num_classes = check_model(logits_fn, images[:1])
     check_labels(labels, num_classes)
     return num_classes
 
@@ -97,6 +97,7 @@ def run(
     during the attack with the attempts decided and bool[n]. Raise InputError for
     logits that are not finite or are probabilities.
     """
+    logits_fn = arrays_as_leaves(logits_fn)
     numbers = [vars(attack) for attack in attacks.values()]
     if is_traced(examples, numbers, as_pytree(logits_fn)):
         return _run_traced(attacks, logits_fn, examples, seed=seed)

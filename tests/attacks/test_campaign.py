@@ -219,6 +219,7 @@ def test_last_images_go_on_in_a_smaller_batch_to_the_same_outcome():
     """Five images need eight of 64 places on eight devices, not all."""
     attack = PGD("linf", 0.03, 120, 0.001)
     expected = standing(attack, batch_size=16)
+    forget_programs()
     sizes = []
 
     def sized(weights, images):

@@ -47,6 +47,7 @@ def flags_of(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("honest") / "run"
     train_run(open_run(workdir, config, num_classes=10, image_shape=(8, 8, 1)), DIGITS)
     logits_fn = load(workdir).logits_fn
+
     def flags_of(watch=None, **mask):
         return red_flags(
             jax.tree_util.Partial(masked, HONEST | mask, logits_fn),
