@@ -1,6 +1,6 @@
 """2-PGD on CIFAR-100: a row of the table of Shafahi et al.'s README.
 
-The step size is 7-PGD's; we do not know the row's own.
+The step size is that of 7-PGD; this row's own is unknown to us.
 
 Command: python -m freeadv_jax.main --config=configs/cifar100_pgd2.py --config.data.dir=DIR
 Published: natural 67.94, PGD-20 17.08, PGD-100 16.50; 2053 minutes (README of

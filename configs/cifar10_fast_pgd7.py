@@ -1,6 +1,6 @@
 """7-PGD on CIFAR-10: a row of "Fast is better than free" (Wong et al. 2020).
 
-15 passes over the data, as by default in their code and so in the rerun below.
+15 passes over the data, the default of their code, as in the rerun below.
 
 Command: python -m freeadv_jax.main --config=configs/cifar10_fast_pgd7.py --config.data.dir=DIR
 Published: natural 76.64, PGD-50 with 10 restarts 47.25 (a user's rerun:

@@ -1,11 +1,12 @@
-"""Free-m beyond the paper: what gains robust accuracy at the price of Free-8.
+"""Free-m beyond the paper: two changes that gain robust accuracy at the cost of Free-8.
 
 Four replays from a random start of each image, and images standardised by the training
-set's mean and deviation rather than each by its own. Scaled down to a CPU it has a higher
-natural and robust accuracy than Free-8 (docs/ablation.md); at this size it is open.
+set's mean and deviation rather than each by its own. Scaled down to a CPU this row has a
+higher natural and robust accuracy than Free-8 (docs/ablation.md); at this size that is
+not known.
 
 Command: python -m freeadv_jax.main --config=configs/cifar10_modern.py --config.data.dir=DIR
-Published: no figures; this row is ours, of what leads benchmarks.ablation.
+Published: no figures; this row is our own, the best variant of benchmarks.ablation.
 Ours: not yet run.
 """
 

@@ -1,8 +1,8 @@
 """TRADES on CIFAR-10: Zhang et al. (ICML 2019), by the settings of the authors' code.
 
-Their epsilon is 0.031, with steps of 0.007 in training and 0.003 in the attack, and so
-here; `--config.attack.epsilon=0.03137254901960784` is the ball of the other rows, and
-the steps follow. A pass over the data is 50,000 // 128 = 390 minibatches.
+Epsilon is theirs, 0.031, with steps of 0.007 in training and 0.003 in the attack.
+`--config.attack.epsilon=8/255` gives the ball of the other rows, and the steps follow. A
+pass over the data is 50,000 // 128 = 390 minibatches.
 
 Command: python -m freeadv_jax.main --config=configs/cifar10_trades.py --config.data.dir=DIR
 Published: natural 84.92, PGD-20 56.61 (README of yaodongyu/TRADES).

@@ -1,6 +1,6 @@
-"""What the quickstart's robustness is worth: natural training of the same network.
+"""Natural training of the quickstart's network: the baseline of its robustness.
 
-With half of its learning rate; budget, schedule and the rest are the same.
+The learning rate is half of the quickstart's; budget, schedule and the rest are equal.
 
 Command: python -m freeadv_jax.main --config=configs/digits_natural.py
 Ours: benchmarks/results/digits.json, five seeds

@@ -1,8 +1,8 @@
-"""Free-4 on ImageNet, ResNet-50, in large batches for a pod: no row of a table.
+"""Free-4 on ImageNet with ResNet-50 in large batches for a pod: not a published row.
 
 The recipe of imagenet_free4 with batches of 2,048, the learning rate scaled with them
 and warmed up over the first two of 23 passes (Goyal et al. 2017), a cosine schedule,
-label smoothing, averaged weights and bfloat16. None of it was tuned.
+label smoothing, averaged weights and bfloat16. Nothing here was tuned.
 
 Command: python -m freeadv_jax.main --config=configs/imagenet_free4_modern.py --config.data.dir=DIR
 Published: no figures that we know of.

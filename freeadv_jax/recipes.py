@@ -1,4 +1,4 @@
-"""Recipes that several files of `configs/` share; `base_config` is Shafahi et al.'s."""
+"""Recipes that several files of `configs/` share."""
 
 import math
 
@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from freeadv_jax.config import base_config
 
-# Of the training set, as in "Fast is better than free".
+# Mean and deviation of the training set, from "Fast is better than free".
 CIFAR_10_STANDARDISATION = {
     "normalization": "mean_std",
     "mean": (0.4914, 0.4822, 0.4465),
@@ -15,10 +15,10 @@ CIFAR_10_STANDARDISATION = {
 
 
 def wong_2020() -> ConfigDict:
-    """What the CIFAR-10 rows of "Fast is better than free" have in common.
+    """Return the recipe of the CIFAR-10 rows of "Fast is better than free".
 
-    Wong et al. (ICLR 2020) and its code, locuslab/fast_adversarial, here without the
-    mixed precision. A pass over the data is 50,000 // 128 = 390 minibatches.
+    Source: Wong et al. (ICLR 2020) and its code, locuslab/fast_adversarial, here without
+    the mixed precision. A pass over the data is 50,000 // 128 = 390 minibatches.
     """
     config = base_config()
     config.data.pad = 4
@@ -34,11 +34,11 @@ def wong_2020() -> ConfigDict:
 
 
 def imagenet(*, replays: int = 1) -> ConfigDict:
-    """What the ImageNet rows of Shafahi et al. (2019) have in common, by Free's m.
+    """Return the recipe of the ImageNet rows of Shafahi et al. (2019) for Free-`replays`.
 
-    As in the code, mahyarnajibi/FreeAdversarialTraining: ceil(90 / m) passes over the
-    data, of 1,281,167 // 256 = 5,004 minibatches, and a tenth of the learning rate
-    after every ceil(30 / m) of them.
+    Source: their code, mahyarnajibi/FreeAdversarialTraining. With m = `replays` it makes
+    ceil(90 / m) passes over the data, each of 1,281,167 // 256 = 5,004 minibatches, and
+    divides the learning rate by 10 after every ceil(30 / m) passes.
     """
     passes, between_drops = math.ceil(90 / replays), math.ceil(30 / replays)
     config = base_config()
@@ -63,12 +63,13 @@ def imagenet(*, replays: int = 1) -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """Free-8 on scikit-learn's digits in seconds on a CPU, at epsilon 0.2.
+    """Return the recipe of Free-8 on scikit-learn's digits, seconds on a CPU, epsilon 0.2.
 
     Learning rate, decay and budget were chosen on 200 images held out of the training
-    set (`python -m benchmarks.digits --select`): of the two settings that lead there,
-    within an image of each other, the one whose two seeds agree. Half of a digit's pixels are exactly
-    0: without the straight-through gradient most of delta would soon be stuck.
+    set (`python -m benchmarks.digits --select`). Two settings lead there, within one image
+    of each other; the one whose two seeds agree was taken. Half of a digit's pixels are
+    exactly 0, so most of delta would soon be stuck without the straight-through
+    gradient.
     """
     config = base_config()
     config.updates = 1280

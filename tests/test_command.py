@@ -16,7 +16,9 @@ FULL = "No space left on device"
         (OSError("no such disk"), "no such disk"),
     ],
 )
-def test_of_a_fault_of_the_system_is_told_what_is_known(monkeypatch, fault, said):
+def test_an_error_of_the_system_is_reported_with_its_file_and_reason(
+    monkeypatch, fault, said
+):
     def main(argv):
         raise fault
 
@@ -26,7 +28,7 @@ def test_of_a_fault_of_the_system_is_told_what_is_known(monkeypatch, fault, said
     assert ended.value.code == f"error: {said}"
 
 
-def test_work_that_sigterm_cuts_off_is_not_taken_for_done():
+def test_sigterm_ends_a_command_with_status_143():
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as ended:

@@ -101,13 +101,13 @@ def test_a_changed_recipe_leaves_the_next_one_as_it_was():
         ("evaluation.batch_size", 0, "1 or more"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_with_what_may_be(field, value, allowed):
+def test_an_invalid_value_is_named_with_the_allowed_ones(field, value, allowed):
     message = message_of(with_values(**{field.replace(".", "__"): value}))
     assert message.startswith(f"{field} = {value!r}: ")
     assert any(words in message for words in allowed.split("|"))
 
 
-def test_updates_that_are_no_multiple_of_replays_are_told_the_nearest():
+def test_updates_must_be_a_multiple_of_replays_and_the_nearest_are_named():
     message = message_of(with_values(updates=804))
     assert "attack.replays = 8; nearest: 800 or 808" in message
     message = message_of(with_values(updates=5))
@@ -133,7 +133,7 @@ def test_an_l2_epsilon_may_exceed_one():
     validate(with_values(attack__norm="l2", attack__epsilon=1.5))
 
 
-def test_a_field_that_lacks_or_is_too_many_is_named():
+def test_a_missing_or_unknown_field_is_named():
     config = base_config().unlock()
     del config.attack["beta"]
     assert "lacks attack.beta" in message_of(config)
@@ -152,13 +152,13 @@ def test_a_field_that_lacks_or_is_too_many_is_named():
         ("batchsize", "batch_size"),
     ],
 )
-def test_an_unknown_field_is_told_the_nearest(name, nearest):
+def test_an_unknown_field_is_answered_with_the_nearest(name, nearest):
     assert unknown_field(name) == (
         f"config has no field {name!r}; did you mean {nearest!r}?"
     )
 
 
-def test_an_unknown_field_like_no_other_is_told_them_all():
+def test_an_unknown_field_like_no_other_is_answered_with_all_fields():
     message = unknown_field("zzzzzz")
     assert all(field in message for field in field_names())
     assert "\n" not in message
@@ -170,7 +170,7 @@ def test_a_configuration_does_not_differ_from_its_own_json():
 
 
 @pytest.mark.parametrize("field", field_names())
-def test_a_run_may_change_only_what_leaves_its_weights(field):
+def test_a_run_may_change_only_fields_that_leave_its_weights(field):
     saved = json.loads(json.dumps(base_config().to_dict()))
     config = base_config().copy_and_resolve_references()
     group, _, last = field.rpartition(".")

@@ -22,7 +22,7 @@ from freeadv_jax.training.optim import learning_rate_schedule
 FILES = {path.stem: path for path in sorted(pathlib.Path("configs").glob("*.py"))}
 # The variant of benchmarks.ablation that configs/cifar10_modern.py is.
 MODERN = "four replays, random start, fixed standardisation"
-# Without the last of its parts.
+# The same without its last part.
 REPLAYS = "four replays, random start"
 FAST = ("cifar10_fast_fgsm_rs", "cifar10_fast_free8", "cifar10_fast_pgd7")
 PAPER = [

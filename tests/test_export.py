@@ -1,4 +1,4 @@
-"""A run carried out and in again, and the command that does it."""
+"""Runs exported and loaded again, and the command that exports them."""
 
 import contextlib
 import json
@@ -57,7 +57,9 @@ def exported(workdir):
 
 
 @pytest.mark.parametrize(("checkpoint", "updates"), [("last", 10), ("best", 6)])
-def test_a_run_comes_back_with_the_same_bits(checkpoint, updates, workdir, tmp_path):
+def test_an_exported_run_is_loaded_with_the_same_bits(
+    checkpoint, updates, workdir, tmp_path
+):
     export_run(workdir, tmp_path / "a/b", checkpoint=checkpoint)
     logits = freeadv_jax.load(workdir, checkpoint=checkpoint)(IMAGES)
     for load in (load_exported, freeadv_jax.load):
@@ -80,7 +82,7 @@ def test_a_run_comes_back_with_the_same_bits(checkpoint, updates, workdir, tmp_p
     }
 
 
-def test_tensors_lie_under_their_paths_as_float32(exported):
+def test_tensors_are_stored_under_their_paths_as_float32(exported):
     tensors = read_tensors(exported / "model.safetensors")
     assert "params/network/Conv_0/kernel" in tensors
     assert "batch_stats/network/BatchNorm_0/mean" in tensors
@@ -89,7 +91,7 @@ def test_tensors_lie_under_their_paths_as_float32(exported):
     assert names == {"model.json", "model.safetensors"}
 
 
-def test_weights_are_arguments_of_a_function_that_takes_the_classifier(exported):
+def test_a_jitted_function_takes_the_weights_as_arguments(exported):
     classifier = load_exported(exported)
     weights = jax.tree.leaves(classifier.logits_fn)
     assert len(weights) == len(read_tensors(exported / "model.safetensors"))
@@ -102,7 +104,7 @@ def test_an_exported_model_has_no_best(exported):
         freeadv_jax.load(exported, checkpoint="best")
 
 
-def test_nothing_is_overwritten_but_an_empty_folder(workdir, tmp_path):
+def test_only_an_empty_folder_is_overwritten(workdir, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
@@ -192,14 +194,14 @@ def torch_arguments(path, out, **changes):
     return [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 
-def test_the_command_carries_a_run_out(workdir, tmp_path, capsys):
+def test_the_command_exports_a_run(workdir, tmp_path, capsys):
     out = tmp_path / "out"
     main(["export", f"--workdir={workdir}", f"--out={out}", "--checkpoint=best"])
     assert capsys.readouterr().out == f"written to {out}\n"
     assert read_json(out / "model.json")["updates"] == 6
 
 
-def test_the_command_carries_pytorch_weights_in(tmp_path):
+def test_the_command_imports_pytorch_weights(tmp_path):
     path, out = tmp_path / "x.safetensors", tmp_path / "out"
     write_tensors(path, preact_state() | {"mu": np.ones(3), "sigma": np.ones(3)})
     main(["export", *torch_arguments(path, out, ignore="mu,sigma")])

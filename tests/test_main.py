@@ -1,4 +1,4 @@
-"""The main job's command line: bad input is answered in one line and harms nothing."""
+"""The training command: bad input is answered in one line and changes nothing."""
 
 import json
 import os
@@ -143,7 +143,7 @@ def run_copy(finished, tmp_path):
         ("--config.evaluation.attacks=('pgd',)", "'pgd'", "pgd-<steps>"),
         ("--config.evaluation.attacks=('pgd-0',)", "'pgd-0'", "pgd-<steps>"),
         ("--config.data.name=digit", "'digit'", "did you mean 'digits'"),
-        # What does not fit together.
+        # Combinations that do not fit together.
         ("--config.model.name=resnet-50", "(8, 8, 1)", "sides of at least 32"),
         ("--config.model.mean=(0.1,0.2)", "2 numbers", "each of the 1 channels"),
         ("--config.optimizer.turns=(0.25,0.5)", "(0.25, 0.5)", "one turn"),
@@ -255,7 +255,7 @@ def test_numbers_may_be_fractions_and_lists_have_commas(config_file, tmp_path, c
 
 
 def cifar10(folder, *, truncated=False, missing=None, label=0):
-    """CIFAR-10 in binary form, all pixels and labels 0; label 11 may stand in it."""
+    """Write CIFAR-10 in binary form, with all pixels 0 and one label of choice."""
     folder.mkdir()
     names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
     for name in names:
@@ -387,7 +387,7 @@ def test_a_run_in_use_keeps_its_record(finished, tmp_path):
     assert (workdir / "run.json").read_bytes() == before
 
 
-def test_what_is_loaded_gives_logits_for_images_in_range(finished):
+def test_a_loaded_model_gives_logits_for_images_in_range(finished):
     classifier = freeadv_jax.load(finished[0] / "runs/tiny")
     logits = classifier(jnp.zeros((3, 8, 8, 1)))
     assert logits.shape == (3, 10)
@@ -436,7 +436,7 @@ def test_load_refuses_another_checkpoint_than_last_or_best(finished):
         freeadv_jax.load(finished[0] / "runs/tiny", checkpoint="newest")
 
 
-def test_load_knows_no_best_where_nothing_was_validated(finished):
+def test_load_refuses_best_where_nothing_was_validated(finished):
     with pytest.raises(InputError, match="there is no best; allowed: last"):
         freeadv_jax.load(finished[0] / "runs/tiny", checkpoint="best")
 

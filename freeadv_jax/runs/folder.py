@@ -44,7 +44,7 @@ from freeadv_jax.weights.transfer import flat_variables
 
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
-# What the record says about the data, beside the configuration.
+# The facts about the data in the record, beside the configuration.
 _OF_DATA = ("num_classes", "image_shape", "class_names", "training_images")
 # A shared folder (NFS, a bucket) shows what another process wrote within so many seconds.
 _LATE = 30

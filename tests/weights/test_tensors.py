@@ -25,7 +25,7 @@ def test_arrays_come_back_bit_equal_though_their_axes_were_exchanged(tmp_path):
         np.testing.assert_array_equal(again[name], tensor)
 
 
-def test_all_that_does_not_fit_is_listed_with_both_shapes(tmp_path):
+def test_all_misfits_are_listed_with_both_shapes(tmp_path):
     tensors = {
         "good": np.ones(2, np.float16),
         "stray": np.ones(()),
@@ -62,7 +62,7 @@ def test_bfloat16_is_written_as_float32(tmp_path):
     np.testing.assert_array_equal(again, [0.25, 1.5])
 
 
-def test_what_is_no_safetensors_file_is_refused_in_one_line(tmp_path):
+def test_a_file_that_is_not_safetensors_is_refused_in_one_line(tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(InputError, match="there is no file"):
         read_tensors(path)

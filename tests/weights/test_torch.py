@@ -1,4 +1,4 @@
-"""PyTorch weights carried in: equal logits, or a list of what does not fit."""
+"""Imported PyTorch weights: equal logits, or a list of the tensors that do not fit."""
 
 import collections
 import pickle
