@@ -125,12 +125,16 @@ def _natural(models, comparison):
 def _not_compared(models, comparison):
     """Name the attacks that break more than the compared one, but not on all models."""
     stronger = []
-    for model, row in zip(models, comparison.rows, strict=True):
+    for model, compared in zip(models, comparison.rows, strict=True):
         for name in attack_names(models):
             other = model.rows.get(name)
             if other is None or name == NATURAL or compare(models, name):
                 continue
-            if other["accuracy"] < row["accuracy"]:
+            # On the same images where possible: fewer images may be harder ones.
+            examples = min(other["examples"], comparison.examples)
+            here = model.row_on_first(comparison.attack, examples) or compared
+            other = model.row_on_first(name, examples) or other
+            if other["accuracy"] < here["accuracy"]:
                 stronger.append(
                     f"{_title(name)} leaves {model.label} {percent(other['accuracy'])} % "
                     f"of {other['examples']:,} images"

@@ -138,6 +138,17 @@ def test_a_stronger_attack_on_one_model_alone_is_named():
     assert not verdict(models)[3].startswith("Careful")
 
 
+def test_an_attack_on_fewer_and_harder_images_is_not_called_stronger():
+    models = runs(4, 100)
+    robust = np.arange(200) >= 100
+    models[1].outcomes["pgd-20"] = robust
+    # PGD leaves no image of the first 100 either.
+    models[1].rows["square"] = row(0, examples=100)
+    assert not verdict(models)[3].startswith("Careful")
+    models[1].outcomes["pgd-20"] = ~robust
+    assert verdict(models)[3].startswith("Careful: square leaves Free-2, 0 0.0 %")
+
+
 def test_models_of_other_image_sets_cannot_be_ranked():
     models = [
         dataclasses.replace(model, images=number)
