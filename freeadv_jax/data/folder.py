@@ -273,19 +273,18 @@ def _find_annotated(folder: Path, class_names: tuple[str, ...]) -> _Found:
         if rest[0] not in files:
             raise InputError(f"'{table}' has classes that train/ lacks: {rest[0]}")
         files[rest[0]].append(folder / _INNER / file)
-    missing = [
-        file.name for some in files.values() for file in some if not file.is_file()
-    ]
-    if missing or not any(files.values()):
+    found = _Found(folder)
+    for label, files_of_class in enumerate(files.values()):
+        found.add(sorted(files_of_class), label)
+    if not found.files:
+        raise InputError(
+            f"'{table}' names no images: must name a file and its class on each line"
+        )
+    if missing := [file.name for file in found.files if not file.is_file()]:
         raise InputError(
             f"'{table}' names {len(missing)} files that '{folder / _INNER}' lacks: "
             f"{shortened(missing)}"
-            if missing
-            else f"'{table}' names no images: must name a file and its class a line"
         )
-    found = _Found(folder)
-    for label, some in enumerate(files.values()):
-        found.add(sorted(some), label)
     others = {*_files_below(folder)} - {*found.files, table}
     found.leave_out(sorted(others), f"without a line in {_ANNOTATIONS}")
     return found

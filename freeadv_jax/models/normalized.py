@@ -65,6 +65,6 @@ def standardize_per_image(
     pixels = images.shape[1] * images.shape[2] * images.shape[3]
     mean = jnp.mean(images, axis=(1, 2, 3), keepdims=True)
     variance = jnp.var(images, axis=(1, 2, 3), keepdims=True)
-    # The bound comes before the root, whose gradient is infinite at 0, the variance of a
-    # constant image.
+    # The bound is inside the root: a constant image has variance 0, where the gradient of
+    # the root is infinite.
     return (images - mean) / jnp.sqrt(jnp.maximum(variance, 1 / pixels))

@@ -352,7 +352,7 @@ def test_tiny_imagenet_is_read_as_it_is_unpacked(root, caplog):
         ("031.jpg cat\n", "line 1 of '{}' is '031.jpg cat': must be a file and its"),
         ("031.jpg\twolf\n", "'{}' has classes that train/ lacks: wolf"),
         ("a.jpg\tcat\n", "'{}' names 1 files that '{}/images' lacks: a.jpg"),
-        ("\n", "'{}' names no images: must name a file and its class a line"),
+        ("\n", "'{}' names no images: must name a file and its class on each line"),
     ],
 )
 def test_annotations_of_tiny_imagenet_that_do_not_fit_are_refused(root, lines, said):
