@@ -15,7 +15,8 @@ class NormalizedNetwork(nn.Module):
     'per_image' is TensorFlow's per_image_standardization, as in the paper's CIFAR runs.
     'mean_std' subtracts `mean` and divides by `std`, each one number or one per channel.
     With `remat` only the outputs of convolutions are kept for the backward pass, which
-    computes the rest again: less memory for a little arithmetic.
+    computes the rest again: less memory for a little arithmetic. `convolutions` names the
+    CPU's kernels, which `devices/onednn.py` chooses.
     """
 
     network: nn.Module
