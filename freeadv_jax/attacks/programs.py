@@ -85,6 +85,8 @@ def find_program(
             return Program(kept, weights, compiled=False)
         flat = _from_leaves(function, model)
     else:
+        # Scalars that lie on all devices would not go with the arrays of one device.
+        logits_fn = parallel.fetch(logits_fn)
         weights, flat = _from_captured(function, logits_fn, arguments, layout)
         weights = parallel.place(weights, REPLICATED)
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 import freeadv_jax
 from freeadv_jax.attacks.named import attack_by_name
+from freeadv_jax.attacks.programs import forget_programs
 from freeadv_jax.attacks.red_flags import Flag
 from freeadv_jax.attacks.robustness import (
     AttackState,
@@ -228,8 +229,8 @@ def test_print_shows_norm_epsilon_percent_and_the_worst_case_last():
 def test_print_shows_red_flags_of_the_first_images_below_the_table(monkeypatch):
     asked = []
 
-    def red_flags(campaign, logits_fn, images, labels, **threat):
-        asked.append((len(images), threat))
+    def red_flags(logits_fn, images, labels, **options):
+        asked.append((len(images), options))
         return [Flag("random noise", True, "it broke 9 images", {"missed": 9})]
 
     monkeypatch.setattr("freeadv_jax.attacks.robustness.find_red_flags", red_flags)
@@ -237,7 +238,8 @@ def test_print_shows_red_flags_of_the_first_images_below_the_table(monkeypatch):
     result = evaluated(
         images=images, labels=labels, attacks=["natural"], red_flags=True
     )
-    assert asked == [(200, {"norm": "linf", "epsilon": 0.1, "step_size": 0.05})]
+    threat = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
+    assert asked == [(200, threat | {"batch_size": 16, "seed": 0})]
     assert [flag.name for flag in result.red_flags] == ["random noise"]
     assert str(result).endswith(
         "red flags:\nsuspicious  random noise: it broke 9 images"
@@ -263,6 +265,26 @@ def test_nothing_is_written_unless_progress_is_asked_for(capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert "pgd-10 40/40 attempts (100%)" in err
+
+
+@pytest.mark.parametrize("kind", ["Linen, by partial", "NNX"])
+def test_programs_are_kept_for_other_weights_and_another_epsilon(kind, caplog):
+    def compiled(model, **options):
+        caplog.clear()
+        with jax.log_compiles(True), caplog.at_level("WARNING", logger="jax"):
+            evaluated(model, **options)
+        return caplog.text.count("Finished XLA compilation of jit(whole)")
+
+    forget_programs()
+    assert compiled(MODELS[kind]()) > 0
+    if kind == "NNX":
+        other = nnx_module()
+        other.norm.scale[...] = other.norm.scale[...] / 2
+    else:
+        model, variables = linen()
+        halved = jax.tree.map(lambda array: array / 2, variables)
+        other = functools.partial(model.apply, halved, train=False)
+    assert compiled(other, epsilon=0.05) == 0
 
 
 def test_outcomes_do_not_depend_on_the_batch_size():
