@@ -37,7 +37,12 @@ from freeadv_jax.devices import parallel
 from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import relu
-from freeadv_jax.runs.build import configured_steps
+from freeadv_jax.runs.build import (
+    configured_optimizer,
+    configured_steps,
+    initial_state_of,
+    model_of,
+)
 from freeadv_jax.training.multistep import STATE_LAYOUT, minibatches_per_call
 
 NETWORKS = ("preact-resnet-18", "wrn-32-10-madry", "resnet-50")
@@ -275,11 +280,11 @@ def compiled_step(run, devices, platform):
         "label": jax.ShapeDtypeStruct((size,), np.int32),
     }
     batches = (batch,) * minibatches_per_call(passes(run.config))
-    arguments = jax.eval_shape(run.initial_state), batches, np.int32(1)
+    arguments = jax.eval_shape(lambda: initial_state_of(run)), batches, np.int32(1)
     with compiling_for(devices, platform):
         parallel.check_batch_size(size)
         steps = configured_steps(
-            run.config, model=run.model(), tx=run.optimizer()
+            run.config, model=model_of(run), tx=configured_optimizer(run.config)
         ).program
         layout = STATE_LAYOUT, SPLIT, REPLICATED
         return steps.lower(*laid_out(layout, arguments)).compile()

@@ -24,7 +24,9 @@ from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.files import checksum, write_json
 from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.pixels import unit_range
+from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import read_run
+from freeadv_jax.runs.load import trained_state
 
 PGD_STEPS = 20
 ATTACKS = (f"pgd-{PGD_STEPS}", "apgd-ce", "apgd-dlr", "apgd-t")
@@ -47,8 +49,8 @@ class Pair:
 
     def __init__(self, workdir, dataset, *, examples, batch_size):
         run = read_run(workdir)
-        variables = run.trained_state("last").variables
-        self.logits_fn = logits_functions(run.model())(variables)
+        variables = trained_state(run, "last").variables
+        self.logits_fn = logits_functions(model_of(run))(variables)
         self.torch_model = torch_classifier(run, variables)
         self.checksum = checksum(variables)
         self.images = unit_range(dataset.images[:examples])

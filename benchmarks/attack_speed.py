@@ -31,7 +31,9 @@ from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.files import checksum, write_json
 from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.pixels import unit_range
+from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import read_run
+from freeadv_jax.runs.load import trained_state
 
 ATTACKS = ("pgd-100", "autoattack")
 PACKAGES = ("torch", "pyautoattack", "foolbox")
@@ -41,7 +43,7 @@ class Ours:
     """Our attacks; each program is compiled at its first use."""
 
     def __init__(self, run, variables, batch_size):
-        self._logits_fn = logits_functions(run.model())(variables)
+        self._logits_fn = logits_functions(model_of(run))(variables)
         self._campaign = Campaign(batch_size=batch_size)
 
     def attack(self, named, images, labels):
@@ -191,7 +193,7 @@ def main(argv):
     images = unit_range(dataset.images[: options.examples])
     labels = dataset.labels[: options.examples]
     run = read_run(options.workdir)
-    variables = run.trained_state("last").variables
+    variables = trained_state(run, "last").variables
     contenders = {
         who: kind(run, variables, options.batch_size)
         for who, kind in {"ours": Ours, "reference": Theirs}.items()

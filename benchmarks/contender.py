@@ -20,7 +20,12 @@ from freeadv_jax import recipes
 from freeadv_jax.config import base_config, passes, replays
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
-from freeadv_jax.runs.build import configured_steps
+from freeadv_jax.runs.build import (
+    configured_optimizer,
+    configured_steps,
+    initial_state_of,
+    model_of,
+)
 from freeadv_jax.runs.folder import Run
 from freeadv_jax.runs.watch import Clock
 from freeadv_jax.training.multistep import STATE_LAYOUT, minibatches_per_call
@@ -161,12 +166,14 @@ def ours(run: Run, batches: Iterator, *, per_call: int | None = None) -> Contend
     `per_call` is the number of minibatches in a call; None means as many as `train`
     takes.
     """
-    state = parallel.place(run.initial_state(), STATE_LAYOUT)
+    state = parallel.place(initial_state_of(run), STATE_LAYOUT)
     per_call = per_call or minibatches_per_call(passes(run.config))
     groups = zip(*[batches] * per_call, strict=True)
     group = jax.block_until_ready(next(groups))
     started = time.perf_counter()
-    steps = configured_steps(run.config, model=run.model(), tx=run.optimizer()).program
+    steps = configured_steps(
+        run.config, model=model_of(run), tx=configured_optimizer(run.config)
+    ).program
     compiled = steps.lower(state, group, np.int32(per_call)).compile()
     compile_seconds = time.perf_counter() - started
 

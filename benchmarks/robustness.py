@@ -14,7 +14,9 @@ from freeadv_jax.attacks.robustness import WORST_CASE
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.models.interface import logits_functions
+from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import read_run
+from freeadv_jax.runs.load import trained_state
 from freeadv_jax.runs.results import (
     ResultsFolder,
     configured_attacks,
@@ -32,9 +34,9 @@ def robustness(workdir, data, examples):
     """Return the rows and red flags of one run."""
     run = read_run(workdir)
     config = run.config
-    state = run.trained_state("last")
+    state = trained_state(run, "last")
     test = load_arrays(config.data.name, data, validation_examples=0).test
-    logits_fn = logits_functions(run.model())(state.variables)
+    logits_fn = logits_functions(model_of(run))(state.variables)
     how = {
         "into": ResultsFolder(workdir, {"config": config.to_dict()}),
         "batch_size": 64,

@@ -21,7 +21,12 @@ from jax.extend import core
 from benchmarks.record import write_record
 from freeadv_jax.command import Parser, run_command
 from freeadv_jax.config import base_config
-from freeadv_jax.runs.build import configured_steps
+from freeadv_jax.runs.build import (
+    configured_optimizer,
+    configured_steps,
+    initial_state_of,
+    model_of,
+)
 from freeadv_jax.runs.folder import Run
 
 BATCHES = (256, 512, 1024, 2048, 4096, 8192)
@@ -82,7 +87,7 @@ def count(name):
     results of convolutions and products, as if everything else were fused into them.
     """
     run = configured_run(name, dtype="bfloat16")
-    state = jax.eval_shape(run.initial_state)
+    state = jax.eval_shape(lambda: initial_state_of(run))
     products = forward_products(run)
     parameters, statistics = (
         sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -110,12 +115,12 @@ def forward_flop(run):
 
 def forward_products(run):
     """Return the convolutions and matrix products of a forward pass in training."""
-    state = jax.eval_shape(run.initial_state)
+    state = jax.eval_shape(lambda: initial_state_of(run))
     image = jax.ShapeDtypeStruct((1, *run.image_shape), jnp.float32)
     # BatchNorm runs as in training, but has no axis to synchronise over.
     config = run.config.copy_and_resolve_references()
     config.model.sync_batch_norm = False
-    model = dataclasses.replace(run, config=config).model()
+    model = model_of(dataclasses.replace(run, config=config))
     forward = jax.make_jaxpr(
         lambda variables, images: model.apply(
             variables, images, train=True, mutable=["batch_stats"]
@@ -232,8 +237,10 @@ def memory(dtype):
     """Return the bytes of one step of ResNet-50 on one device, reported by XLA."""
     run = configured_run("resnet-50", dtype=dtype)
     batch = run.config.batch_size
-    steps = configured_steps(run.config, model=run.model(), tx=run.optimizer()).program
-    state = jax.eval_shape(run.initial_state)
+    steps = configured_steps(
+        run.config, model=model_of(run), tx=configured_optimizer(run.config)
+    ).program
+    state = jax.eval_shape(lambda: initial_state_of(run))
     images = jax.ShapeDtypeStruct((batch, *run.image_shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     minibatch = {"image": images, "label": labels}

@@ -43,6 +43,7 @@ from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import write_json
 from freeadv_jax.models import DTYPES
+from freeadv_jax.runs.build import model_of
 from freeadv_jax.training.methods import METHODS
 from freeadv_jax.training.multistep import minibatches_per_call
 
@@ -260,7 +261,7 @@ def settings(options):
                     dtype=dtype,
                     batch_size=options.batch_size,
                 )
-                run.model()
+                model_of(run)
                 if peers and run.config.method not in PEER_METHODS:
                     raise InputError(
                         f"--peer with --methods {method}: PyTorch's contenders know "

@@ -15,6 +15,7 @@ from benchmarks import training
 from benchmarks.ablation import BASE, VARIANTS
 from benchmarks.readme import ABLATIONS, results
 from freeadv_jax.config import validate
+from freeadv_jax.runs.build import initial_state_of
 from freeadv_jax.runs.folder import Run
 from freeadv_jax.runs.results import configured_attacks
 from freeadv_jax.training.optim import learning_rate_schedule
@@ -56,7 +57,7 @@ def docstring_of(name):
 
 def parameters(config, num_classes):
     run = Run(pathlib.Path("nowhere"), config, num_classes, (32, 32, 3))
-    params = jax.eval_shape(run.initial_state).params
+    params = jax.eval_shape(lambda: initial_state_of(run)).params
     return sum(array.size for array in jax.tree.leaves(params))
 
 

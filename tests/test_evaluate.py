@@ -18,6 +18,7 @@ from freeadv_jax.evaluate import main
 from freeadv_jax.export import export_run
 from freeadv_jax.files import sole_writer
 from freeadv_jax.runs.folder import open_run, read_run
+from freeadv_jax.runs.load import trained_state
 from freeadv_jax.runs.results import evaluate_run
 from freeadv_jax.runs.train import train_run
 
@@ -57,7 +58,7 @@ def outcomes(folder, name="evaluation"):
 
 
 def read_variables(folder):
-    return read_run(folder).trained_state("last").variables
+    return trained_state(read_run(folder), "last").variables
 
 
 def content(folder):

@@ -16,6 +16,7 @@ import freeadv_jax
 from freeadv_jax.errors import InputError
 from freeadv_jax.export import export_run, main
 from freeadv_jax.files import read_json
+from freeadv_jax.runs.build import initial_state_of
 from freeadv_jax.runs.folder import open_run
 from freeadv_jax.weights.load import load_exported
 from freeadv_jax.weights.tensors import read_tensors, write_tensors
@@ -35,7 +36,7 @@ def workdir(tmp_path_factory):
     """A run with a best checkpoint, of step 3, and another last, of step 5."""
     workdir = tmp_path_factory.mktemp("export") / "run"
     run = open_run(workdir, tiny_config(), num_classes=10, image_shape=(8, 8, 1))
-    state, rng = run.initial_state(), np.random.default_rng(0)
+    state, rng = initial_state_of(run), np.random.default_rng(0)
     with contextlib.closing(run.checkpoints(writable=True)) as checkpoints:
         for step, robust in ((3, 0.5), (5, 0.25)):
             params, batch_stats = jax.tree.map(
@@ -239,9 +240,9 @@ def test_the_command_imports_pytorch_weights(tmp_path):
         ),
         ({"num_classes": "0"}, "--num_classes: '0': must be a whole number above 0"),
         ({"image_shape": "32,32"}, "--image_shape: '32,32': must be three whole"),
-        ({"image_shape": "33,33,3"}, "needs sides divisible by 8"),
+        ({"image_shape": "33,33,3"}, "divisible by 8"),
         ({"mean": "a,b"}, "--mean: 'a': must be a number, such as 8/255"),
-        ({"mean": "1,2"}, "has 2 numbers; allowed: 1 or one for each of the 3"),
+        ({"mean": "1,2"}, "must have 1 number, or one for each of the 3"),
         ({"std": "0"}, "std above 0"),
         ({"stdd": "1"}, "option '--stdd' is unknown; did you mean '--std'?"),
         ({"torch": "/nowhere.safetensors"}, "there is no file /nowhere.safetensors"),

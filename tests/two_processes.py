@@ -8,6 +8,7 @@ import numpy as np
 from tiny_run import ROOT, command, environment
 
 from freeadv_jax.runs.folder import read_run
+from freeadv_jax.runs.load import trained_state
 
 FIELDS = {"updates": 12, "evaluation__examples": 100}
 
@@ -47,7 +48,7 @@ def run_two(workdir, **options):
 
 
 def state_of(workdir):
-    return read_run(workdir).trained_state("last")
+    return trained_state(read_run(workdir), "last")
 
 
 def assert_same_training(folder, other, *, tolerance=1e-6):

@@ -9,6 +9,7 @@ from freeadv_jax.models.preact_resnet import PreActResNet
 from freeadv_jax.models.resnet import ResNet
 from freeadv_jax.models.small_cnn import SmallCNN
 from freeadv_jax.models.wide_resnet import MadryWideResNet
+from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import Run
 
 _LEAVES = {
@@ -230,7 +231,7 @@ def torch_classifier(run: Run, variables) -> TorchClassifier:
     It takes images f32[b, c, h, w] in [0, 1]. Weights need no gradients;
     `.train().requires_grad_()` makes it a network for training.
     """
-    model = run.model()
+    model = model_of(run)
     kind, described_by = {
         PreActResNet: (TorchPreActResNet, run.image_shape[-1]),
         MadryWideResNet: (TorchMadryWideResNet, run.image_shape[-1]),

@@ -22,6 +22,7 @@ from benchmarks.peers.torch_batches import Batch, device_batches, host_batches
 from benchmarks.peers.torch_networks import torch_classifier
 from freeadv_jax.config import replays
 from freeadv_jax.data.split import Split
+from freeadv_jax.runs.build import initial_state_of
 from freeadv_jax.runs.folder import Run
 
 # torch.compile may take this many seconds for the forward and the backward pass.
@@ -150,7 +151,7 @@ def theirs(run: Run, split: Split, *, reference_style: bool) -> Contender:
         torch.set_float32_matmul_precision("high")
     config = run.config
     model = (
-        torch_classifier(run, run.initial_state().variables).train().requires_grad_()
+        torch_classifier(run, initial_state_of(run).variables).train().requires_grad_()
     )
     remarks = {"threads": torch.get_num_threads(), "device": device.type}
     if reference_style:

@@ -13,9 +13,10 @@ from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import checksum, local_path, read_json
 from freeadv_jax.models.interface import logits_functions
+from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import Run, read_run
+from freeadv_jax.runs.load import trained_state
 from freeadv_jax.runs.outcomes import ArrayFile
-
 from freeadv_jax.training.methods import METHODS
 from freeadv_jax.weights.exported import EXPORTED
 from freeadv_jax.weights.load import load_exported
@@ -222,9 +223,9 @@ def _logits_fn(opened, functions):
     # Runs of one architecture share a function and its compiled programs.
     architecture = repr((opened.run.config.model, opened.num_classes))
     if architecture not in functions:
-        functions[architecture] = logits_functions(opened.run.model())
+        functions[architecture] = logits_functions(model_of(opened.run))
     make = functions[architecture]
-    return make(opened.run.trained_state("last").variables)
+    return make(trained_state(opened.run, "last").variables)
 
 
 def _kinds(opened):

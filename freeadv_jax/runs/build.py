@@ -9,7 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from freeadv_jax.attacks.threat import make_threat
-from freeadv_jax.devices import parallel
+from freeadv_jax.devices import onednn, parallel
 from freeadv_jax.models import build_model
 from freeadv_jax.models.imported import OBJECT, PREFIX, import_model, live_model_error
 from freeadv_jax.models.interface import as_model
@@ -54,6 +54,16 @@ def configured_model(
         batch_norm_axis=parallel.AXIS if model.sync_batch_norm else None,
         remat=model.remat,
         convolutions=convolutions,
+    )
+
+
+def model_of(run):
+    """Return the network of a `Run`, with the convolutions that the run began with."""
+    return configured_model(
+        run.config,
+        num_classes=run.num_classes,
+        image_shape=run.image_shape,
+        convolutions=onednn.choose_again(run.convolutions),
     )
 
 
@@ -104,6 +114,19 @@ def initial_state(
     )
     return jax.jit(lambda seed, variables: create(seed, variables=variables))(
         np.uint32(config.seed), variables
+    )
+
+
+def initial_state_of(run, model=None) -> TrainState:
+    """Return the state of a `Run` before the first minibatch; see `initial_state`.
+
+    `model` replaces the network that the configuration describes.
+    """
+    return initial_state(
+        run.config,
+        model=model_of(run) if model is None else model,
+        tx=configured_optimizer(run.config),
+        image_shape=run.image_shape,
     )
 
 

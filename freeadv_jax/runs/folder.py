@@ -11,7 +11,6 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -30,14 +29,8 @@ from freeadv_jax.files import (
     write_json,
 )
 from freeadv_jax.models.imported import PREFIX
-from freeadv_jax.runs.build import (
-    configured_learning_rate,
-    configured_model,
-    configured_optimizer,
-    initial_state,
-)
+from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.checkpoint import Checkpoints
-from freeadv_jax.training.state import TrainState
 from freeadv_jax.weights.exported import variable_shapes
 from freeadv_jax.weights.tensors import misfits, require_fit
 from freeadv_jax.weights.transfer import flat_variables
@@ -66,32 +59,6 @@ class Run:
     # The kernels of the CPU's convolutions, chosen when the run begins: "xla", "onednn".
     convolutions: str = onednn.XLA
 
-    def model(self):
-        """Return the network that the configuration describes."""
-        return configured_model(
-            self.config,
-            num_classes=self.num_classes,
-            image_shape=self.image_shape,
-            convolutions=onednn.choose_again(self.convolutions),
-        )
-
-    def learning_rate(self) -> Callable:
-        """Return the learning rate as a function of the update."""
-        return configured_learning_rate(self.config)
-
-    def optimizer(self):
-        """Return the optax transformation."""
-        return configured_optimizer(self.config)
-
-    def initial_state(self, model=None) -> TrainState:
-        """Return the state before the first minibatch."""
-        return initial_state(
-            self.config,
-            model=self.model() if model is None else model,
-            tx=self.optimizer(),
-            image_shape=self.image_shape,
-        )
-
     def checkpoints(self, *, writable: bool = False) -> Checkpoints:
         """Return the run's checkpoints; only one process at a time may write."""
         keep = self.config.checkpoint.keep if writable else None
@@ -100,23 +67,6 @@ class Run:
     def saved_updates(self) -> int:
         """Return the weight updates behind the newest checkpoint, 0 without any."""
         return saved_updates(self.workdir, self.config)
-
-    def trained_state(self, checkpoint: str, model=None) -> TrainState:
-        """Return the state of the 'last' or 'best' checkpoint, as NumPy arrays.
-
-        `model` replaces the configured one. Raise InputError where there is no such
-        checkpoint or none that can be read.
-        """
-        if checkpoint not in ("last", "best"):
-            raise InputError(
-                f"checkpoint {checkpoint!r} is unknown; allowed: last, best"
-            )
-        if not self.saved_updates():
-            raise InputError(f"{self.workdir} holds no checkpoint yet")
-        like = jax.eval_shape(lambda: self.initial_state(model))
-        with contextlib.closing(self.checkpoints()) as checkpoints:
-            state, _ = checkpoints.restore(like, checkpoint)
-        return state
 
     def require_classes(self, class_names: tuple[str, ...]) -> None:
         """Raise InputError unless a data set has the classes of the training."""
@@ -215,7 +165,7 @@ def _shapes(run, arrays):
     change.
     """
     if arrays is None:
-        model = run.model()
+        model = model_of(run)
         if not run.config.model.name.startswith(PREFIX):
             return None
         arrays = variable_shapes(model, run.image_shape)

@@ -1,16 +1,19 @@
 """A trained model as a function, from a run folder or an exported one."""
 
+import contextlib
+
 import jax
 from ml_collections import ConfigDict
 
 from freeadv_jax.config import replays
 from freeadv_jax.console import say
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, require_choice
 from freeadv_jax.files import local_path
 from freeadv_jax.models.imported import PREFIX
 from freeadv_jax.models.interface import as_model
-from freeadv_jax.runs.build import configured_model
-from freeadv_jax.runs.folder import read_run
+from freeadv_jax.runs.build import configured_model, initial_state_of, model_of
+from freeadv_jax.runs.folder import Run, read_run
+from freeadv_jax.training.state import TrainState
 from freeadv_jax.weights.classifier import Classifier, as_classifier
 from freeadv_jax.weights.exported import EXPORTED, TENSORS
 from freeadv_jax.weights.load import load_exported
@@ -32,9 +35,9 @@ def load(workdir, *, checkpoint: str = "last", model=None) -> Classifier:
             raise InputError(f"{folder} is an exported model; allowed: last")
         return load_exported(folder, model)
     run = read_run(folder)
-    state = run.trained_state(checkpoint, model)
+    state = trained_state(run, checkpoint, model)
     return as_classifier(
-        run.model() if model is None else model,
+        model_of(run) if model is None else model,
         state.variables,
         num_classes=run.num_classes,
         image_shape=run.image_shape,
@@ -42,6 +45,21 @@ def load(workdir, *, checkpoint: str = "last", model=None) -> Classifier:
             run.config, updates=int(state.step) * replays(run.config)
         ),
     )
+
+
+def trained_state(run: Run, checkpoint: str, model=None) -> TrainState:
+    """Return the state of the 'last' or 'best' checkpoint of a run, as NumPy arrays.
+
+    `model` replaces the network that the configuration describes. Raise InputError where
+    there is no such checkpoint or none that can be read.
+    """
+    require_choice("checkpoint", checkpoint, ("last", "best"))
+    if not run.saved_updates():
+        raise InputError(f"{run.workdir} holds no checkpoint yet")
+    like = jax.eval_shape(lambda: initial_state_of(run, model))
+    with contextlib.closing(run.checkpoints()) as checkpoints:
+        state, _ = checkpoints.restore(like, checkpoint)
+    return state
 
 
 def saved_variables(folder) -> dict:
@@ -53,7 +71,7 @@ def saved_variables(folder) -> dict:
     folder = local_path(folder)
     if (folder / EXPORTED).exists():
         return read_tensors(folder / TENSORS)
-    return read_run(folder).trained_state("last").variables
+    return trained_state(read_run(folder), "last").variables
 
 
 def initial_variables(

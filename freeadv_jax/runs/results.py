@@ -30,6 +30,7 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.files import checksum, read_json, write_json
 from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.runs.attacked import ResumableAttacks
+from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import Run
 from freeadv_jax.runs.outcomes import ArrayFile
 from freeadv_jax.runs.provenance import environment
@@ -95,7 +96,7 @@ def evaluate_run(run: Run, variables, split: Split, *, training: dict) -> dict:
     config, evaluation = run.config, run.config.evaluation
     header = {"config": config.to_dict(), "training": training}
     return evaluate_and_record(
-        logits_functions(run.model())(variables),
+        logits_functions(model_of(run))(variables),
         split.images,
         split.labels,
         configured_attacks(config, evaluation.attacks, num_classes=run.num_classes),

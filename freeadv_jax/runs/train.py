@@ -23,6 +23,7 @@ from freeadv_jax.runs.build import (
     configured_optimizer,
     configured_steps,
     initial_state,
+    model_of,
 )
 from freeadv_jax.runs.checkpoint import Checkpoints
 from freeadv_jax.runs.folder import Run
@@ -44,7 +45,7 @@ def train_run(
     return train(
         config,
         dataset,
-        model=run.model(),
+        model=model_of(run),
         tx=configured_optimizer(config),
         num_classes=run.num_classes,
         run=run,

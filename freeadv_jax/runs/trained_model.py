@@ -16,8 +16,9 @@ from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import local_path, read_json
 from freeadv_jax.models.interface import logits_functions
+from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import read_run
-from freeadv_jax.runs.load import load
+from freeadv_jax.runs.load import load, trained_state
 from freeadv_jax.training.methods import METHODS
 from freeadv_jax.weights.exported import EXPORTED
 
@@ -69,7 +70,7 @@ def open_trained_model(
 def _open_run(folder, checkpoint, data):
     run = read_run(folder)
     config = run.config
-    state = run.trained_state(checkpoint)
+    state = trained_state(run, checkpoint)
 
     def test_set():
         given = config.data.to_dict()
@@ -86,7 +87,7 @@ def _open_run(folder, checkpoint, data):
     threat = {"norm": config.attack.norm, "epsilon": config.attack.epsilon}
     method = METHODS[config.method].title(config.attack)
     return TrainedModel(
-        logits_fn=logits_functions(run.model())(state.variables),
+        logits_fn=logits_functions(model_of(run))(state.variables),
         num_classes=run.num_classes,
         image_shape=run.image_shape,
         title=f"{config.model.name} ({_size(state.variables)} parameters, {method} on "

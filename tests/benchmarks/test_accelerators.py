@@ -23,7 +23,12 @@ from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import read_json
 from freeadv_jax.models import relu
-from freeadv_jax.runs.build import configured_steps
+from freeadv_jax.runs.build import (
+    configured_optimizer,
+    configured_steps,
+    initial_state_of,
+    model_of,
+)
 from freeadv_jax.training import state
 
 # The loop has a convolution beside an all-reduce and one after it, a fusion that reads half
@@ -143,12 +148,14 @@ def test_no_step_scatters(network, method, monkeypatch):
     """On GPU a scatter adds in a different order in each run, or is sorted first."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     run = configured_run(network, method, images="cifar10", batch_size=16)
-    state = jax.eval_shape(run.initial_state)
+    state = jax.eval_shape(lambda: initial_state_of(run))
     batch = {
         "image": jax.ShapeDtypeStruct((16, *run.image_shape), np.uint8),
         "label": jax.ShapeDtypeStruct((16,), np.int32),
     }
-    steps = configured_steps(run.config, model=run.model(), tx=run.optimizer()).program
+    steps = configured_steps(
+        run.config, model=model_of(run), tx=configured_optimizer(run.config)
+    ).program
     text = steps.lower(state, (batch,), np.int32(1)).as_text()
     assert "stablehlo.convolution" in text
     assert "scatter" not in text
@@ -236,7 +243,7 @@ def count(tree):
 def test_a_step_compiles_for_eight_chips_and_keeps_its_state_in_place(target, method):
     run, program = compiled(target, 8, method)
     memory = accelerators.program_memory(program)
-    params = jax.eval_shape(run.initial_state).params
+    params = jax.eval_shape(lambda: initial_state_of(run)).params
     # The weights and the momentum, each in float32.
     assert memory["donated"] >= 2 * 4 * count(params)
 
@@ -269,7 +276,7 @@ def test_gradients_reach_other_gpus_beside_the_backward_pass(monkeypatch):
         return run, accelerators.traffic(program.as_text())
 
     run, as_it_is = read()
-    state_ = jax.eval_shape(run.initial_state)
+    state_ = jax.eval_shape(lambda: initial_state_of(run))
     assert as_it_is["all_reduces"]["bytes"] >= 4 * (
         count(state_.params) + count(state_.collections)
     )
@@ -299,9 +306,9 @@ def test_gradients_reach_other_gpus_beside_the_backward_pass(monkeypatch):
 def test_an_attacks_steps_compile(target, attack):
     chips = chips_of(target, 2)
     run = configured_run("small-cnn", "natural")
-    variables = {"params": jax.eval_shape(run.initial_state).params}
+    variables = {"params": jax.eval_shape(lambda: initial_state_of(run)).params}
     logits_fn = jax.tree_util.Partial(
-        partial(run.model().apply, train=False), variables
+        partial(model_of(run).apply, train=False), variables
     )
     kind, numbers = split_numbers(attack)
     settings = {"attack": numbers, "seed": np.uint32(0)}

@@ -18,6 +18,7 @@ from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.threat import Linf
 from freeadv_jax.config import base_config
 from freeadv_jax.models.interface import logits_functions
+from freeadv_jax.runs.build import configured_optimizer, initial_state_of, model_of
 from freeadv_jax.runs.folder import Run
 from freeadv_jax.training.free import free_train_step
 from freeadv_jax.training.pgd import pgd_train_step
@@ -42,9 +43,9 @@ def problem():
     config = base_config()
     config.model.name = "wrn-10-1"
     run = Run(pathlib.Path(), config, num_classes=10, image_shape=(8, 8, 3))
-    variables = run.initial_state().variables
+    variables = initial_state_of(run).variables
     logits = Campaign(batch_size=48).logits(
-        logits_functions(run.model())(variables), IMAGES
+        logits_functions(model_of(run))(variables), IMAGES
     )
     return run, variables, logits
 
@@ -80,7 +81,7 @@ def test_our_attack_leaves_at_most_one_image_more_than_the_reference(
 
     run, variables, logits = problem
     labels = logits.argmax(axis=-1)
-    logits_fn = logits_functions(run.model())(variables)
+    logits_fn = logits_functions(model_of(run))(variables)
     torch_model = torch_classifier(run, variables)
     epsilon = EPSILON[norm]
     fields = {"norm": norm, "epsilon": epsilon, "batch_size": 48}
@@ -117,7 +118,7 @@ def trained_on(network, method, *, pixels, batch_size):
     }
     epsilon = run.config.attack.epsilon
     delta = jnp.asarray(rng.uniform(-epsilon, epsilon, shape), jnp.float32)
-    return run, batch, run.initial_state().replace(delta=delta)
+    return run, batch, initial_state_of(run).replace(delta=delta)
 
 
 def to_torch(images):
@@ -171,7 +172,7 @@ def test_every_network_in_pytorch_gives_the_same_logits(network, pixels):
     run, batch, state = trained_on(network, "natural", pixels=pixels, batch_size=4)
     images = np.float32(batch["image"]) / np.float32(255)
     # In evaluation mode BatchNorm does not amplify rounding errors.
-    apply = functools.partial(run.model().apply, train=False)
+    apply = functools.partial(model_of(run).apply, train=False)
     logits = np.asarray(jax.jit(apply)(state.variables, images))
     learner, (torch_images, _), _ = in_pytorch(run, batch, state)
     found = learner.model.eval()(torch_images).detach().numpy()
@@ -183,8 +184,8 @@ def our_replay(run, batch, state, *, straight_through=False):
     """Return the state after a replay of Free-m, and the metrics."""
     step = functools.partial(
         free_train_step,
-        model=run.model(),
-        tx=run.optimizer(),
+        model=model_of(run),
+        tx=configured_optimizer(run.config),
         threat=Linf(BALL["epsilon"]),
         step_size=BALL["step_size"],
         replays=1,
@@ -253,7 +254,10 @@ def test_a_natural_update_in_pytorch_has_the_same_gradients():
     natural_step(learner, torch_batch)
     natural = {"threat": Linf(0.0), "step_size": 0.0, "replays": 1}
     step = functools.partial(
-        free_train_step, model=run.model(), tx=run.optimizer(), **natural
+        free_train_step,
+        model=model_of(run),
+        tx=configured_optimizer(run.config),
+        **natural,
     )
     after, _ = jax.jit(step)(state.replace(delta=0 * state.delta), batch)
     assert_same_gradients(run, after, learner, before)
@@ -270,7 +274,11 @@ def test_a_pgd_update_in_pytorch_has_the_same_gradients():
     options = {"step_size": 2 / 255, "steps": 3}
     theirs = pgd_step(learner, torch_batch, to_torch(start), epsilon=8 / 255, **options)
     step = functools.partial(
-        pgd_train_step, model=run.model(), tx=run.optimizer(), threat=threat, **options
+        pgd_train_step,
+        model=model_of(run),
+        tx=configured_optimizer(run.config),
+        threat=threat,
+        **options,
     )
     after, ours = jax.jit(step)(state, batch)
     assert float(theirs["loss"]) == pytest.approx(float(ours["loss"]), abs=1e-4)

@@ -12,7 +12,12 @@ import pytest
 
 from freeadv_jax.config import base_config
 from freeadv_jax.devices.parallel import mean_over_devices
-from freeadv_jax.runs.build import configured_steps
+from freeadv_jax.runs.build import (
+    configured_optimizer,
+    configured_steps,
+    initial_state_of,
+    model_of,
+)
 from freeadv_jax.runs.folder import Run
 
 # Loss and accuracy.
@@ -56,12 +61,14 @@ def lowered_step(network, *, sync, method="free"):
     config.model.sync_batch_norm = sync
     config.attack.replays = 4
     run = Run(pathlib.Path(), config, num_classes=1000, image_shape=(32, 32, 3))
-    state = jax.eval_shape(run.initial_state)
+    state = jax.eval_shape(lambda: initial_state_of(run))
     batch = {
         "image": jax.ShapeDtypeStruct((16, 32, 32, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((16,), np.int32),
     }
-    steps = configured_steps(config, model=run.model(), tx=run.optimizer()).program
+    steps = configured_steps(
+        config, model=model_of(run), tx=configured_optimizer(run.config)
+    ).program
     return state, steps.lower(state, (batch,), np.int32(1))
 
 

@@ -11,7 +11,9 @@ from tiny_run import tiny_config, train_and_evaluate
 
 from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
+from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import open_run, read_run
+from freeadv_jax.runs.load import trained_state
 
 pytestmark = pytest.mark.skipif(
     onednn.unavailable() is not None, reason=f"no oneDNN: {onednn.unavailable()}"
@@ -41,7 +43,7 @@ def test_a_run_that_continues_ends_in_the_same_bits(trained, tmp_path):
     last = max(int(path.name) for path in (part / "checkpoints").glob("[0-9]*"))
     shutil.rmtree(part / "checkpoints" / str(last))
     train_and_evaluate(part, **FIELDS)
-    states = [run.trained_state("last") for run in (whole, read_run(part))]
+    states = [trained_state(run, "last") for run in (whole, read_run(part))]
     assert int(states[0].step) == int(states[1].step) == last
     jax.tree.map(np.testing.assert_array_equal, *states)
 
@@ -51,13 +53,13 @@ def test_the_kernels_are_in_the_program_and_do_not_change_the_results(
 ):
     run = read_run(trained)
     images = np.random.default_rng(0).random((64, 8, 8, 1), np.float32)
-    variables = jax.tree.map(jnp.asarray, run.trained_state("last").variables)
+    variables = jax.tree.map(jnp.asarray, trained_state(run, "last").variables)
 
     def logits(model):
         return jax.jit(lambda x: model.apply(variables, x, train=False))
 
     ours, xlas = (
-        logits(run.model().clone(convolutions=name)) for name in ("onednn", "xla")
+        logits(model_of(run).clone(convolutions=name)) for name in ("onednn", "xla")
     )
     assert "__onednn$convolution" in ours.lower(images).as_text()
     assert "__onednn$convolution" not in xlas.lower(images).as_text()
@@ -94,6 +96,6 @@ def test_a_machine_without_onednn_continues_with_xlas(tmp_path, monkeypatch, cap
     begin(tmp_path, **FIELDS)
     monkeypatch.setattr(onednn, "unavailable", lambda: "FREEADV_ONEDNN=0")
     run = begin(tmp_path, **FIELDS)
-    assert run.model().convolutions == "xla"
+    assert model_of(run).convolutions == "xla"
     assert recorded(tmp_path) == "onednn"
     assert "continues with XLA's" in capsys.readouterr().out

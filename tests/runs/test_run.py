@@ -12,6 +12,7 @@ from freeadv_jax import config as fields
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import read_json
+from freeadv_jax.runs.build import configured_optimizer, initial_state_of, model_of
 from freeadv_jax.runs.folder import open_run, read_run
 from freeadv_jax.runs.results import evaluate_run
 from freeadv_jax.runs.train import train_run
@@ -102,13 +103,17 @@ def test_the_initial_state_is_a_function_of_the_seed_and_that_of_the_modules(tmp
         return open_run(tmp_path / str(seed), config, **options)
 
     run = begun(3)
-    state = run.initial_state()
+    state = initial_state_of(run)
     module_by_module = create_state(
-        run.model(), run.optimizer(), 3, batch_size=64, image_shape=(8, 8, 1)
+        model_of(run),
+        configured_optimizer(run.config),
+        3,
+        batch_size=64,
+        image_shape=(8, 8, 1),
     )
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
     jax.tree.map(close, state, module_by_module)
-    other = begun(4).initial_state()
+    other = initial_state_of(begun(4))
     assert (int(state.seed), int(other.seed)) == (3, 4)
     kernels = [x for x in jax.tree.leaves(state.params) if x.ndim > 1]
     others = [x for x in jax.tree.leaves(other.params) if x.ndim > 1]

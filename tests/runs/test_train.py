@@ -18,7 +18,12 @@ from freeadv_jax.data.split import Split
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.runs import build
-from freeadv_jax.runs.build import configured_steps
+from freeadv_jax.runs.build import (
+    configured_optimizer,
+    configured_steps,
+    initial_state_of,
+    model_of,
+)
 from freeadv_jax.runs.folder import Run, open_run, read_run
 from freeadv_jax.runs.train import train_run
 from freeadv_jax.runs.watch import Clock
@@ -36,7 +41,7 @@ def start(workdir, **fields):
 def saved_state(workdir, which="last"):
     run = read_run(workdir)
     checkpoints = run.checkpoints()
-    state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), which)
+    state, _ = checkpoints.restore(jax.eval_shape(lambda: initial_state_of(run)), which)
     checkpoints.close()
     return state
 
@@ -281,7 +286,7 @@ def test_loss_of_nan_stops_with_the_update_named_and_checkpoints_kept(tmp_path):
     train_run(start(tmp_path / "run", updates=16), DIGITS)
     run = read_run(tmp_path / "run")
     checkpoints = run.checkpoints(writable=True)
-    state, progress = checkpoints.restore(jax.eval_shape(run.initial_state))
+    state, progress = checkpoints.restore(jax.eval_shape(lambda: initial_state_of(run)))
     # The largest finite weights overflow in the next forward pass.
     huge = jax.tree.map(lambda p: np.sign(p) * np.float32(3e38), state.params)
     checkpoints.save(
@@ -323,13 +328,15 @@ def test_a_minibatch_starts_where_the_configuration_says(start):
     config = tiny_config(attack__start=start, attack__step_size=1e-9)
     run = Run(pathlib.Path(), config, num_classes=10, image_shape=(8, 8, 1))
     carried = np.full((64, 8, 8, 1), 0.05, np.float32)
-    state = run.initial_state().replace(delta=carried)
+    state = initial_state_of(run).replace(delta=carried)
     batch = {
         "image": np.zeros((64, 8, 8, 1), np.uint8),
         "label": np.zeros(64, np.int32),
     }
     state = parallel.place(state, STATE_LAYOUT)
-    steps = configured_steps(config, model=run.model(), tx=run.optimizer()).program
+    steps = configured_steps(
+        config, model=model_of(run), tx=configured_optimizer(run.config)
+    ).program
     after, _ = steps(state, (parallel.place(batch, parallel.SPLIT),), np.int32(1))
     delta = np.array(after.delta).reshape(carried.shape)
     if start == "random":
@@ -344,12 +351,14 @@ def test_a_minibatch_starts_where_the_configuration_says(start):
 def test_dividing_a_run_into_calls_changes_no_bit(method):
     config = tiny_config(method=method, model__name="small-cnn-bn")
     run = Run(pathlib.Path(), config, num_classes=10, image_shape=(8, 8, 1))
-    steps = configured_steps(config, model=run.model(), tx=run.optimizer()).program
+    steps = configured_steps(
+        config, model=model_of(run), tx=configured_optimizer(run.config)
+    ).program
     batches = DIGITS.batches(config.batch_size, seed=0)(0)
     drawn = list(itertools.islice(batches, 4))
 
     def trained(*counts):
-        state = parallel.place(run.initial_state(), STATE_LAYOUT)
+        state = parallel.place(initial_state_of(run), STATE_LAYOUT)
         losses, begin = [], 0
         for count in counts:
             group = drawn[begin : begin + count]
