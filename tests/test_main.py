@@ -145,7 +145,7 @@ def run_copy(finished, tmp_path):
         ("--config.data.name=digit", "'digit'", "did you mean 'digits'"),
         # Combinations that do not fit together.
         ("--config.model.name=resnet-50", "(8, 8, 1)", "sides of at least 32"),
-        ("--config.model.mean=(0.1,0.2)", "2 numbers", "each of the 1 channels"),
+        ("--config.model.mean=(0.1,0.2)", "(0.1, 0.2)", "each of the 1 channels"),
         ("--config.optimizer.turns=(0.25,0.5)", "(0.25, 0.5)", "one turn"),
         ("--config.optimizer.schedule=cosine", "(0.5,)", "cosine none: ()"),
     ],
