@@ -1,7 +1,7 @@
 """Errors with one-line messages, and the phrases that many of these messages share."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -16,7 +16,7 @@ class TrainingStoppedError(RuntimeError):
     """Report that training cannot usefully continue; the message is one line."""
 
 
-def require_choice(what: str, given: object, allowed: Iterable[str]) -> None:
+def require_choice(what: str, given: object, allowed: Collection[str]) -> None:
     """Raise InputError unless `given` is one of the `allowed` names."""
     if given not in allowed:
         raise unknown_choice(what, given, allowed)

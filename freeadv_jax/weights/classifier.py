@@ -108,7 +108,7 @@ def as_classifier(
     return Classifier(
         logits_fn=jax.tree_util.Partial(logits_fn, variables),
         num_classes=num_classes,
-        image_shape=tuple(image_shape),
+        image_shape=(*image_shape,),
         variables=variables,
         description=description or {"model": f"{OBJECT}{type(model).__name__}"},
     )

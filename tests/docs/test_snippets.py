@@ -22,31 +22,19 @@ PAGES = [
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# Begins a block that continues the program of the block before it.
-_CONTINUES = "# continues\n"
-# Names the folder of a trained run that a block expects.
-_NEEDS = re.compile(r"# needs: (\S+)\n")
+# A page that loads this run expects that somebody trained it.
+_LOADED = re.compile(r"load\(\"(runs/\w+)\"")
 
 
 def blocks(page, language):
     return [body for name, body in _FENCE.findall(page.read_text()) if name == language]
 
 
-def programs(page):
-    """Join each page's Python blocks into programs that run on their own."""
-    found = []
-    for body in blocks(page, "python"):
-        if body.startswith(_CONTINUES) and found:
-            found[-1] += body.removeprefix(_CONTINUES)
-        else:
-            found.append(body)
-    return found
-
-
+# The Python blocks of a page are one program: later blocks use the names of earlier ones.
 PROGRAMS = {
-    f"{page.stem}-{number}": program
+    page.stem: program
     for page in PAGES
-    for number, program in enumerate(programs(page))
+    if (program := "\n".join(blocks(page, "python")))
 }
 
 
@@ -54,8 +42,8 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_python_blocks_run_in_an_empty_folder(name, tmp_path, request):
     program = PROGRAMS[name]
-    for folder in _NEEDS.findall(program):
-        run = request.getfixturevalue("trained_pair")[1].workdir
+    for folder in _LOADED.findall(program):
+        run = request.getfixturevalue("trained_pair")[1]
         shutil.copytree(run, tmp_path / folder)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     ended = subprocess.run(
@@ -90,12 +78,7 @@ def test_own_model_trains_from_the_command_line_as_the_page_shows(tmp_path):
 
 
 def test_there_are_python_blocks_in_the_readme_and_the_guides():
-    assert {name.rsplit("-", 1)[0] for name in PROGRAMS} >= {
-        "README",
-        "evaluate",
-        "own-model",
-        "runs",
-    }
+    assert PROGRAMS.keys() >= {"README", "evaluate", "own-model", "fine-tuning", "runs"}
 
 
 def commands(page):
@@ -165,7 +148,7 @@ def check_program(module, arguments):
 def test_commands_name_existing_modules_options_extras_and_files(page):
     scripts = PROJECT["scripts"]
     for words in commands(page):
-        if words[:2] == ["python", "-m"] and words[2] not in ("venv", "pytest"):
+        if words[:2] == ["python", "-m"] and words[2] not in ("venv", "pytest", "mypy"):
             check_program(words[2], words[3:])
         elif words[0] in scripts:
             check_program(scripts[words[0]].split(":")[0], words[1:])
