@@ -499,7 +499,7 @@ def test_red_flags_are_kept_by_epsilon_and_not_replaced_by_fewer_images(
 ):
     asked = []
 
-    def red_flags(campaign, logits_fn, images, labels, **threat):
+    def red_flags(logits_fn, images, labels, **threat):
         asked.append((threat["epsilon"], len(images)))
         return []
 
