@@ -73,6 +73,8 @@ class ArrayDataset:
     class_names: tuple[str, ...]
     pad: int
     flip: bool
+    # A function of the user's, (key, images) -> images; see `array_batches`.
+    augment: Callable | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -93,6 +95,7 @@ class ArrayDataset:
             seed=seed,
             pad=self.pad,
             flip=self.flip,
+            augment=self.augment,
         )
 
 

@@ -15,6 +15,7 @@ from freeadv_jax.data.split import Split
 from freeadv_jax.devices import parallel
 from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
+from freeadv_jax.pixels import unit_range
 
 # {'image': u8[b, h, w, c] or f32 in [0, 1], 'label': i32[b]}
 TrainingBatch = dict[str, Array]
@@ -44,6 +45,7 @@ def array_batches(
     seed: int,
     pad: int,
     flip: bool,
+    augment: Callable | None = None,
 ) -> Callable[[int], Iterator[TrainingBatch]]:
     """Return `batches(first_step)`: the endless training batches from that step on.
 
@@ -51,7 +53,8 @@ def array_batches(
     the devices; their number does not change a bit of it. Steps count minibatches from 0.
     Each pass over the data draws without replacement in a new order and drops the
     remainder. Each image is padded by `pad` zeros on every side and cropped at random;
-    with `flip` it is mirrored with probability 1/2.
+    with `flip` it is mirrored with probability 1/2. Then `augment(key, images) -> images`
+    may change the batch, with images f32[b, h, w, c] in [0, 1].
 
     This call copies the arrays to every device, once. Raise InputError if `batch_size`
     exceeds the number of images or `seed` does not fit 32 bits.
@@ -66,7 +69,14 @@ def array_batches(
         out_shardings=parallel.sharding(REPLICATED),
     )
     draw = jax.jit(
-        partial(_draw, batch_size=batch_size, steps=steps, pad=pad, flip=flip),
+        partial(
+            _draw,
+            batch_size=batch_size,
+            steps=steps,
+            pad=pad,
+            flip=flip,
+            augment=augment,
+        ),
         out_shardings=parallel.sharding(SPLIT),
     )
 
@@ -101,13 +111,17 @@ def _draw(
     steps: int,
     pad: int,
     flip: bool,
+    augment: Callable | None,
 ) -> TrainingBatch:
     position = step % jnp.uint32(steps) * jnp.uint32(batch_size)
     chosen = jax.lax.dynamic_slice_in_dim(order, position, batch_size)
     key = jax.random.fold_in(jax.random.key(seed), _AUGMENTATION)
-    augmented = _augment(
-        images[chosen], jax.random.fold_in(key, step), pad=pad, flip=flip
-    )
+    key = jax.random.fold_in(key, step)
+    augmented = _augment(images[chosen], key, pad=pad, flip=flip)
+    if augment is not None:
+        # A third key beside those of the crop and the flip.
+        key = jax.random.fold_in(key, 2)
+        augmented = unit_range(augment(key, unit_range(augmented)))
     return {"image": augmented, "label": labels[chosen]}
 
 

@@ -19,6 +19,8 @@ from flax import nnx, traverse_util
 from jaxtyping import Array, Float, Key
 
 from freeadv_jax.errors import InputError
+from freeadv_jax.models.fast_conv import with_fast_convolutions
+from freeadv_jax.models.normalized import NormalizedNetwork
 
 # `variables["params"]` holds what is trained. Every other entry is a collection that the
 # forward pass in training may change, such as BatchNorm's running averages.
@@ -83,6 +85,35 @@ def as_model(model) -> Model:
         f"the model is a {type(model).__name__}: must be a Flax Linen module, a Flax NNX "
         "module, or a pair of functions (init, apply)"
     )
+
+
+def loop_model(model) -> Model:
+    """Return the `Model` of `model` in a form that is fast inside loops on CPU.
+
+    The networks of this package have that form already. In any other model the
+    convolutions are replaced (`with_fast_convolutions`).
+    """
+    model = as_model(model)
+    ours = isinstance(getattr(model, "module", None), NormalizedNetwork)
+    if ours or isinstance(model, LoopModel) or jax.default_backend() != "cpu":
+        return model
+    return LoopModel(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopModel:
+    """A model whose convolutions are replaced by those of this package."""
+
+    model: Model
+
+    def init(self, key, image_shape):
+        return self.model.init(key, image_shape)
+
+    def train_logits(self, variables, images, key):
+        return with_fast_convolutions(self.model.train_logits)(variables, images, key)
+
+    def logits(self, variables, images):
+        return with_fast_convolutions(self.model.logits)(variables, images)
 
 
 def logits_functions(model) -> Callable:

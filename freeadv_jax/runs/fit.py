@@ -19,6 +19,7 @@ from freeadv_jax.data.arrays import ArrayDataset
 from freeadv_jax.data.split import Split, held_out
 from freeadv_jax.errors import InputError, one_line
 from freeadv_jax.files import sole_writer
+from freeadv_jax.models.imported import OBJECT
 from freeadv_jax.models.interface import FunctionModel, as_model
 from freeadv_jax.runs.build import configured_optimizer
 from freeadv_jax.runs.folder import open_run
@@ -120,7 +121,7 @@ def fit(
             "data.name": "arrays",
             "data.pad": pad,
             "data.flip": flip,
-            "model.name": "fitted",
+            "model.name": f"{OBJECT}{type(model).__name__}",
             "attack.norm": norm,
             "attack.epsilon": epsilon,
             "attack.step_size": epsilon if step_size is None else step_size,
@@ -177,6 +178,11 @@ def fit(
         state.variables,
         num_classes=num_classes,
         image_shape=dataset.image_shape,
+        description={
+            "model": config.model.name,
+            "threat": {"norm": norm, "epsilon": float(epsilon)},
+            "updates": config.updates,
+        },
     )
 
 

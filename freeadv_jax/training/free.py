@@ -8,7 +8,7 @@ from jax import lax
 
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.threat import Threat
-from freeadv_jax.models.interface import as_model
+from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
 from freeadv_jax.training.update import measure, train_logits
@@ -53,7 +53,7 @@ def free_train_step(
     metrics as means over the replays.
     """
     images, labels = unit_range(batch["image"], dtype=float), batch["label"]
-    model = as_model(model)
+    model = loop_model(model)
     noise_key = state.noise_key(axis_name=axis_name)
 
     def loss_fn(params, delta, collections, key):

@@ -3,7 +3,7 @@
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Threat
-from freeadv_jax.models.interface import as_model
+from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
 from freeadv_jax.training.update import train_logits, weight_update
@@ -31,7 +31,7 @@ def pgd_train_step(
     units are those of `free_train_step`.
     """
     images, labels = unit_range(batch["image"], dtype=float), batch["label"]
-    model = as_model(model)
+    model = loop_model(model)
     key = state.noise_key(axis_name=axis_name)
 
     def attack_loss(images):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Threat
-from freeadv_jax.models.interface import as_model
+from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
 from freeadv_jax.training.update import train_logits, weight_update
@@ -41,7 +41,7 @@ def trades_train_step(
     units are those of `free_train_step`.
     """
     images, labels = unit_range(batch["image"], dtype=float), batch["label"]
-    model = as_model(model)
+    model = loop_model(model)
     key = state.noise_key(axis_name=axis_name)
     # Not `state.variables`: the network in training is attacked, not its average.
     variables = {"params": state.params, **state.collections}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from freeadv_jax.devices.parallel import mean_over_devices
-from freeadv_jax.models.interface import as_model
+from freeadv_jax.models.interface import loop_model
 
 # The metrics of every method's step.
 METRICS = ("loss", "accuracy")
@@ -17,7 +17,8 @@ def train_logits(model, params, collections, images, key):
     BatchNorm takes the statistics of the batch and moves its running averages; dropout
     draws from `key`.
     """
-    return as_model(model).train_logits({"params": params, **collections}, images, key)
+    variables = {"params": params, **collections}
+    return loop_model(model).train_logits(variables, images, key)
 
 
 def measure(

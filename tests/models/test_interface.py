@@ -1,0 +1,137 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from freeadv_jax.errors import InputError
+from freeadv_jax.models.interface import as_model, logits_functions
+
+IMAGES = np.random.default_rng(0).random((4, 6, 6, 1)).astype(np.float32)
+KEY = jax.random.key(7)
+
+
+class Linen(nn.Module):
+    """BatchNorm, dropout and a collection of its own."""
+
+    @nn.compact
+    def __call__(self, images, training):
+        calls = self.variable("calls", "count", lambda: jnp.zeros((), jnp.int32))
+        if training:
+            calls.value += 1
+        hidden = nn.BatchNorm(use_running_average=not training, momentum=0.5)(images)
+        hidden = hidden.reshape(len(images), -1)
+        hidden = nn.Dropout(0.5)(hidden, deterministic=not training)
+        return nn.Dense(3)(hidden)
+
+
+class NNX(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(1, momentum=0.5, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(36, 3, rngs=rngs)])
+
+    def __call__(self, images):
+        hidden = self.dropout(self.norm(images).reshape(len(images), -1))
+        return self.layers[0](hidden)
+
+
+MODELS = [Linen(), NNX(nnx.Rngs(0))]
+BOTH = pytest.mark.parametrize("network", MODELS, ids=["linen", "nnx"])
+
+
+@BOTH
+def test_evaluation_is_deterministic_and_changes_nothing(network):
+    model = as_model(network)
+    variables = model.init(KEY, (6, 6, 1))
+    first, again = (model.logits(variables, IMAGES) for _ in range(2))
+    assert first.shape == (4, 3)
+    np.testing.assert_array_equal(first, again)
+
+
+@BOTH
+def test_training_draws_dropout_from_the_key_and_moves_the_averages(network):
+    model = as_model(network)
+    variables = model.init(KEY, (6, 6, 1))
+    logits, collections = model.train_logits(variables, IMAGES, KEY)
+    same, _ = model.train_logits(variables, IMAGES, KEY)
+    other, _ = model.train_logits(variables, IMAGES, jax.random.key(8))
+    np.testing.assert_array_equal(logits, same)
+    assert np.abs(logits - other).max() > 0.01
+    assert jax.tree.structure(variables) == jax.tree.structure(
+        {"params": variables["params"], **collections}
+    )
+    (mean,) = [
+        leaf
+        for path, leaf in jax.tree.leaves_with_path(collections)
+        if "mean" in jax.tree_util.keystr(path)
+    ]
+    # From 0, with momentum 1/2.
+    np.testing.assert_allclose(mean, [IMAGES.mean() / 2], rtol=1e-5)
+
+
+def test_any_collection_of_a_linen_module_is_carried():
+    model = as_model(Linen())
+    variables = model.init(KEY, (6, 6, 1))
+    _, collections = model.train_logits(variables, IMAGES, KEY)
+    assert int(collections["calls"]["count"]) == 1
+
+
+def test_an_nnx_module_stays_as_it_is():
+    network = NNX(nnx.Rngs(0))
+    before = nnx.to_pure_dict(nnx.state(network))
+    model = as_model(network)
+    model.train_logits(model.init(KEY, (6, 6, 1)), IMAGES, KEY)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(
+            *(
+                jax.random.key_data(x)
+                if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+                else x
+                for x in (a, b)
+            )
+        ),
+        nnx.to_pure_dict(nnx.state(network)),
+        before,
+    )
+    assert not network.dropout.deterministic
+
+
+def test_a_pair_of_functions_is_the_same_in_both_modes():
+    model = as_model(
+        (
+            lambda key, shape: {"w": jnp.ones((36, 3))},
+            lambda v, x: x.reshape(-1, 36) @ v["w"],
+        )
+    )
+    variables = model.init(KEY, (6, 6, 1))
+    logits, collections = model.train_logits(variables, IMAGES, KEY)
+    assert collections == {}
+    np.testing.assert_array_equal(logits, model.logits(variables, IMAGES))
+
+
+def test_equal_models_share_one_logits_function():
+    one, other = (logits_functions(Linen()) for _ in range(2))
+    variables = as_model(Linen()).init(KEY, (6, 6, 1))
+    assert jax.tree.structure(one(variables)) == jax.tree.structure(other(variables))
+
+
+class NeedsMore(nn.Module):
+    @nn.compact
+    def __call__(self, images, mask):
+        return images
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (NeedsMore(), "NeedsMore needs mask beside the images"),
+        (lambda images: images, "the model is a function: must be"),
+        ((1, 2), "the model is a tuple: must be"),
+    ],
+)
+def test_other_models_are_refused_in_one_line(model, message):
+    with pytest.raises(InputError, match=message) as raised:
+        as_model(model)
+    assert "\n" not in str(raised.value)
