@@ -6,7 +6,9 @@ import pytest
 from flax import nnx
 
 from freeadv_jax.errors import InputError
-from freeadv_jax.models.interface import as_model, logits_functions
+from freeadv_jax.models.interface import as_model, logits_functions, loop_model
+from freeadv_jax.models.normalized import NormalizedNetwork
+from freeadv_jax.models.small_cnn import SmallCNN
 
 IMAGES = np.random.default_rng(0).random((4, 6, 6, 1)).astype(np.float32)
 KEY = jax.random.key(7)
@@ -135,3 +137,9 @@ def test_other_models_are_refused_in_one_line(model, message):
     with pytest.raises(InputError, match=message) as raised:
         as_model(model)
     assert "\n" not in str(raised.value)
+
+
+def test_the_convolutions_of_other_models_alone_are_replaced():
+    ours = NormalizedNetwork(SmallCNN(3, batch_norm=False), "per_image")
+    assert loop_model(ours).module is ours
+    assert loop_model(Linen()).model.module == Linen()

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from freeadv_jax.attacks.ensemble import warn_of_few_classes
 from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.ensemble import warn_of_few_classes
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.square import Square
 from freeadv_jax.data.encoded import EncodedImages
