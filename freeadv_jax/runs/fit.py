@@ -4,7 +4,7 @@ import contextlib
 import logging
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ _TURNS = {"step": (0.5, 0.75), "triangular": (0.5,), "cosine": ()}
 def fit(
     model,
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | Sequence[int],
     *,
     method: str = "free",
     norm: str = "linf",
@@ -65,7 +65,7 @@ def fit(
     pad: int = 0,
     flip: bool = False,
     augment: Callable | None = None,
-    validation: tuple[ArrayLike, ArrayLike] | int = 0,
+    validation: tuple[ArrayLike, ArrayLike | Sequence[int]] | int = 0,
     validation_every_passes: float = 1.0,
     stop_on_collapse: bool = False,
     init=None,
