@@ -15,6 +15,7 @@ def watch(tmp_path):
 
 def make_watch(folder, saved=None, first_step=0):
     return Watch(
+        write=print,
         MetricsLog(folder, last_step=first_step),
         replays=8,
         updates=800,
