@@ -15,13 +15,13 @@ def watch(tmp_path):
 
 def make_watch(folder, saved=None, first_step=0):
     return Watch(
-        write=print,
         MetricsLog(folder, last_step=first_step),
         replays=8,
         updates=800,
         logs_at=lambda step: step % 2 == 0,
         learning_rate=lambda update: 0.1 if update < 16 else 0.01,
         saved=saved or {},
+        write=print,
     )
 
 
