@@ -42,6 +42,7 @@ VARIANTS = {
     "label smoothing 0.1": {"optimizer.label_smoothing": 0.1},
     "random start": {"attack.start": "random"},
     "start at zero": {"attack.start": "zero"},
+    "straight-through gradient": {"attack.straight_through": True},
     "step of half epsilon": {"attack.step_size": 4 / 255},
     "step of 1.25 epsilon": {"attack.step_size": 10 / 255},
     "fixed standardisation": _FIXED,
