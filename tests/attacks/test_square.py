@@ -38,6 +38,11 @@ def stubborn(images):
     return wave(images) + 200 * jax.nn.one_hot(LABELS, 3)
 
 
+def unbroken(images):
+    """The same logits, but class 0 leads by so much that no image is broken."""
+    return wave(images) + 200 * jax.nn.one_hot(0, 3)
+
+
 def brightness(images):
     """Class 1 for images brighter than 0.6."""
     light = images.mean((1, 2, 3)) - 0.6
@@ -321,7 +326,7 @@ def test_images_are_attacked_alone_each_at_its_own_iteration(norm):
 def test_same_seed_same_points_another_seed_others(norm):
     def attacked(seed):
         call = {"norm": norm, "epsilon": 0.1, "queries": 20, "seed": seed}
-        found = square(stubborn, IMAGES, LABELS, **call)
+        found = square(unbroken, IMAGES, jnp.zeros(3, int), **call)
         assert not found.success.any()
         return np.array(found.images)
 
