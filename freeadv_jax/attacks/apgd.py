@@ -1,7 +1,7 @@
 """Auto-PGD: ascent with momentum and a step size that adapts to the rise of the loss."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from freeadv_jax.attacks.attack import (
     value_and_gradient,
     where,
 )
-from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
+from freeadv_jax.attacks.losses import TARGETED, UNTARGETED, stable_cross_entropy
 from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import Real, make_threat
 from freeadv_jax.attacks.user_model import arrays_as_leaves
@@ -167,7 +167,7 @@ class APGD:
         def objective(point, *keys):
             logits = logits_fn(point, *keys)
             if self.goal == "untargeted":
-                return UNTARGETED[self.loss](logits, batch.labels), logits
+                return self._untargeted(logits, batch.labels), logits
             return TARGETED[self.loss](logits, batch.labels, targets), logits
 
         def sample(index):
@@ -179,6 +179,13 @@ class APGD:
         else:
             loss, logits, gradient = _mean(sample, self.eot)
         return Evaluated(point, loss, gradient), logits
+
+    @property
+    def _untargeted(self):
+        """Return the loss; samples of a randomised model need the cross-entropy itself."""
+        if self.model == "randomized" and self.loss == "cross-entropy":
+            return stable_cross_entropy
+        return UNTARGETED[self.loss]
 
     def _targets(self, logits_fn, batch):
         """Return the target class of each image; the label where the goal uses none."""
@@ -192,7 +199,7 @@ class APGD:
 def apgd(
     logits_fn: Callable,
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | Sequence[int],
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -216,7 +223,7 @@ def apgd(
         logits_fn: as for `pgd`. A randomised model takes images f32[b, h, w, c] and one
             key for each of them.
         images: floats [n, h, w, c] in [0, 1].
-        labels: n integers.
+        labels: n integers, an array or a list.
         norm: 'linf' or 'l2'.
         epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
         steps: the number of steps, each one forward and one backward pass (times `eot`).

@@ -1,7 +1,7 @@
 """AutoAttack: an ensemble of attacks without parameters to tune."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 from jax.typing import ArrayLike
@@ -88,7 +88,7 @@ def warn_of_few_classes(num_classes: int, stages: Iterable[str]) -> None:
 def autoattack(
     logits_fn: Callable,
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | Sequence[int],
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -108,7 +108,7 @@ def autoattack(
             pytree such as jax.tree_util.Partial hands over its arrays; a second call with
             the same structure and shapes compiles nothing.
         images: floats [n, h, w, c] in [0, 1].
-        labels: n integers.
+        labels: n integers, an array or a list.
         norm: 'linf' or 'l2'.
         epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
         version: 'standard'; 'plus', with five restarts and two untargeted attacks more;

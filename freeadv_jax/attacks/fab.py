@@ -1,7 +1,7 @@
 """The fast adaptive boundary attack: the nearest point across the decision boundary."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -132,7 +132,7 @@ class FAB:
 def fab(
     logits_fn: Callable,
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | Sequence[int],
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -154,7 +154,7 @@ def fab(
     Args:
         logits_fn: as for `pgd`.
         images: floats [n, h, w, c] in [0, 1].
-        labels: n integers.
+        labels: n integers, an array or a list.
         norm: 'linf' or 'l2'.
         epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
         steps: the number of steps, each two forward passes and one backward pass.

@@ -4,9 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Keeps the ratios of DLR finite where all logits are equal.
-_TINY = 1e-12
-
 
 def cross_entropy(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], *, smoothing: float = 0.0
@@ -21,6 +18,33 @@ def cross_entropy(
         return exact
     even = -jax.nn.log_softmax(logits).mean(axis=-1)
     return (1 - smoothing) * exact + smoothing * even
+
+
+def log_odds_against(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """Return log((1 - p) / p) for the probability p of the label.
+
+    Attacks maximise this in place of the cross-entropy -log p, which grows with it. The
+    gradients have the same direction and differ by the factor 1 - p. In float32 that
+    factor rounds to 0 where the label leads by 17 or more, and the cross-entropy itself
+    to 0; this loss and its gradient lose nothing, whatever the scale of the logits.
+    """
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    # Subtracted first: the difference is exact where the logits are large and close.
+    leads = logits - _at(logits, labels)[:, None]
+    return jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, leads), axis=-1)
+
+
+def stable_cross_entropy(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """Return the cross-entropy with a gradient that does not round to 0.
+
+    Attacks on a randomised model average this over samples: unlike log odds, it weights
+    the samples as the cross-entropy does.
+    """
+    return jax.nn.softplus(log_odds_against(logits, labels))
 
 
 def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -40,7 +64,7 @@ def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, "
     (Croce & Hein, ICML 2020, equation (6)). It needs three classes.
     """
     falling = jax.lax.top_k(logits, 3)[0]
-    return margin(logits, labels) / (falling[:, 0] - falling[:, 2] + _TINY)
+    return margin(logits, labels) / _positive(falling[:, 0] - falling[:, 2])
 
 
 def targeted_cross_entropy(
@@ -67,10 +91,11 @@ def targeted_dlr(
     """
     falling = jax.lax.top_k(logits, 4)[0]
     scale = falling[:, 0] - (falling[:, 2] + falling[:, 3]) / 2
-    return targeted_margin(logits, labels, targets) / (scale + _TINY)
+    return targeted_margin(logits, labels, targets) / _positive(scale)
 
 
-UNTARGETED = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
+# The losses that attacks maximise, by the names of the configuration.
+UNTARGETED = {"cross-entropy": log_odds_against, "margin": margin, "dlr": dlr}
 TARGETED = {
     "cross-entropy": targeted_cross_entropy,
     "margin": targeted_margin,
@@ -83,3 +108,8 @@ def _at(logits, classes):
     # assumes that a GPU adds a scatter up in any order, or sorts it first.
     is_class = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
     return jnp.sum(jnp.where(is_class, logits, 0.0), axis=-1)
+
+
+def _positive(scale):
+    """Return the scale of a ratio, or 1 where all its logits are equal."""
+    return jnp.where(scale > 0, scale, 1.0)

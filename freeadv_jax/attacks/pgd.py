@@ -1,7 +1,7 @@
 """Projected gradient ascent inside the threat's ball and the pixel box [0, 1]."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -123,7 +123,7 @@ class PGD:
 def fgsm(
     logits_fn: Callable,
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | Sequence[int],
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -141,7 +141,7 @@ def fgsm(
 def pgd(
     logits_fn: Callable,
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | Sequence[int],
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -163,7 +163,7 @@ def pgd(
             included. A callable pytree such as jax.tree_util.Partial hands over its
             arrays; a second call with the same structure and shapes compiles nothing.
         images: floats [n, h, w, c] in [0, 1].
-        labels: n integers. For the goal 'given-target' they are the classes to reach.
+        labels: n integers, an array or a list. For the goal 'given-target' they are the classes to reach.
         norm: 'linf' or 'l2'.
         epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
         steps: the number of ascents, each one forward and one backward pass.

@@ -6,7 +6,7 @@ The questions are those of Athalye et al. (ICML 2018) and Carlini et al. (2019).
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,9 @@ SIGNIFICANCE = 0.01
 # More starts break a few more images of any model: 4 points of Free-8 on digits, and 9
 # in L2, for which it was not trained. Beyond this, one start is no measure of the model.
 RESTART_GAIN = 0.1
+# The share of images by which PGD on one loss may be weaker than on the other. Some
+# models differ by a few points without masking their gradients.
+LOSS_GAP = 0.1
 # The share of all images that attacks without gradients may break beyond PGD. One image
 # is always allowed: a share below it cannot be told from none.
 MISSED = 0.002
@@ -68,7 +71,7 @@ class Flag:
 def red_flags(
     logits_fn: Callable,
     images: ArrayLike | Images,
-    labels: ArrayLike,
+    labels: ArrayLike | Sequence[int],
     *,
     norm: str = "linf",
     epsilon: float,
@@ -77,12 +80,12 @@ def red_flags(
     seed: int = 0,
     watch: Callable | None = None,
 ) -> list[Flag]:
-    """Return the answers to seven questions about masked gradients, from attacks.
+    """Return the answers to eight questions about masked gradients, from attacks.
 
     Args:
         logits_fn: as for `pgd`.
         images: [n, h, w, c], floats in [0, 1] or uint8; 200 images are enough.
-        labels: n integers.
+        labels: n integers, an array or a list.
         norm: 'linf' or 'l2', as in the evaluation.
         epsilon: the epsilon of the evaluation in [0, 1] pixels, such as `8 / 255`.
         step_size: the step size of the evaluation's PGD; the default is epsilon / 4.
@@ -122,10 +125,12 @@ def red_flags(
     finished = np.zeros((RESTARTS, len(images)), bool)
     finished[0] = True
     several = attack(pgd(restarts=RESTARTS), one, finished=finished)
+    by_margin = attack(pgd(loss="margin"))
     margin = {"loss": "margin", "steps": STEPS // 2, "step_size": 2 * step_size}
     left = attack(pgd(**margin, restarts=2 * RESTARTS), several)
     return [
         _steps_and_restarts(attack, pgd, one, several),
+        _losses(one, by_margin),
         _unbounded_attack(attack, pgd, largest),
         _random_noise(attack, Noise(**threat, steps=NOISE_POINTS), one, left),
         _square(attack, Square(**threat, steps=SQUARE_QUERIES), left),
@@ -153,6 +158,29 @@ def _steps_and_restarts(attack, pgd, one, several):
         {
             "accuracy_by_steps": {FEW_STEPS: few.mean(), STEPS: many.mean()},
             "accuracy_by_starts": {1: one.mean(), RESTARTS: several.mean()},
+        },
+    )
+
+
+def _losses(cross_entropy, margin):
+    """Ask whether PGD on one of the two losses is weaker than on the other."""
+    weak, strong = "cross-entropy", "margin"
+    if margin.mean() > cross_entropy.mean():
+        weak, strong = strong, weak
+    apart = abs(float(margin.mean() - cross_entropy.mean()))
+    differ = weaker(cross_entropy, margin) or weaker(margin, cross_entropy)
+    suspicious = differ and apart > LOSS_GAP
+    advice = f"; the {weak} is weaker here, believe the {strong}" if suspicious else ""
+    return Flag(
+        "losses",
+        suspicious,
+        f"PGD on the cross-entropy leaves {cross_entropy.mean():.2%}, on the margin "
+        f"{margin.mean():.2%}{advice}",
+        {
+            "accuracy_by_loss": {
+                "cross-entropy": cross_entropy.mean(),
+                "margin": margin.mean(),
+            }
         },
     )
 

@@ -1,7 +1,7 @@
 """The runner behind the public attacks: it checks the input and returns the outcome."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 def examples_of(
-    images: ArrayLike | Images, labels: ArrayLike, *, raw: bool = False
+    images: ArrayLike | Images, labels: ArrayLike | Sequence[int], *, raw: bool = False
 ) -> Examples:
     """Return images as float32 and labels as int32; raise InputError for unusable ones.
 
@@ -130,7 +130,7 @@ def run_one(
     attack: Attack,
     logits_fn: Callable,
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | Sequence[int],
     *,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,

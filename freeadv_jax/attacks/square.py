@@ -1,7 +1,7 @@
 """The Square Attack: random search with squares, which uses only a model's logits."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -103,7 +103,7 @@ class Square:
 def square(
     logits_fn: Callable,
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | Sequence[int],
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -121,7 +121,7 @@ def square(
     Args:
         logits_fn: as for `pgd`. It need not be differentiable.
         images: floats [n, h, w, c] in [0, 1].
-        labels: n integers.
+        labels: n integers, an array or a list.
         norm: 'linf' or 'l2'.
         epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
         queries: the number of squares tried, each one forward pass. The start costs one

@@ -236,8 +236,15 @@ class L2(Threat):
 
     @staticmethod
     def direction(gradient: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-        """Return the gradient scaled to length 1."""
-        return gradient / jnp.maximum(_lengths(gradient), _TINY)
+        """Return the gradient scaled to length 1, however small or large it is."""
+        axes = tuple(range(1, gradient.ndim))
+        largest = jnp.max(jnp.abs(gradient), axis=axes, keepdims=True)
+        # The squares of a confident model's gradient would underflow. Powers of two do not
+        # round; these bounds keep them finite.
+        exponent = jnp.clip(jnp.frexp(largest)[1], -120, 120)
+        scaled = gradient * jnp.ldexp(jnp.ones_like(largest), -exponent)
+        lengths = _lengths(scaled)
+        return scaled / jnp.where(lengths > 0, lengths, 1.0)
 
     @staticmethod
     def size(delta: Float[Array, "b ..."]) -> Float[Array, " b"]:

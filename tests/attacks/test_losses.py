@@ -9,6 +9,7 @@ from freeadv_jax.attacks.losses import (
     cross_entropy,
     dlr,
     margin,
+    stable_cross_entropy,
     targeted_cross_entropy,
     targeted_dlr,
     targeted_margin,
@@ -78,6 +79,59 @@ def test_dlr_does_not_change_with_scale_or_shift_of_the_logits(scale):
         targeted_dlr(FIVE, labels, targets),
         rtol=1e-4,
     )
+
+
+def direction_in_float64(logits, labels):
+    """The gradient of the cross-entropy without its factor 1 - p."""
+    others = np.array(logits, np.float64)
+    others[np.arange(len(labels)), labels] = -np.inf
+    others = np.exp(others - others.max(axis=1, keepdims=True))
+    others /= others.sum(axis=1, keepdims=True)
+    others[np.arange(len(labels)), labels] = -1
+    return others
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e6])
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0, 1e4])
+def test_gradient_of_the_attacked_cross_entropy_is_right_for_any_confidence(
+    scale, shift
+):
+    """Leads of 4 to 40,000, where 1 - p is as small as exp(-40,000)."""
+    labels = jnp.array([1, 2])
+    logits = np.float32(np.round(scale * np.array(FIVE)) + shift)
+    loss = UNTARGETED["cross-entropy"]
+    gradient = jax.grad(lambda z: loss(z, labels).sum())(jnp.asarray(logits))
+    wanted = direction_in_float64(logits, labels)
+    np.testing.assert_allclose(gradient, wanted, atol=1e-5)
+    # Up to a lead of 80, float32 holds the cross-entropy's own gradient.
+    if scale <= 10:
+        own = jax.grad(lambda z: stable_cross_entropy(z, labels).sum())(
+            jnp.asarray(logits)
+        )
+        sure = 1 / (1 + np.exp(-np.float64(loss(jnp.asarray(logits), labels))))
+        np.testing.assert_allclose(own, wanted * sure[:, None], rtol=1e-4, atol=1e-40)
+
+
+@pytest.mark.parametrize("label", range(3))
+def test_attacked_cross_entropy_is_the_log_odds(label):
+    labels = jnp.array([label, label])
+    p = jax.nn.softmax(np.array(LOGITS, np.float64))[:, label]
+    attacked = UNTARGETED["cross-entropy"](LOGITS, labels)
+    np.testing.assert_allclose(attacked, np.log((1 - p) / p), atol=1e-5)
+    np.testing.assert_allclose(
+        stable_cross_entropy(LOGITS, labels), cross_entropy(LOGITS, labels), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("loss", UNTARGETED)
+@pytest.mark.parametrize("scale", [1e-12, 1e4])
+@pytest.mark.parametrize("shift", [0.0, 1e6])
+def test_no_loss_has_a_zero_or_infinite_gradient_at_extreme_logits(loss, scale, shift):
+    labels = jnp.array([1, 2])
+    logits = jnp.float32(scale * np.array(FIVE) + shift)
+    gradient = jax.grad(lambda z: UNTARGETED[loss](z, labels).sum())(logits)
+    assert np.isfinite(gradient).all()
+    assert (jnp.abs(gradient[np.arange(2), labels]) > 0).all()
 
 
 def test_equal_logits_give_finite_losses_and_gradients():

@@ -71,7 +71,8 @@ def honest(flags_of):
 def test_nothing_is_suspicious_in_an_honest_free_model(honest):
     flags, told = honest
     assert suspicious(flags) == set(), flags_as_text(flags_as_record(flags))
-    _, unbounded, noise, square, gradients, forward, curve = flags
+    _, losses, unbounded, noise, square, gradients, forward, curve = flags
+    assert not losses.suspicious
     accuracies = list(curve.numbers["accuracy"].values())
     assert accuracies[0] > 0.95
     assert 0.2 < accuracies[3] < 0.8
@@ -87,7 +88,7 @@ def test_nothing_is_suspicious_in_an_honest_free_model(honest):
 def test_lines_and_record_hold_all_numbers(honest):
     flags, _ = honest
     lines = flags_as_text(flags_as_record(flags)).splitlines()
-    assert [line.split()[0] for line in lines] == ["ok"] * 7
+    assert [line.split()[0] for line in lines] == ["ok"] * 8
     record = json.loads(json.dumps(flags_as_record(flags)))
     for flag, line in zip(flags, lines, strict=True):
         assert line == f"ok          {flag.name}: {flag.text}"

@@ -36,6 +36,16 @@ def test_l2_step_goes_along_the_gradient_whatever_its_length():
     np.testing.assert_allclose(moved, [[0.3, 0.4], [0.3, 0.4], [0, 0]], rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-33, 1e-20, 1e-13, 1.0, 1e20, 1e37])
+def test_l2_direction_has_length_1_for_any_gradient_but_zero(scale):
+    gradient = np.float32(scale) * np.random.default_rng(0).normal(size=(4, 5, 6, 3))
+    found = L2.direction(jnp.float32(gradient))
+    size = np.linalg.norm(gradient.astype(np.float64).reshape(4, -1), axis=1)
+    wanted = gradient / size[:, None, None, None]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+    assert not L2.direction(jnp.zeros((4, 5, 6, 3))).any()
+
+
 def test_l2_step_is_projected_radially():
     delta, gradient = jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 0.0]])
     moved = L2(1.0).ascend(delta, gradient, 1.0)
