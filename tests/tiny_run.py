@@ -25,7 +25,7 @@ FIELDS = {
 
 
 def tiny_config(**fields):
-    """The configuration of FIELDS; `a__b=value` sets the field a.b."""
+    """Return the configuration of FIELDS; `a__b=value` sets the field a.b."""
     config = digits()
     given = {name.replace("__", "."): value for name, value in fields.items()}
     config.update_from_flattened_dict(FIELDS | given)
@@ -33,7 +33,7 @@ def tiny_config(**fields):
 
 
 def train_and_evaluate(workdir, **fields):
-    """A whole run in this process, as the main job makes it; its folder."""
+    """Make a whole run in this process, as the main job does; return its folder."""
     # Imported here, so that what only needs the command starts no devices.
     from freeadv_jax.data.dataset import load_dataset
     from freeadv_jax.runs.folder import open_run
@@ -49,7 +49,7 @@ def train_and_evaluate(workdir, **fields):
 
 
 def command(workdir, **fields):
-    """The main job of the same configuration, as a user types it."""
+    """Return the command of the main job with the same configuration."""
     given = {name.replace("__", "."): value for name, value in fields.items()}
     flags = [f"--config.{name}={value}" for name, value in (FIELDS | given).items()]
     main = [sys.executable, "-m", "freeadv_jax.main"]
@@ -57,14 +57,14 @@ def command(workdir, **fields):
 
 
 def environment(*, devices):
-    """That of the tests, but with so many simulated CPU devices."""
+    """Return the environment of the tests with this number of simulated CPU devices."""
     flags = os.environ["XLA_FLAGS"]
     flags += f" --xla_force_host_platform_device_count={devices}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def run_main(workdir, *, devices=1, **fields):
-    """Runs it to its end, from the root of the project."""
+    """Run the command to its end, from the root of the project."""
     return subprocess.run(
         command(workdir, **fields),
         cwd=ROOT,
@@ -76,7 +76,7 @@ def run_main(workdir, *, devices=1, **fields):
 
 
 def metrics(workdir):
-    """The lines of metrics.jsonl without the seconds, which no two runs share."""
+    """Return the lines of metrics.jsonl without the seconds, which differ in each run."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
         {name: value for name, value in json.loads(line).items() if name != "seconds"}

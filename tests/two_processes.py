@@ -14,7 +14,7 @@ FIELDS = {"updates": 12, "evaluation__examples": 100}
 
 
 def start(workdirs, *, own_flags=((), ()), **fields):
-    """Two processes of one job, each with its workdir and flags."""
+    """Run two processes of one job, each with its workdir and flags."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

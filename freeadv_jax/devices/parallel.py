@@ -1,4 +1,4 @@
-"""Devices: the only module that knows how many there are, and the only pmap."""
+"""Devices: the only module that counts them, and the only one that calls pmap."""
 
 import functools
 
@@ -14,13 +14,13 @@ from freeadv_jax.errors import InputError
 
 AXIS = "devices"
 
-# How an argument or a result lies on the devices, as pmap writes its axes: a whole
-# copy on each, or a part of the first axis on each.
+# How an array lies on the devices, as pmap writes its axes: a whole copy on each device,
+# or a part of the first axis on each.
 REPLICATED, SPLIT = None, 0
 
 
 def check_batch_size(batch_size: int) -> None:
-    """InputError unless the global batch is divided evenly by the devices."""
+    """Raise InputError unless the global batch divides evenly over the devices."""
     devices = jax.device_count()
     if batch_size % devices:
         raise InputError(
@@ -30,26 +30,26 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def sharding(axis: int | None) -> NamedSharding:
-    """Where a REPLICATED or SPLIT array lies."""
+    """Return the sharding of a REPLICATED or SPLIT array."""
     return NamedSharding(_mesh(), _spec(axis))
 
 
 def rows(size: int) -> slice:
-    """The part of a SPLIT axis of this size that lies on this process's devices."""
+    """Return the part of a SPLIT axis of this size on the devices of this process."""
     index, count = jax.process_index(), jax.process_count()
     return slice(size * index // count, size * (index + 1) // count)
 
 
 def place(tree, layout):
-    """`tree` on the devices; `layout` is a prefix of it with REPLICATED and SPLIT.
+    """Put `tree` on the devices; `layout` is a prefix of it with REPLICATED and SPLIT.
 
-    Every process hands over the same; of what is SPLIT, only its `rows` are read.
+    Every process passes the same arrays; only its own `rows` of a SPLIT array are read.
     """
     return _by_layout(lambda axis, x: _put(x, sharding(axis)), layout, tree)
 
 
 def assemble(tree):
-    """Arrays split over the devices, from each process's `rows` of them."""
+    """Return arrays split over the devices, made from the `rows` of each process."""
     split = sharding(SPLIT)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(split, x), tree
@@ -57,17 +57,16 @@ def assemble(tree):
 
 
 def fetch(tree):
-    """A copy of `tree` on the host of every process, safe from a later donation."""
+    """Copy `tree` to the host of every process, safe from a later donation."""
     return jax.tree.map(_whole, tree)
 
 
 def spmd(function, *, inputs, outputs, donate=()):
-    """`function` on every device at once, each with its part of the SPLIT arguments.
+    """Run `function` on every device, each with its part of the SPLIT arguments.
 
-    `inputs` (a tuple, one entry an argument) and `outputs` are prefixes with
-    REPLICATED and SPLIT. Outside, arrays keep their global shapes, whatever the
-    number of devices; inside, collectives run over AXIS. What is REPLICATED in the
-    outputs must be equal on all devices.
+    `inputs` (a tuple, one entry an argument) and `outputs` are prefixes with REPLICATED
+    and SPLIT. Outside, arrays keep their global shapes, whatever the number of devices;
+    inside, collectives run over AXIS. REPLICATED outputs must be equal on all devices.
     """
     devices = jax.device_count()
 
@@ -84,8 +83,9 @@ def spmd(function, *, inputs, outputs, donate=()):
         return _by_layout(join, outputs, results)
 
     if jax.process_count() > 1:
-        # Inside jit, pmap takes this process's devices alone (jax 0.10 to 0.12), and
-        # outside it copies what is donated. This is what it stands for.
+        # With several processes, pmap inside jit sees only this process's devices (jax
+        # 0.10 to 0.12), and outside jit it copies donated arrays. shard_map does the same
+        # work on all devices.
         whole = jax.shard_map(
             function,
             mesh=_mesh(),
@@ -97,9 +97,9 @@ def spmd(function, *, inputs, outputs, donate=()):
 
 
 def compiler_options() -> dict | None:
-    """What programs are compiled with on this backend, besides XLA's defaults.
+    """Return the compiler options of this backend, besides XLA's defaults.
 
-    On GPU, no kernels that add in an order of their own in each run.
+    On GPU they exclude kernels that add in another order in each run.
     """
     if jax.default_backend() == "gpu":
         return {"xla_gpu_exclude_nondeterministic_ops": True}
@@ -108,10 +108,10 @@ def compiler_options() -> dict | None:
 
 @functools.cache
 def _away_from_ynnpack():
-    """On CPU, convolutions kept away from YNNPACK, where the compiler knows how.
+    """Return the option that keeps CPU convolutions away from YNNPACK, or None.
 
-    Its kernel gradients are 2 to 4 times slower from 64 channels up (jaxlib 0.10.2
-    to 0.12.0). Releases without the option refuse it, so it is tried out first.
+    YNNPACK's kernel gradients are 2 to 4 times slower from 64 channels up (jaxlib 0.10.2
+    to 0.12.0). Releases without the option refuse it, so the option is tried out first.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
@@ -155,7 +155,7 @@ def _means(arrays, axis_name):
 
 
 def _mesh():
-    """All devices, those of a process side by side."""
+    """Return the mesh of all devices, those of a process side by side."""
     devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     return Mesh(np.array(devices), (AXIS,))
 
@@ -180,7 +180,7 @@ def _whole(x):
 
 
 def _by_layout(function, layout, tree):
-    """function(axis, array) over `tree`, with the axis its prefix `layout` gives."""
+    """Map function(axis, array) over `tree`, with the axis from its prefix `layout`."""
     return jax.tree.map(
         lambda axis, part: jax.tree.map(functools.partial(function, axis), part),
         layout,

@@ -1,4 +1,4 @@
-"""Several processes as one job: started, failing, speaking and stopping together."""
+"""Several processes as one job: they start, fail, print and stop together."""
 
 import contextlib
 import os
@@ -16,15 +16,15 @@ from jax.experimental import multihost_utils
 
 from freeadv_jax.errors import InputError
 
-# A process that was killed is noticed by the others after so many seconds.
+# Seconds until the other processes notice that one was killed.
 _HEARTBEAT = 30
-# So long a process waits for the others to start.
+# Seconds that a process waits for the others to start.
 _START = 300
-# And so long at the end, which all reach at the same time.
+# Seconds that it waits at the end, which all reach at the same time.
 _END = 60
-# What a launcher of several processes leaves in the environment.
+# Environment variables in which launchers say how many processes they started.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-# And a TPU pod: the names of all its machines.
+# A TPU pod names all its machines in this one.
 _WORKERS = "TPU_WORKER_HOSTNAMES"
 _LONGEST_MESSAGE = 2000
 
@@ -36,12 +36,12 @@ def start(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Joins the other processes of this job, before anything touches a device.
+    """Join the other processes of this job; call it before anything touches a device.
 
-    With `multihost` alone, what is not given is found out from the cluster (a TPU pod,
-    GKE's too, Slurm, Open MPI 4). Afterwards only the first process writes to standard
-    output. InputError where the job cannot be joined, or where a launcher
-    started several processes and nobody said that they belong together.
+    With `multihost` alone, JAX asks the cluster for the rest (a TPU pod, GKE's too,
+    Slurm, Open MPI 4). Afterwards only the first process writes to standard output.
+    Raise InputError where the job cannot be joined, and where a launcher started several
+    processes without `multihost`.
     """
     given = {
         "coordinator": coordinator,
@@ -64,7 +64,7 @@ def start(
             shutdown_timeout_seconds=_END,
         )
         counts = [device.process_index for device in jax.devices()]
-    # It raises by how far it came: ValueError, TypeError, RuntimeError, a cluster's own.
+    # JAX raises ValueError, TypeError, RuntimeError or a cluster's own exception.
     except Exception as fault:
         reason = " ".join(str(fault).split())
         raise InputError(
@@ -96,9 +96,9 @@ def _require_alone(given):
 
 
 def _attend():
-    """Goes on in a child, while this process waits to say what became of it.
+    """Continue in a child process; this one waits for it and reports how it ended.
 
-    XLA aborts without asking Python where the job loses a process or lacks one.
+    XLA aborts, without asking Python, where the job loses a process or lacks one.
     """
     sys.stdout.flush()
     parent = os.getpid()
@@ -130,13 +130,13 @@ def _end_with(parent):
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Return whether this process is the one that writes files and lines."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def agreement() -> Iterator[None]:
-    """All processes come through the `with`, or none: they fail with InputError."""
+    """Let all processes pass the `with` block, or raise InputError in all of them."""
     fault = None
     try:
         yield
@@ -151,14 +151,14 @@ def agreement() -> Iterator[None]:
 
 
 def require_same(content: str, what: str) -> None:
-    """InputError on all processes unless they have the same `content`."""
+    """Raise InputError on all processes unless they have the same `content`."""
     found = _from_all(f"{zlib.crc32(content.encode()):08x}")
     if len(set(found)) > 1:
         raise InputError(f"the processes differ in {what}: start all in the same way")
 
 
 def _from_all(text: str) -> list[str]:
-    """The text of each process."""
+    """Return the text of each process."""
     raw = text.encode()[:_LONGEST_MESSAGE]
     padded = np.zeros(_LONGEST_MESSAGE, np.uint8)
     padded[: len(raw)] = np.frombuffer(raw, np.uint8)
@@ -168,13 +168,13 @@ def _from_all(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-    """`stops(call)`: whether to save after this call and end, SIGTERM having come.
+    """Yield `stops(call)`: whether a SIGTERM asks to save after this call and to end.
 
-    To be asked once before every call of the train steps, with consecutive numbers. A
+    Call it once before every call of the training steps, with consecutive numbers. A
     SIGTERM to any process stops all of them after the same call.
     """
     if jax.process_count() > 1:
-        # The coordination service has taken SIGTERM over; afterwards it is ours again.
+        # The coordination service handles SIGTERM here; give it back afterwards.
         before = signal.getsignal(signal.SIGTERM)
         try:
             yield multihost_utils.reached_preemption_sync_point

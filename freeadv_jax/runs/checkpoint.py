@@ -40,15 +40,15 @@ class Checkpoints:
                     ),
                 ]
             ),
-            # What a killed run left half-written; in the background, so that no
-            # two openers may do it at the same time.
+            # Removes checkpoints that a killed run left half-written. That happens in the
+            # background, and no two openers may do it at the same time.
             cleanup_tmp_directories=keep is not None,
-            # The metrics are read below.
+            # The metrics are read by `reload` below.
             lightweight_initialize=True,
         )
-        # Whether a SIGTERM came is for `processes.preemption` to ask. Orbax asks the same
-        # service at each save, which goes by the last number it was asked with: that
-        # would be a step among the numbers of calls, and the stop be put off to it.
+        # `processes.preemption` alone asks whether a SIGTERM came. Orbax would ask the same
+        # service at each save, with a step where `preemption` counts calls. The service
+        # stops at the largest number asked for, and the stop would be put off.
         manager = self._checkpointer._manager
         manager.reached_preemption = lambda step: False
         self._directory = directory
@@ -57,7 +57,10 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def _whole_metrics(self, step):
-        """As Orbax reads them, which would have a damaged file end everything."""
+        """Return the metrics of a step, or None where the file is damaged.
+
+        Orbax itself would end with an exception.
+        """
         try:
             metrics = self._metrics_of(step)
             if metrics is None:
@@ -74,12 +77,12 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps saved, oldest first."""
+        """The saved steps, oldest first."""
         return [saved.step for saved in self._checkpointer.checkpoints]
 
     @property
     def best_step(self) -> int | None:
-        """The newest step of the best robust validation accuracy, if it was measured."""
+        """The newest step with the best robust validation accuracy, if one was measured."""
         measured = [s for s in self._checkpointer.checkpoints if s.metrics]
         best = max(
             measured, key=lambda s: (s.metrics[BEST_METRIC], s.step), default=None
@@ -87,11 +90,11 @@ class Checkpoints:
         return best and best.step
 
     def save(self, state, *, progress: dict, robust: float | None = None) -> None:
-        """Starts to save `state`, with JSON-like `progress`, under its step.
+        """Start to save `state`, with JSON-like `progress`, under its step.
 
-        Copies the state to the host and returns; a previous save is waited for.
-        TrainingStoppedError, and nothing written, where a number is not finite, and
-        where this or the previous save cannot be written.
+        Wait for a previous save, copy the state to the host, and return. Raise
+        TrainingStoppedError where a number of the state is not finite, before anything is
+        written, and where this or the previous save cannot be written.
         """
         state = parallel.fetch(state)
         step = int(state.step)
@@ -103,7 +106,7 @@ class Checkpoints:
         with self._writing():
             self._checkpointer.wait()
             if step in self.steps:
-                # Skipped as damaged at the start of this run, and now made again.
+                # It was skipped as damaged at the start of this run.
                 self._checkpointer.delete(step)
             self._checkpointer.save_async(
                 step,
@@ -114,11 +117,11 @@ class Checkpoints:
             )
 
     def restore(self, like, which: str = "last") -> tuple[Any, dict] | None:
-        """(state, progress) of the 'last' or 'best' checkpoint, as NumPy arrays.
+        """Return (state, progress) of the 'last' or 'best' checkpoint, as NumPy arrays.
 
-        `like` is a state of the same structure (abstract will do). A damaged newest
-        checkpoint is skipped with a warning for the one before it. None where there
-        is no checkpoint at all; InputError where none is whole.
+        `like` is a state of the same structure, or its shapes. A damaged newest
+        checkpoint is skipped with a warning for the one before it. Return None where
+        there is no checkpoint; raise InputError where all of them are damaged.
         """
         if which == "best":
             if self.best_step is None:
@@ -155,12 +158,12 @@ class Checkpoints:
         return state, saved["progress"]
 
     def wait(self) -> None:
-        """Until all that was saved is on disk."""
+        """Wait until every save is on disk."""
         with self._writing():
             self._checkpointer.wait()
 
     def close(self) -> None:
-        """Waits, and lets go of the folder."""
+        """Wait until every save is on disk, and close the folder."""
         with self._writing():
             self._checkpointer.close()
 
@@ -168,7 +171,7 @@ class Checkpoints:
     def _writing(self):
         try:
             yield
-        # A full disk, say: TensorStore has no type for it.
+        # TensorStore has no type of its own for a full disk and the like.
         except Exception as fault:
             raise TrainingStoppedError(
                 f"{self._directory}: a checkpoint cannot be written: {_reason(fault)}"

@@ -1,1 +1,1 @@
-"""Training methods: each a function (state, batch, *, ...) -> (state, metrics)."""
+"""Training methods, each a function (state, batch, *, ...) -> (state, metrics)."""

@@ -1,5 +1,6 @@
 """The training loop, from one call of the compiled steps to the next."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
@@ -8,7 +9,7 @@ from freeadv_jax.training.state import TrainState
 
 
 class Listener:
-    """What hears of a training and may pause it. This one does nothing.
+    """Hear of a training, and pause it. This base class does nothing.
 
     The loop ends a call wherever `pauses_at(step)`, and then hands the state to `pause`,
     to validate and to save it.
@@ -24,7 +25,7 @@ class Listener:
 
     def spending(self, on: str):
         """Return a context in which time counts as spent on 'training' or 'waiting'."""
-        raise NotImplementedError
+        return contextlib.nullcontext()
 
     def measured(self, steps: range, metrics: dict) -> None:
         """Take the metrics of these steps: arrays with at least as many entries."""

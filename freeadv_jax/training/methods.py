@@ -26,7 +26,7 @@ class Method:
     settings: tuple[str, ...]
     # A row's title in tables, such as Free-8.
     title: Callable[[Attack], str]
-    # What the network saw in training: the predicate of a sentence about it.
+    # The network's training as the predicate of a sentence: 'saw only ...'.
     description: str
     # Weight updates from one minibatch.
     updates: Callable[[Attack], int]

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as the papers use it, and their learning rates."""
+"""Stochastic gradient descent and learning rates, as in the papers."""
 
 from collections.abc import Callable
 
@@ -17,13 +17,13 @@ def learning_rate_schedule(
     turns: tuple[float, ...],
     warmup: float = 0.0,
 ) -> Callable:
-    """The learning rate as a function of the UPDATE, counted from 0.
+    """Return the learning rate as a function of the UPDATE, counted from 0.
 
-    'step' is divided by 10 at each turn; 'triangular' rises from 0 to `peak` at its
-    one turn and falls to 0 at the end; 'cosine' falls to 0 by half a cosine. `turns`
-    and `warmup` are fractions of the budget `updates`, so that a short run keeps the
-    schedule's shape. During the warm-up the rate is that part of the schedule's which
-    has passed of it (Goyal et al. 2017, section 2.2, from 0).
+    'step' divides the rate by 10 at each turn; 'triangular' rises from 0 to `peak` at its
+    one turn and falls to 0 at the end; 'cosine' falls to 0 by half a cosine. `turns` and
+    `warmup` are fractions of the budget `updates`: a short run keeps the schedule's
+    shape. During the warm-up the schedule's rate is multiplied by a factor that rises
+    linearly from 0 to 1 (Goyal et al. 2017, section 2.2).
     """
     schedule = SCHEDULES[name](peak, updates, turns)
     if not warmup:
@@ -68,10 +68,10 @@ def sgd(
     weight_decay: float,
     decayed: str,
 ) -> optax.GradientTransformation:
-    """SGD with coupled L2 decay, added to the gradient before the momentum.
+    """Return SGD with coupled L2 decay, added to the gradient before the momentum.
 
-    `decayed` says of which parameters: 'kernels' (of convolutions and dense layers;
-    not BatchNorm, not biases) or 'all'.
+    `decayed` names the parameters that decay: 'kernels' (of convolutions and dense
+    layers, without BatchNorm and biases) or 'all'.
     """
 
     def mask(params):

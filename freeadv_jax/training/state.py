@@ -30,7 +30,7 @@ class TrainState:
     step: Any  # i32[]
     seed: Any  # u32[]
     params: Any
-    # What the forward pass in training changes, by collection: {"batch_stats": ...}.
+    # Arrays that the forward pass in training changes: {"batch_stats": ...}.
     collections: Any
     opt_state: Any
     delta: Any  # f32[b, h, w, c]

@@ -1,4 +1,4 @@
-"""What the devices tell each other in a step, read from the compiled program."""
+"""The communication of devices in a step, read from the compiled program."""
 
 import functools
 import math
@@ -77,7 +77,7 @@ def count(tree):
 
 
 def innermost_loops(program):
-    """The bodies of loops that have no loop in them."""
+    """Return the bodies of innermost loops."""
     loops = {
         match[1]: computation
         for computation, line in lines_of(program)
@@ -128,7 +128,7 @@ def test_a_lone_device_gathers_nothing():
 
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
 def test_nothing_is_gathered_where_xla_merges_collectives(backend, monkeypatch):
-    """And the mean is the same."""
+    """The mean is the same."""
     rng = np.random.default_rng(0)
     tree = {
         "weight": rng.normal(size=(8, 3, 4)).astype(np.float32),
@@ -152,7 +152,7 @@ def test_nothing_is_gathered_where_xla_merges_collectives(backend, monkeypatch):
 
 @pytest.mark.slow
 def test_synchronised_batch_norm_adds_four_numbers_a_channel():
-    """Two moments on the way forward, and what comes back for the two."""
+    """BatchNorm sends two moments forward, and two gradients back."""
     state, lowered = lowered_step("resnet-50", sync=True)
     program = lowered.compile().as_text()
     found = collectives(program)

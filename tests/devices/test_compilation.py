@@ -1,4 +1,4 @@
-"""Compiled programs on disk: used, renewed where damaged, and where JAX is told to."""
+"""Compiled programs on disk are used, renewed where damaged, and put where JAX says."""
 
 import json
 import os
@@ -11,7 +11,7 @@ FIELDS = {"updates": 8, "evaluation__attacks": "('natural',)"}
 
 
 def run(workdir, **variables):
-    """The results of a short run in a process of its own."""
+    """Return the results of a short run in a process of its own."""
     inherited = environment(devices=1)
     del inherited["JAX_COMPILATION_CACHE_DIR"]  # Of all tests; these have their own.
     subprocess.run(

@@ -37,7 +37,7 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The same run of two processes, and what they said."""
+    """The same run of two processes, and their output."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     return workdir, run_two(workdir)
 

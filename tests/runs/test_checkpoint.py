@@ -179,7 +179,7 @@ def test_state_that_is_not_finite_is_not_saved(bad, checkpoints):
 
 
 def test_saving_asks_nobody_whether_a_sigterm_came(checkpoints, monkeypatch):
-    """What is asked is `processes.preemption`, with numbers of its own."""
+    """`processes.preemption` alone is asked, with numbers of its own."""
     asked = []
     monkeypatch.setattr(
         "jax.experimental.multihost_utils.reached_preemption_sync_point",

@@ -137,7 +137,7 @@ def test_validation_never_touches_weights_or_batch_norm_averages(tmp_path, whole
 
 
 def test_sigterm_saves_and_exits_with_0_and_the_same_command_goes_on(tmp_path, whole):
-    """The step at which it comes is no multiple of any period."""
+    """The signal comes at a step that is no multiple of any period."""
     workdir = tmp_path / "run"
     long = {"updates": 6400, "checkpoint__every_updates": 6400}
     process = subprocess.Popen(
@@ -324,7 +324,7 @@ def test_collapse_stops_the_run_if_so_configured_and_the_best_is_kept(
 
 @pytest.mark.parametrize("start", ["carried", "random", "zero"])
 def test_a_minibatch_starts_where_the_configuration_says(start):
-    """With a step of nearly nothing delta stays where it starts."""
+    """With a step size near 0, delta stays where it starts."""
     config = tiny_config(attack__start=start, attack__step_size=1e-9)
     run = Run(pathlib.Path(), config, num_classes=10, image_shape=(8, 8, 1))
     carried = np.full((64, 8, 8, 1), 0.05, np.float32)

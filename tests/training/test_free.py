@@ -41,7 +41,7 @@ def oracle(kernel, delta, images, labels, *, replays, rate, momentum, decay, eps
 
 
 def test_weights_are_averaged_after_every_update(batch, make_state):
-    """At step 40 the warm-up's 41 / 50 is below the decay asked for, at 10,000 not."""
+    """The warm-up limits the decay at step 40, to 41 / 50, and no longer at 10,000."""
     for step, decay in ((40, 41 / 50), (10_000, 0.99)):
         state = make_state(step=jnp.array(step))
         state = state.replace(average=jax.tree.map(jnp.copy, state.variables))
@@ -195,7 +195,7 @@ def test_free_costs_one_convolution_more_than_natural(
 def test_a_pixel_pushed_out_of_the_box_is_stuck_unless_straight_through(
     batch, make_state
 ):
-    """Its delta, all the same, stays within epsilon either way."""
+    """The delta stays within epsilon either way."""
     below = jnp.full((8, 4, 4, 1), -EPSILON)
     stuck, free = (
         free_train_step(

@@ -46,7 +46,7 @@ def test_step_is_sgd_on_images_attacked_as_numpy_attacks_them(steps, batch, make
 
 
 def test_inner_attack_leaves_the_running_averages_alone(batch, make_state):
-    """They move once a step, however many passes the attack makes."""
+    """The averages move once a step, for any number of attack passes."""
     model = SmallCNN(num_classes=3, batch_norm=True, features=(4,), hidden=4)
     state = make_state(model)
     options = {"model": model, "tx": optax.sgd(0.1)}
@@ -68,7 +68,7 @@ def test_inner_attack_leaves_the_running_averages_alone(batch, make_state):
 
 
 def test_inner_attack_uses_the_statistics_of_its_batch(batch, make_state):
-    """So the running averages, even absurd ones, make no difference to the update."""
+    """Running averages make no difference to the update, even absurd ones."""
     model = SmallCNN(num_classes=3, batch_norm=True, features=(4,), hidden=4)
     state = make_state(model)
     absurd = jax.tree.map(lambda x: jnp.full_like(x, 1e30), state.collections)
