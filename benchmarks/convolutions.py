@@ -54,7 +54,7 @@ class Layer:
         return -(-self.side // self.stride)
 
     def flop(self, batch_size):
-        """Of the forward pass, and of either gradient."""
+        """Return the figures of the forward pass and of either gradient."""
         pixels = batch_size * self.side_out**2
         return 2 * self.kernel_size**2 * self.channels * self.features * pixels
 
@@ -226,7 +226,7 @@ def measure(layer, batch_size, rounds):
 
 
 def measured(layers, options):
-    """What `measure` says of each, shown as it comes."""
+    """Return the figures of `measure` for each layer, and show them as they come."""
     found = {}
     for layer in layers:
         found[str(layer)] = measure(layer, options.batch_size, options.rounds)

@@ -124,6 +124,6 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         main(sys.argv)
     except (InputError, TrainingStoppedError) as fault:
         sys.exit(f"error: {fault}")
-    except OSError as fault:  # Such as a full disk, or a folder in place of a file.
+    except OSError as fault:  # A full disk, or a folder in place of a file.
         said = [part for part in (fault.filename, fault.strerror) if part] or [fault]
         sys.exit(f"error: {': '.join(map(str, said))}")

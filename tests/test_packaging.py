@@ -1,4 +1,4 @@
-"""What is published with the package: its metadata, licence, address, and checks."""
+"""The published package has its metadata, licence, address, and checks."""
 
 import importlib.util
 import pathlib

@@ -113,7 +113,7 @@ def randomized(module, seed=0):
 
 
 def logits(module, images, mean, std):
-    """Of NumPy images [b, h, w, c] in [0, 1]."""
+    """Return the logits of NumPy images [b, h, w, c] in [0, 1]."""
     x = torch.tensor((images - mean) / std, dtype=torch.float32).permute(0, 3, 1, 2)
     with torch.no_grad():
         return module(x).numpy()

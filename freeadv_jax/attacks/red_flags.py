@@ -39,7 +39,7 @@ NOISE_POINTS, SQUARE_QUERIES = 200, 500
 # The radii of the curve, as multiples of the epsilon of the evaluation.
 GRID = (0.25, 0.5, 1, 2, 4)
 
-# Which of two attacks breaks an image near the border is chance. An attack is called
+# Chance decides which of two attacks breaks an image near the border. One is called
 # weaker if the images that only one of the two broke speak against it so clearly that a
 # fair coin would do so in less than 1 of 100 cases: all of 7, or 16 of 20.
 SIGNIFICANCE = 0.01

@@ -62,7 +62,7 @@ class AttackState:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedAttack:
-    """What an attack did to each image.
+    """The outcome of an attack for each image.
 
     `robust` bool[n] marks images that are classified correctly and were not broken.
     `stages` has the number of robust images after each stage of a cascade. `images`

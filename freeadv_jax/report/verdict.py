@@ -54,7 +54,7 @@ class _Kind:
         self.mean = statistics.mean(self.accuracies)
 
     def bounds(self):
-        """The 95 % interval of one model, or two deviations around the mean."""
+        """Return the 95 % interval of one model, or two deviations around the mean."""
         if len(self.rows) == 1:
             return self.rows[0]["interval"]
         spread = 2 * statistics.stdev(self.accuracies)

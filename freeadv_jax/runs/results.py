@@ -254,7 +254,7 @@ def table(results: dict) -> str:
 
 
 def _identity(images):
-    """What tells images from others: a checksum of encoded images, else the pixels.
+    """Return an identity of the images: a checksum of encoded ones, else the pixels.
 
     Encoded images are not decoded for it.
     """

@@ -196,7 +196,7 @@ def test_l2_steps_draw_every_square_transposition_and_sign():
 
 
 def test_l2_start_is_tiles_of_eta_with_a_margin():
-    """Of 13 by 11 pixels: tiles of side 2, of which 6 by 5 fit."""
+    """In 13 by 11 pixels, 6 by 5 tiles of side 2 fit."""
     delta = np.array(jax.jit(tiles)(jax.random.key(1), jnp.zeros((13, 11, 2)), 0.5))
     assert not delta[12:].any()
     assert not delta[:, 10:].any()

@@ -13,7 +13,7 @@ FIELDS = {"updates": 8, "evaluation__attacks": "('natural',)"}
 def run(workdir, **variables):
     """Return the results of a short run in a process of its own."""
     inherited = environment(devices=1)
-    del inherited["JAX_COMPILATION_CACHE_DIR"]  # Of all tests; these have their own.
+    del inherited["JAX_COMPILATION_CACHE_DIR"]  # These tests have a cache of their own.
     subprocess.run(
         command(workdir, **FIELDS),
         env=inherited | variables,

@@ -75,7 +75,7 @@ def test_watch_of_a_resumed_run_writes_what_it_would_have_written(tmp_path):
         if step <= 3:
             step_of(killed, step, loss=loss)
     progress = killed.progress()
-    step_of(killed, 4, loss=100.0)  # What is still being saved must not move.
+    step_of(killed, 4, loss=100.0)  # The progress being saved must not move.
     resumed = make_watch(parts, saved=progress, first_step=3)
     step_of(resumed, 4, loss=losses[3])
     assert lines(resumed, "train") == lines(uninterrupted, "train")
