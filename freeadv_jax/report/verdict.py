@@ -61,7 +61,7 @@ class _Kind:
         return self.mean - spread, self.mean + spread
 
     def text(self):
-        """The kind and its mean: Free-8 45.3 %."""
+        """Return the kind and its mean: Free-8 45.3 %."""
         return f"{self.name} {percent(self.mean)} %"
 
     def uncertainty(self):

@@ -116,11 +116,15 @@ class Checkpoints:
                 custom_metadata={"progress": progress, "crc32": checksum(state)},
             )
 
-    def restore(self, like, which: str = "last") -> tuple[Any, dict] | None:
+    def restore(
+        self, like, which: str = "last", *, any_optimizer: bool = False
+    ) -> tuple[Any, dict] | None:
         """Return (state, progress) of the 'last' or 'best' checkpoint, as NumPy arrays.
 
         `like` is a state of the same structure, or its shapes. A damaged newest
-        checkpoint is skipped with a warning for the one before it. Return None where
+        checkpoint is skipped with a warning for the one before it. With `any_optimizer`
+        the saved `opt_state` may have any structure, and is nested dicts and lists; the
+        checksum, which goes by the structure, is then not compared. Return None where
         there is no checkpoint; raise InputError where all of them are damaged.
         """
         if which == "best":
@@ -135,7 +139,7 @@ class Checkpoints:
         like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         for step in candidates:
             try:
-                return self._restore(step, like)
+                return self._restore(step, like, any_optimizer=any_optimizer)
             # Orbax and TensorStore raise whatever the damage makes them stumble on.
             except Exception as fault:  # noqa: BLE001
                 _LOGGER.warning(
@@ -150,8 +154,10 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step, like):
+    def _restore(self, step, like, *, any_optimizer):
         saved = self._checkpointer.metadata(step).custom_metadata
+        if any_optimizer:
+            return _restored(like, self._checkpointer.load(step)), saved["progress"]
         state = _restored(like, self._checkpointer.load(step, _stored(like)))
         if checksum(state) != saved["crc32"]:
             raise ValueError("its checksum does not fit its arrays")

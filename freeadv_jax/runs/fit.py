@@ -23,7 +23,7 @@ from freeadv_jax.models.imported import OBJECT
 from freeadv_jax.models.interface import FunctionModel, as_model
 from freeadv_jax.runs.build import configured_optimizer
 from freeadv_jax.runs.folder import open_run
-from freeadv_jax.runs.load import load
+from freeadv_jax.runs.load import saved_variables
 from freeadv_jax.runs.train import train
 from freeadv_jax.weights.classifier import Classifier, as_classifier
 from freeadv_jax.weights.transfer import transferred
@@ -324,7 +324,7 @@ def _num_classes(network, image_shape):
 def _given(init, network, dataset, config):
     """The variables that `init` gives, with a new last layer where classes differ."""
     if isinstance(init, str | pathlib.Path):
-        source, given = f"init = {init}", load(init).variables
+        source, given = f"init = {init}", saved_variables(init)
     else:
         source, given = "init", init
         if isinstance(network, FunctionModel):

@@ -9,7 +9,7 @@ from freeadv_jax.config import replays
 from freeadv_jax.console import say
 from freeadv_jax.errors import InputError, require_choice
 from freeadv_jax.files import local_path
-from freeadv_jax.models.imported import PREFIX
+from freeadv_jax.models.imported import OBJECT, PREFIX
 from freeadv_jax.models.interface import as_model
 from freeadv_jax.runs.build import configured_model, initial_state_of, model_of
 from freeadv_jax.runs.folder import Run, read_run
@@ -58,7 +58,9 @@ def trained_state(run: Run, checkpoint: str, model=None) -> TrainState:
         raise InputError(f"{run.workdir} holds no checkpoint yet")
     like = jax.eval_shape(lambda: initial_state_of(run, model))
     with contextlib.closing(run.checkpoints()) as checkpoints:
-        state, _ = checkpoints.restore(like, checkpoint)
+        # `fit` may have had an optimizer of the user's, which no file describes.
+        given = run.config.model.name.startswith(OBJECT)
+        state, _ = checkpoints.restore(like, checkpoint, any_optimizer=given)
     return state
 
 

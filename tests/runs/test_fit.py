@@ -155,6 +155,13 @@ def test_a_workdir_keeps_the_run_and_goes_on_to_the_same_bits(tmp_path):
     assert_same(loaded, whole)
 
 
+def test_a_workdir_of_any_optimizer_loads(tmp_path):
+    with jax.numpy_dtype_promotion("standard"):
+        fields = FEW | {"optimizer": optax.adam(1e-2), "workdir": tmp_path}
+        trained = fa.fit(LINEAR, IMAGES, LABELS, **fields)
+    assert_same(fa.load(tmp_path, model=LINEAR), trained)
+
+
 def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     fa.fit(LINEAR, IMAGES, LABELS, validation=(IMAGES[:64], LABELS[:64]), **FEW)
