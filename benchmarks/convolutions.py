@@ -1,16 +1,22 @@
-"""Where the CPU's time goes: each convolution of the step, ours against PyTorch's.
+"""Time each convolution of a training step on a CPU, by XLA, by oneDNN and by PyTorch.
 
     python -m benchmarks.convolutions [--networks NAME ... [--images=NAME]]
-        [--batch_size=32] [--rounds=7] [--out=FILE]
+        [--against=pytorch] [--dtype=float32] [--clock=wall] [--batch_size=32]
+        [--rounds=7] [--out=FILE]
 
-Forward pass, gradient of the images and gradient of the kernel, as GFLOP/s, of some 3x3
-convolutions or of all that the networks have. They take turns in one process, float32,
-and the medians count. Ours are with channels last, as in training, and, for comparison,
-XLA's with channels first. PyTorch (`pip install '.[references]'`) computes them in
-channels_last, by oneDNN.
+The record has the GFLOP/s of the forward pass, of the images' gradient and of the kernel's
+gradient, for some 3x3 convolutions or for all layers of the networks. The sides take turns
+in one process, and the medians count.
 
-A turn is many calls, the first of which is not counted: after a call PyTorch's threads
-keep the cores busy for some milliseconds, as long as a call of a small layer takes.
+Ours has channels last, as in training. With `--against=pytorch` the others are XLA's with
+channels first, and PyTorch's (`pip install '.[references]'`) with channels last, which are
+oneDNN's. With `--against=onednn` the other is ours with oneDNN's kernels. That record backs
+the rule in `freeadv_jax/models/conv.py` that chooses the kernel of each layer.
+
+A turn is many calls without the first one: after a call PyTorch's threads keep the cores
+busy for some milliseconds, as long as a call of a small layer takes. On a machine that does
+other work, measure the processor's time of one core: `taskset -c 0 python -m
+benchmarks.convolutions --clock=processor ...`.
 """
 
 import collections
@@ -29,10 +35,13 @@ from benchmarks.contender import IMAGES, configured_run
 from benchmarks.record import write_record
 from benchmarks.scaling import forward_products
 from freeadv_jax.command import Parser, count, run_command
-from freeadv_jax.devices import parallel
+from freeadv_jax.devices import onednn, parallel
+from freeadv_jax.errors import InputError
 from freeadv_jax.models.conv import convolution
 
 TURN_SECONDS = 0.2
+# Largest differences between the sides, relative to the largest value.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +106,15 @@ def layers_of(run) -> dict[Layer, int]:
     return dict(found)
 
 
-def ours(layer, arrays) -> dict[str, Callable]:
-    """By pass, a function that computes it and waits for it: NHWC and HWIO."""
+def ours(layer, arrays, *, kernels=onednn.XLA, dtype="float32") -> dict[str, Callable]:
+    """Return, for each pass, a function that computes it and waits: NHWC and HWIO."""
 
     def conv(images, kernel):
         sides = ((layer.padding, layer.padding),) * 2
-        return convolution(images, kernel, stride=layer.stride, padding=sides)
+        with onednn.kernels(kernels):
+            return convolution(images, kernel, stride=layer.stride, padding=sides)
 
-    return _passes(conv, *map(jnp.asarray, arrays))
+    return _passes(conv, *(jnp.asarray(array, dtype) for array in arrays))
 
 
 def channels_first(layer, arrays) -> dict[str, Callable]:
@@ -189,35 +199,46 @@ def example(layer, batch_size):
     )
 
 
-def turn(call) -> float:
-    """The median seconds of a call, over a turn of them."""
+def turn(call, clock="wall") -> float:
+    """Return the median seconds of a call, over a turn of calls."""
+    now = time.process_time if clock == "processor" else time.perf_counter
     call()
     taken = []
     while sum(taken) < TURN_SECONDS:
-        begun = time.perf_counter()
+        begun = now()
         call()
-        taken.append(time.perf_counter() - begun)
+        taken.append(now() - begun)
     return statistics.median(taken)
 
 
-def measure(layer, batch_size, rounds):
-    """GFLOP/s by pass and side, after a check that all compute the same."""
+def measure(
+    layer, batch_size, rounds, *, against="pytorch", dtype="float32", clock="wall"
+):
+    """Return GFLOP/s for each pass and side, once all sides have computed the same."""
     arrays = example(layer, batch_size)
-    sides = {
-        "ours": ours(layer, arrays),
-        "channels first": channels_first(layer, arrays),
-        "pytorch": theirs(layer, arrays),
-    }
+    if against == "onednn":
+        sides = {
+            "ours": ours(layer, arrays, dtype=dtype),
+            "onednn": ours(layer, arrays, kernels=onednn.ONEDNN, dtype=dtype),
+        }
+    else:
+        sides = {
+            "ours": ours(layer, arrays),
+            "channels first": channels_first(layer, arrays),
+            "pytorch": theirs(layer, arrays),
+        }
     rates = {}
     for name in PASSES:
-        expected, *found = (side[name]() for side in sides.values())
+        expected, *found = (side[name]().astype(np.float32) for side in sides.values())
         for other in found:
             scale = np.abs(expected).max()
-            np.testing.assert_allclose(expected, other, atol=1e-4 * scale, rtol=0)
+            np.testing.assert_allclose(
+                expected, other, atol=TOLERANCES[dtype] * scale, rtol=0
+            )
         seconds = {who: [] for who in sides}
         for _ in range(rounds):
             for who, side in sides.items():
-                seconds[who].append(turn(side[name]))
+                seconds[who].append(turn(side[name], clock))
         rates[name] = {
             who: layer.flop(batch_size) / statistics.median(taken) / 1e9
             for who, taken in seconds.items()
@@ -226,10 +247,17 @@ def measure(layer, batch_size, rounds):
 
 
 def measured(layers, options):
-    """Return the figures of `measure` for each layer, and show them as they come."""
+    """Return the result of `measure` for each layer, and print it at once."""
     found = {}
     for layer in layers:
-        found[str(layer)] = measure(layer, options.batch_size, options.rounds)
+        found[str(layer)] = measure(
+            layer,
+            options.batch_size,
+            options.rounds,
+            against=options.against,
+            dtype=options.dtype,
+            clock=options.clock,
+        )
         print(
             f"{layer!s:32}",
             *(
@@ -256,19 +284,39 @@ def main(argv):
     )
     parser.add_argument("--rounds", type=count, default=7, help="turns to take")
     parser.add_argument(
+        "--against",
+        choices=("pytorch", "onednn"),
+        default="pytorch",
+        help="whose convolutions ours are compared with",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=TOLERANCES,
+        default="float32",
+        help="bfloat16: with onednn only",
+    )
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "processor"),
+        default="wall",
+        help="the time that counts: that on the wall, or the processor's over all cores",
+    )
+    parser.add_argument(
         "--out",
         default="benchmarks/results/convolutions.json",
         help="the record to write",
     )
     options = parser.parse_args(argv[1:])
+    if options.dtype != "float32" and options.against == "pytorch":
+        raise InputError("--dtype=bfloat16 goes with --against=onednn")
     layers = {
         network: layers_of(configured_run(network, "natural", images=options.images))
         for network in options.networks
     }
-    print(
-        "GFLOP/s, ours / with channels first / PyTorch's, "
-        f"batches of {options.batch_size}"
-    )
+    others = "with channels first / PyTorch's"
+    if options.against == "onednn":
+        others = "with oneDNN's kernels"
+    print(f"GFLOP/s, ours / {others}, batches of {options.batch_size}")
     if not layers:
         results = measured(LAYERS, options)
     else:

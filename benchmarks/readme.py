@@ -58,6 +58,8 @@ TRAINING = {
     ),
 }
 # The records of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
+BY_ONEDNN = ("convolutions_onednn_float32",)
+KERNELS = ("kernels_preact_resnet_18",)
 CONVOLUTIONS = ("convolutions_avx2", "convolutions_avx512")
 NETWORKS_CONVOLUTIONS = (
     "convolutions_avx512_32",
@@ -321,6 +323,34 @@ def _convolutions(name):
         for layer, rates in results(name).items()
     ]
     return _table(["layer", *_PASSES.values()], rows)
+
+
+def _convolutions_by_onednn(name):
+    rows = [
+        [
+            layer,
+            *(
+                f"{rates[which]['ours']:.0f} / {rates[which]['onednn']:.0f}"
+                for which in _PASSES
+            ),
+        ]
+        for layer, rates in results(name).items()
+    ]
+    return _table(["layer", *_PASSES.values()], rows)
+
+
+def _kernels():
+    """Return the time of an update with XLA's and with oneDNN's convolutions."""
+    rows = []
+    for record in map(results, KERNELS):
+        for name, row in record["rows"].items():
+            times = [
+                f"{1000 * row['seconds_per_update'][side]['processor']:.0f} ms"
+                for side in ("xla", "onednn")
+            ]
+            rows.append([name, *times, f"{row['xla / onednn']['processor']:.2f}"])
+    heads = "network, precision, batch|XLA's|oneDNN's|XLA's / oneDNN's"
+    return _table(heads.split("|"), rows)
 
 
 def _convolutions_of_networks():
@@ -683,6 +713,8 @@ BLOCKS = {
     "reference_style": _reference_style,
     "waiting": _waiting,
     **{name: partial(_convolutions, name) for name in CONVOLUTIONS},
+    **{name: partial(_convolutions_by_onednn, name) for name in BY_ONEDNN},
+    "kernels": _kernels,
     "convolutions_of_networks": _convolutions_of_networks,
     "channels_first": _channels_first,
     "profile": _profile,

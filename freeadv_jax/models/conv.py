@@ -251,19 +251,32 @@ def _onednn_kernel_gradient(images, shape, stride, padding, cotangent):
         return _kernel_gradient(*arguments)
     if cotangent.dtype.itemsize < 4:
         # No loop over the parts: XLA is slow to transpose the slices of one in bfloat16.
-        return _kernel_gradient_in_parts(*arguments, parts=(4, 32), loop=False)
+        return _kernel_gradient_in_parts(
+            *arguments, parts=(4, 32), loop=False, of_part=_kernel_gradient_of_part
+        )
     pixels = cotangent.shape[1] * cotangent.shape[2]
     if stride > 1 or pixels < 64 or channels <= 16 < features:
         return _kernel_gradient(*arguments)
+    # Eigen slows down where a large batch no longer fits the last cache.
+    if channels >= 128 and images.shape[0] < 64:
+        return _kernel_gradient(*arguments)
+    if max(channels, features) <= 16 and pixels >= 256:
+        # Some 2048 pixels at a time, whose shifted copies fit the second-level cache.
+        parts = (1, max(1, 2048 // pixels))
+        return _kernel_gradient_in_parts(
+            *arguments, parts=parts, loop=True, of_part=_kernel_gradient_by_shifts
+        )
     # The images of a part are the channels of oneDNN's convolution, whose kernel is as large
     # as the part's cotangent: with larger parts it no longer fits the caches, and with
     # fewer than 16 channels registers stay empty.
     parts = (16, 16) if pixels >= 256 else (16, 32)
-    return _kernel_gradient_in_parts(*arguments, parts=parts, loop=True)
+    return _kernel_gradient_in_parts(
+        *arguments, parts=parts, loop=True, of_part=_kernel_gradient_of_part
+    )
 
 
 def _kernel_gradient_in_parts(
-    images, shape, stride, padding, cotangent, *, parts, loop
+    images, shape, stride, padding, cotangent, *, parts, loop, of_part
 ):
     """Return the sum of the gradients of equal parts of the batch, summed in float32.
 
@@ -272,9 +285,7 @@ def _kernel_gradient_in_parts(
     """
     batch, (least, most) = images.shape[0], parts
     size = max(size for size in range(1, most + 1) if batch % size == 0)
-    gradient = functools.partial(
-        _kernel_gradient_of_part, shape=shape, stride=stride, padding=padding
-    )
+    gradient = functools.partial(of_part, shape=shape, stride=stride, padding=padding)
     if size < least:
         return _kernel_gradient(images, shape, stride, padding, cotangent)
     if size == batch:
@@ -292,6 +303,34 @@ def _kernel_gradient_in_parts(
 
     parts = (x.reshape(-1, size, *x.shape[1:]) for x in (images, cotangent))
     return lax.scan(add, jnp.zeros(shape, cotangent.dtype), tuple(parts))[0]
+
+
+def _kernel_gradient_by_shifts(images, cotangent, *, shape, stride, padding):
+    """Return the gradient, stride 1, as one matrix product for all taps.
+
+    The images shifted along a row, side by side, are multiplied by the cotangents shifted
+    along a column: with few channels a product for each tap would be too small.
+    """
+    rows, columns, channels, features = shape
+    (top, _), (left, right) = padding
+    height, width = images.shape[1], cotangent.shape[2]
+    zero = jnp.zeros((), images.dtype)
+    none = (0, 0, 0)
+    images = lax.pad(images, zero, (none, none, (left, right, 0), none))
+    low = rows - 1 - top
+    high = height + top - cotangent.shape[1]
+    cotangent = lax.pad(cotangent, zero, (none, (low, high, 0), none, none))
+    images = [images[:, :, column : column + width] for column in range(columns)]
+    cotangents = [
+        cotangent[:, rows - 1 - row : rows - 1 - row + height] for row in range(rows)
+    ]
+    factors = (
+        jnp.concatenate(parts, axis=-1).reshape(-1, len(parts) * parts[0].shape[-1])
+        for parts in (images, cotangents)
+    )
+    product = lax.dot_general(*factors, (((0,), (0,)), ((), ())))
+    product = product.reshape(columns, channels, rows, features)
+    return jnp.transpose(product, (2, 0, 1, 3))
 
 
 def _kernel_gradient_of_part(images, cotangent, *, shape, stride, padding):

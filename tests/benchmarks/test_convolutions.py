@@ -10,6 +10,7 @@ from benchmarks import convolutions
 from benchmarks.contender import configured_run
 from benchmarks.convolutions import Layer, layers_of
 from benchmarks.scaling import forward_flop
+from freeadv_jax.devices import onednn
 from freeadv_jax.files import read_json
 
 pytestmark = pytest.mark.torch
@@ -54,7 +55,26 @@ def test_all_three_passes_agree_with_pytorch_and_get_a_rate(
         assert min(rate.values()) > 0
 
 
-def test_the_record_has_the_layers_of_each_network_with_their_numbers(tmp_path, monkeypatch):
+@pytest.mark.skipif(onednn.unavailable() is not None, reason="oneDNN is unavailable")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_of_onednn_agree_and_get_a_rate(dtype, monkeypatch):
+    monkeypatch.setattr(convolutions, "TURN_SECONDS", 1e-4)
+    rates = convolutions.measure(
+        Layer(8, 8, 16, 2),
+        batch_size=4,
+        rounds=1,
+        against="onednn",
+        dtype=dtype,
+        clock="processor",
+    )
+    for rate in rates.values():
+        assert list(rate) == ["ours", "onednn"]
+        assert min(rate.values()) > 0
+
+
+def test_the_record_has_the_layers_of_each_network_with_their_numbers(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(convolutions, "TURN_SECONDS", 1e-4)
     file = tmp_path / "record.json"
     options = "--networks small-cnn --images mnist --batch_size 2 --rounds 1 --out"
