@@ -30,6 +30,12 @@ MODELS = ("deterministic", "randomized")
 # alpha in the paper: the share of a step that follows the gradient. The rest repeats the
 # step before.
 _GRADIENT_PART = 0.75
+# A success against a randomised model is judged again on this many new means of `eot`
+# samples, and all must be misclassified. A hundred steps are as many chances of a
+# lucky mean. An image on the boundary passes 20 of them once in a million steps.
+_JUDGED_AGAIN = 20
+# The first number of the keys for those samples, beyond the number of any step.
+_FRESH = 2**30
 
 
 class Evaluated(NamedTuple):
@@ -79,7 +85,8 @@ class APGD:
     or none raised the best loss.
 
     For a `model` that is 'randomized', loss and gradient are means over `eot` samples at
-    every step, and an image is broken when the mean of their logits is misclassified.
+    every step. An image is broken when the mean of their logits is misclassified, and so
+    are 20 means of new samples.
     """
 
     norm: str
@@ -110,7 +117,7 @@ class APGD:
         point = threat.inside(batch.images, batch.images + noise)
         targets = self._targets(logits_fn, batch)
         here, logits = self._evaluate(logits_fn, batch, targets, point, 2)
-        broken = self.success(logits, batch.labels)
+        broken = self._broken(logits_fn, batch, point, logits, 2)
         eta = jnp.full_like(here.loss, 2 * self.epsilon)
         period = jnp.full_like(batch.iteration, jnp.maximum(22 * self.steps // 100, 1))
         # With `halved` true, only the share of rises can fail the first period.
@@ -121,7 +128,7 @@ class APGD:
         """Return the state one step further, after a checkpoint if one is due."""
         point, number = self._move(batch, state), batch.iteration + 3
         new, logits = self._evaluate(logits_fn, batch, state.targets, point, number)
-        broken = self.success(logits, batch.labels)
+        broken = self._broken(logits_fn, batch, point, logits, number)
         best = where(new.loss > state.best.loss, new, state.best)
         rose = (new.loss > state.here.loss).astype(jnp.int32)
         window = state.window._replace(
@@ -179,6 +186,32 @@ class APGD:
         else:
             loss, logits, gradient = _mean(sample, self.eot)
         return Evaluated(point, loss, gradient), logits
+
+    def _broken(self, logits_fn, batch, point, logits, number):
+        """Return which images are broken; a randomised model must agree on new samples."""
+        broken = self.success(logits, batch.labels)
+        if self.model == "deterministic":
+            return broken
+
+        keys = _keys(batch, number + _FRESH)
+
+        def judge(carry):
+            mean, broken = carry
+
+            def sample(index):
+                fresh = jax.vmap(jax.random.fold_in, (0, None))(
+                    keys, mean * self.eot + index
+                )
+                return logits_fn(point, fresh)
+
+            logits = _mean(sample, self.eot)
+            return mean + 1, broken & self.success(logits, batch.labels)
+
+        def undecided(carry):
+            mean, broken = carry
+            return (mean < _JUDGED_AGAIN) & jnp.any(broken)
+
+        return jax.lax.while_loop(undecided, judge, (jnp.int32(0), broken))[1]
 
     @property
     def _untargeted(self):
@@ -275,7 +308,7 @@ def _window(period, halved, best_loss):
 
 
 def keys_or_mean(logits_fn, eot, images, keys=None):
-    """Return the logits of a randomised model; without keys, the mean of `eot` samples."""
+    """Return the logits of a randomised model; without keys, the mean of 20 eot samples."""
     if keys is not None:
         return logits_fn(images, keys)
 
@@ -283,7 +316,7 @@ def keys_or_mean(logits_fn, eot, images, keys=None):
         key = jax.random.fold_in(jax.random.key(0), index)
         return logits_fn(images, jax.random.split(key, len(images)))
 
-    return _mean(sample, eot)
+    return _mean(sample, _JUDGED_AGAIN * eot)
 
 
 def _mean(sample, count):

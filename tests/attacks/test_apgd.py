@@ -320,7 +320,9 @@ def test_gradient_and_success_of_a_randomised_model_are_those_of_the_samples_mea
 
     jax.jit(lambda *args: attack.step(recorded, *args))(batch, before)
     jax.effects_barrier()
-    assert len(samples) == 5
+    # The first five are those of the gradient; the others judge the successes again.
+    judged, samples = samples[5:], samples[:5]
+    assert len(judged) % 5 == 0
     assert len({float(noise[0, 0, 0, 0]) for noise in samples}) == 5
 
     def mean_loss(point):
@@ -330,7 +332,11 @@ def test_gradient_and_success_of_a_randomised_model_are_those_of_the_samples_mea
     wanted = jax.grad(mean_loss)(point)
     np.testing.assert_allclose(state.here.gradient, wanted, atol=1e-5)
     logits = np.mean([curved(point + 0.1 * noise) for noise in samples], axis=0)
-    np.testing.assert_array_equal(state.broken, logits.argmax(-1) != labels)
+    broken = logits.argmax(-1) != labels
+    for means in np.split(np.array(judged), len(judged) // 5) if judged else []:
+        logits = np.mean([curved(point + 0.1 * noise) for noise in means], axis=0)
+        broken &= logits.argmax(-1) != labels
+    np.testing.assert_array_equal(state.broken, broken)
 
 
 @pytest.mark.slow
@@ -341,8 +347,8 @@ def test_randomised_model_is_broken_for_keys_never_seen_too():
     fresh = jax.random.split(jax.random.key(9), (500, 12))
     logits = jax.vmap(lambda keys: shaken(found.images, keys))(fresh)
     wrong = jnp.argmax(logits.mean(0), axis=-1) != labels
-    assert found.success.sum() >= 8
-    assert np.mean(wrong[found.success]) >= 0.75
+    assert found.success.sum() >= 6
+    assert wrong[found.success].all()
 
 
 def test_step_is_one_forward_and_one_backward_pass():
