@@ -16,8 +16,10 @@ from freeadv_jax.attacks.attack import (
     attack_keys,
     split_numbers,
     step_unfinished,
+    value_and_gradient,
     where,
 )
+from freeadv_jax.attacks.losses import UNTARGETED
 from freeadv_jax.attacks.programs import find_program
 from freeadv_jax.devices import parallel
 from freeadv_jax.devices.parallel import REPLICATED, SPLIT
@@ -82,17 +84,25 @@ class Campaign:
 
     def logits(self, logits_fn: Callable, images: Images) -> np.ndarray:
         """Return f32[n, k] for images [n, h, w, c], uint8 or floats in [0, 1]."""
+        return self._in_batches(_logits, logits_fn, images)
+
+    def zero_gradients(
+        self, logits_fn: Callable, images: Images, labels: np.ndarray
+    ) -> np.ndarray:
+        """Return bool[n]: where the gradient of the attacked cross-entropy is zero."""
+        return self._in_batches(_zero_gradients, logits_fn, images, labels)
+
+    def _in_batches(self, function, logits_fn, *sets):
+        """Return `function(logits_fn, *parts)` of the whole sets."""
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
-        program, found = None, []
-        for first in range(0, len(images), self._batch_size):
-            part = np.asarray(images[first : first + self._batch_size])
-            padded = np.zeros((self._batch_size, *part.shape[1:]), part.dtype)
-            padded[: len(part)] = part
-            batch = parallel.place(padded, SPLIT)
+        program, found, size = None, [], self._batch_size
+        for first in range(0, len(sets[0]), size):
+            parts = [np.asarray(array[first : first + size]) for array in sets]
+            batch = tuple(parallel.place(_padded(part, size), SPLIT) for part in parts)
             if program is None:
-                evaluate = functools.partial(_logits)
-                program = self._find(evaluate, logits_fn, (batch,), (SPLIT,))
-            found.append(parallel.fetch(program(batch))[: len(part)])
+                bound, layout = functools.partial(function), (SPLIT,) * len(sets)
+                program = self._find(bound, logits_fn, batch, layout)
+            found.append(parallel.fetch(program(*batch))[: len(parts[0])])
         return np.concatenate(found)
 
     def attack(
@@ -268,6 +278,23 @@ def _steps_a_call():
 
 def _logits(logits_fn, images):
     return _as_float32(logits_fn)(unit_range(images))
+
+
+def _zero_gradients(logits_fn, images, labels):
+    loss, logits_fn = UNTARGETED["cross-entropy"], _as_float32(logits_fn)
+
+    def objective(points):
+        logits = logits_fn(points)
+        return loss(logits, labels), logits
+
+    gradient = value_and_gradient(objective, unit_range(images))[2]
+    return jnp.all(gradient == 0, axis=(1, 2, 3))
+
+
+def _padded(part, size):
+    padded = np.zeros((size, *part.shape[1:]), part.dtype)
+    padded[: len(part)] = part
+    return padded
 
 
 def _as_float32(logits_fn):

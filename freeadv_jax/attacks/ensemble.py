@@ -4,12 +4,15 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
+import numpy as np
 from jax.typing import ArrayLike
 
 from freeadv_jax.attacks.apgd import APGD, keys_or_mean
 from freeadv_jax.attacks.attack import Attack, as_pytree
+from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.checks import check_threat
 from freeadv_jax.attacks.fab import FAB
+from freeadv_jax.attacks.red_flags import MISSED, NO_GRADIENT
 from freeadv_jax.attacks.runner import (
     BATCH_SIZE,
     Outcome,
@@ -26,6 +29,10 @@ VERSIONS = ("standard", "plus", "rand")
 
 # The passes over which 'rand' averages the gradients of a randomised model.
 _EOT = 20
+
+# The part of the largest logit that may change by rounding, when an image is evaluated
+# among other images.
+_MOST_ROUNDING = 1e-3
 
 _LOGGER = logging.getLogger(__name__)
 # The DLR losses of these attacks need at least this many classes.
@@ -120,7 +127,9 @@ def autoattack(
             name, the attempts decided, and bool[n]: the images not broken so far.
 
     Returns:
-        An `Outcome`. All devices take part. Inside jax.jit all images are one batch.
+        An `Outcome`. All devices take part. Inside jax.jit all images are one batch. A
+        warning is logged if Square breaks images that the attacks by gradients left, if
+        gradients are zero, if two passes differ, and if images influence one another.
 
     Raises:
         InputError: for images, labels, settings or logits that cannot be.
@@ -135,7 +144,7 @@ def autoattack(
     num_classes = classes_of(logits_fn, examples)
     attacks = cascade(version, norm=norm, epsilon=epsilon, num_classes=num_classes)
     warn_of_few_classes(num_classes, attacks)
-    return run(
+    outcome = run(
         attacks,
         logits_fn,
         examples,
@@ -143,3 +152,60 @@ def autoattack(
         seed=seed,
         watch=watch,
     )
+    if isinstance(outcome.images, jax.core.Tracer):
+        return outcome
+    campaign = Campaign(batch_size=min(batch_size, len(outcome.success)), seed=seed)
+    _warn_of_square(outcome.standing)
+    if version != "rand":
+        _warn_of_model(campaign, logits_fn, *examples)
+    compilations = outcome.compilations + campaign.compilations
+    return outcome._replace(compilations=compilations)
+
+
+def _warn_of_square(standing):
+    """Log a warning if Square broke images that all attacks before it left."""
+    names = list(standing)
+    if "square" not in names:
+        return
+    before = standing[names[names.index("square") - 1]]
+    missed, allowed = before - standing["square"], max(1, int(MISSED * before))
+    if missed > allowed:
+        _LOGGER.warning(
+            "Square, which uses no gradients, broke %d of the %d images that the attacks by "
+            "gradients left: the model masks its gradients, and its accuracy is lower than "
+            "measured",
+            missed,
+            before,
+        )
+
+
+def _warn_of_model(campaign, logits_fn, images, labels):
+    """Log a warning for a model whose gradients or logits AutoAttack cannot rely on."""
+    logits, again = (campaign.logits(logits_fn, images) for _ in range(2))
+    apart = float(np.max(np.abs(logits - again)))
+    if apart > 0:
+        _LOGGER.warning(
+            "two passes over the same images differ by up to %.3g: the model is randomised, "
+            "take version 'rand'",
+            apart,
+        )
+        return
+    # Without every second image, each image has other neighbours in its batch.
+    among_others = campaign.logits(logits_fn, images[::2])
+    largest = max(1.0, float(np.max(np.abs(logits))))
+    apart = float(np.max(np.abs(logits[::2] - among_others)))
+    if apart > _MOST_ROUNDING * largest:
+        _LOGGER.warning(
+            "the logits of an image change by up to %.3g with the other images of its "
+            "batch: put the model into evaluation mode (BatchNorm with running averages)",
+            apart,
+        )
+    right = logits.argmax(axis=-1) == labels
+    zero = int((campaign.zero_gradients(logits_fn, images, labels) & right).sum())
+    if zero > max(1, NO_GRADIENT * right.sum()):
+        _LOGGER.warning(
+            "the gradient is zero at %d of the %d images classified correctly: attacks by "
+            "gradients are weak there, see freeadv_jax.attacks.red_flags",
+            zero,
+            int(right.sum()),
+        )

@@ -2,6 +2,7 @@ import functools
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -87,14 +88,17 @@ def test_cascade_attacks_what_the_attacks_before_left_standing():
 
 @pytest.mark.parametrize(
     ("batch_size", "most"),
-    [(8, 9), pytest.param(48, 9 + 4 * 4, marks=pytest.mark.slow)],
+    [(8, 10), pytest.param(48, 10 + 4 * 4, marks=pytest.mark.slow)],
 )
 def test_programs_are_two_for_each_attack_and_few_for_smaller_batches(batch_size, most):
-    """And one for the logits; eight devices have no batch below eight."""
+    """One more is for the logits and one for the check of gradients.
+
+    Eight devices have no batch below eight.
+    """
     logits_fn, images, labels, _ = linear_problem(4)
     forget_programs()
     found = autoattack(logits_fn, images, labels, epsilon=0.01, batch_size=batch_size)
-    assert 9 <= found.compilations <= most
+    assert 10 <= found.compilations <= most
 
 
 def test_standard_has_the_parameters_of_the_reference():
@@ -136,3 +140,54 @@ def test_rand_averages_gradients_and_breaks_a_randomised_model():
     assert list(found.standing) == ["natural", "apgd-ce", "apgd-dlr"]
     assert found.success[distance < 0.8 * epsilon].all()
     assert not found.success[distance > 1.5 * epsilon].any()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return linear_problem(4)
+
+
+def warnings_of(caplog, model, images, labels, **options):
+    with caplog.at_level(logging.WARNING):
+        autoattack(model, images, labels, epsilon=0.05, batch_size=16, **options)
+    return caplog.text
+
+
+def test_an_ordinary_model_is_attacked_without_a_warning(problem, caplog):
+    logits_fn, images, labels, _ = problem
+    assert warnings_of(caplog, logits_fn, images, labels) == ""
+
+
+def test_zero_gradients_are_warned_of(problem, caplog):
+    logits_fn, images, labels, _ = problem
+
+    def rounded(images):
+        return logits_fn(jnp.round(images * 16) / 16)
+
+    labels = np.asarray(rounded(images)).argmax(axis=-1)
+    said = warnings_of(caplog, rounded, images, labels)
+    assert "the gradient is zero at 48 of the 48 images" in said
+    assert "Square, which uses no gradients, broke" in said
+
+
+def test_a_randomised_model_is_told_of_its_version(problem, caplog):
+    logits_fn, images, labels, _ = problem
+    draws = np.random.default_rng(0)
+
+    def noisy(images):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        draw = jax.pure_callback(lambda: np.float32(draws.normal()), shape)
+        return logits_fn(images) + 0.01 * jax.lax.stop_gradient(draw)
+
+    assert "take version 'rand'" in warnings_of(caplog, noisy, images, labels)
+
+
+def test_images_that_influence_one_another_are_warned_of(problem, caplog):
+    """Two images a device, as BatchNorm in training mode would see them."""
+    logits_fn, images, labels, _ = problem
+
+    def centred(images):
+        return logits_fn(images - images.mean(axis=0) + 0.5)
+
+    said = warnings_of(caplog, centred, images, labels)
+    assert "put the model into evaluation mode" in said
