@@ -59,7 +59,7 @@ TRAINING = {
 }
 # The records of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
 BY_ONEDNN = ("convolutions_onednn_float32",)
-KERNELS = ("kernels_preact_resnet_18",)
+KERNELS = ("kernels_preact_resnet_18", "kernels_wrn_10_1")
 CONVOLUTIONS = ("convolutions_avx2", "convolutions_avx512")
 NETWORKS_CONVOLUTIONS = (
     "convolutions_avx512_32",
