@@ -1,3 +1,5 @@
+"""Auto-PGD against the paper's algorithm in float64."""
+
 import dataclasses
 from fractions import Fraction
 
@@ -224,7 +226,7 @@ def test_images_do_not_influence_one_another(norm):
         assert 0 < state.broken.sum() < 12
 
 
-def test_best_loss_never_falls_and_is_that_of_the_result():
+def test_the_best_loss_never_falls_and_belongs_to_the_result():
     labels = labelled(curved)
     batch = batch_of(IMAGES, labels)
     states = states_of(APGD("linf", 0.01), curved, batch)
@@ -264,7 +266,7 @@ def one_hidden_behind(images):
     return flat @ weights + jnp.array([0.0, -0.5, -30.0, -90.0])
 
 
-def test_second_target_breaks_what_the_likeliest_and_no_target_do_not():
+def test_a_second_target_breaks_an_image_that_the_likeliest_does_not():
     images, labels = jnp.full((1, *SHAPE), 0.5), jnp.array([0])
     call = {"norm": "l2", "epsilon": 0.9, "steps": 1, "loss": "dlr"}
     assert not apgd(one_hidden_behind, images, labels, **call).success[0]
@@ -340,7 +342,7 @@ def test_gradient_and_success_of_a_randomised_model_are_those_of_the_samples_mea
 
 
 @pytest.mark.slow
-def test_randomised_model_is_broken_for_keys_never_seen_too():
+def test_successes_against_a_randomised_model_hold_for_new_keys():
     labels = labelled(curved)
     fields = {"steps": 10, "model": "randomized", "eot": 50}
     found = apgd(shaken, IMAGES, labels, epsilon=0.1, **fields)
@@ -397,7 +399,7 @@ def test_one_compilation_serves_all_numbers():
         ({"epsilon": 8}, "must be above 0"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(fields, says):
+def test_unusable_settings_are_refused(fields, says):
     def model(images):
         return curved(images, 3)
 

@@ -1,3 +1,5 @@
+"""Attacks on whole sets: the same outcome for any batch, and batches that stay full."""
+
 import functools
 
 import jax
@@ -87,7 +89,7 @@ def counted(images):
     return network(WEIGHTS, images)
 
 
-def test_what_is_broken_leaves_the_batch_and_others_take_its_place():
+def test_broken_images_leave_the_batch_and_others_take_their_places():
     """The passes are those of the survivors, far fewer than of all images."""
     campaign = Campaign(batch_size=8)
     attack = PGD("linf", 0.5, steps=40, step_size=0.1)
@@ -111,7 +113,7 @@ def test_what_is_broken_leaves_the_batch_and_others_take_its_place():
     assert [done for done, _ in looks] == sorted(done for done, _ in looks)
 
 
-def test_other_targets_of_an_image_fill_the_batch_and_go_when_it_is_broken():
+def test_attempts_on_one_image_fill_the_batch_and_end_when_it_is_broken():
     """One image, nine attempts, a batch of eight: all but one run at once."""
     attack = PGD("linf", 1e-4, steps=5, step_size=1e-4, restarts=9)
     campaign = Campaign(batch_size=8)
@@ -127,7 +129,7 @@ def test_other_targets_of_an_image_fill_the_batch_and_go_when_it_is_broken():
     assert looks == [0, 0, 0, 0, 8, 8, 8, 8, 8, 9]
 
 
-def test_numbers_compile_nothing_anew_and_the_count_is_told():
+def test_other_numbers_compile_nothing_and_compilations_are_counted():
     campaign = Campaign(batch_size=16)
     right = campaign.logits(LOGITS_FN, IMAGES).argmax(axis=-1) == LABELS
     run = functools.partial(
@@ -167,7 +169,7 @@ def test_attacked_images_are_inside_the_ball_and_break_the_model():
     assert np.abs(adversarial - IMAGES).max() <= 0.03 + 1.2e-7
 
 
-def test_attempts_made_before_are_not_made_again():
+def test_finished_attempts_are_not_repeated():
     attack = PGD("linf", 0.03, 3, 0.01, restarts=4)
     finished = np.zeros((4, 77), bool)
     whole = standing(attack, finished=finished)
@@ -180,7 +182,7 @@ def test_attempts_made_before_are_not_made_again():
     assert (again | ~whole).all()
 
 
-def test_another_model_of_the_same_structure_compiles_nothing_anew():
+def test_another_model_of_the_same_structure_compiles_nothing():
     """Arrays of a callable pytree are arguments; of a closure they are compiled in."""
     traces = []
 
@@ -196,14 +198,14 @@ def test_another_model_of_the_same_structure_compiles_nothing_anew():
         right = campaign.logits(model, IMAGES).argmax(axis=-1) == LABELS
         found.append(campaign.attack(WEAK, model, IMAGES, LABELS, right))
         counts.append(len(traces))
-    # Shapes are asked for anew, and nothing else.
+    # The second model is traced for its shapes only.
     assert counts[1] - counts[0] < counts[0]
     assert campaign.compilations == 3
     assert (found[0] != found[1]).any()
     np.testing.assert_array_equal(found[0], standing())
 
 
-def test_steps_are_counted_right_while_the_host_goes_on():
+def test_devices_never_read_the_iteration_of_a_later_step():
     """With buffers shared with the host, devices would read a later iteration."""
     attack = PGD("linf", 0.1, 1, 0.1, random_start=False, last_iterate=True)
     standing_at_first = np.ones(77, bool)
@@ -215,7 +217,7 @@ def test_steps_are_counted_right_while_the_host_goes_on():
         assert (np.abs(moved - IMAGES).max((1, 2, 3)) > 0.05).all()
 
 
-def test_last_images_go_on_in_a_smaller_batch_to_the_same_outcome():
+def test_the_last_images_move_to_a_smaller_batch_with_the_same_outcome():
     """Five images need eight of 64 places on eight devices, not all."""
     attack = PGD("linf", 0.03, 120, 0.001)
     expected = standing(attack, batch_size=16)
@@ -252,7 +254,7 @@ def test_last_images_go_on_in_a_smaller_batch_to_the_same_outcome():
     ],
     ids=lambda attack: type(attack).__name__.lower(),
 )
-def test_several_steps_a_call_as_on_gpu_and_tpu_end_in_the_same_images(
+def test_several_steps_a_call_as_on_gpu_and_tpu_give_the_same_images(
     attack, monkeypatch
 ):
     """Also where the last call has steps left over, and where some end before others."""
@@ -277,7 +279,7 @@ def test_several_steps_a_call_as_on_gpu_and_tpu_end_in_the_same_images(
     np.testing.assert_allclose(moved_together, moved, atol=1e-6)
 
 
-def test_a_process_reads_the_images_of_its_own_places_also_in_a_smaller_batch(
+def test_a_process_reads_only_the_images_of_its_own_places(
     monkeypatch,
 ):
     """Here the second of two: the other's places stay empty."""

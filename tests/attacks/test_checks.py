@@ -1,3 +1,5 @@
+"""Unusable input is refused by every attack with one clear line."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ BAD = {
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("case", BAD)
-def test_images_labels_and_balls_that_cannot_be_are_refused(case, attack):
+def test_unusable_images_labels_and_radii_are_refused(case, attack):
     images, labels, fields, message = BAD[case]
     with pytest.raises(InputError, match=message) as refused:
         ATTACKS[attack](linear, images, labels, **{"epsilon": 0.1} | fields)
@@ -66,19 +68,19 @@ def test_images_labels_and_balls_that_cannot_be_are_refused(case, attack):
         ("pgd", {"loss": "dlr", "goal": "multi-target"}, "needs 4 classes"),
     ],
 )
-def test_an_attack_that_could_not_break_an_image_is_refused(attack, fields, message):
+def test_settings_that_cannot_break_an_image_are_refused(attack, fields, message):
     with pytest.raises(InputError, match=message):
         ATTACKS[attack](linear, IMAGES, LABELS, epsilon=0.1, **fields)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_model_that_gives_more_than_logits_is_refused(attack):
+def test_a_model_that_returns_more_than_logits_is_refused(attack):
     with pytest.raises(InputError, match="gives a tuple of arrays: must be the logits"):
         ATTACKS[attack](lambda x: (linear(x), x), IMAGES, LABELS, epsilon=0.1)
 
 
 @pytest.mark.parametrize("attack", ["pgd", "apgd", "square"])
-def test_numbers_may_be_of_numpy_or_jax_and_images_of_any_float(attack):
+def test_epsilon_may_be_of_numpy_or_jax_and_images_of_any_float_type(attack):
     expected = ATTACKS[attack](linear, IMAGES, LABELS, epsilon=0.1)
     for kind in (np.float64, np.float32, jnp.float32):
         found = ATTACKS[attack](linear, IMAGES, LABELS, epsilon=kind(0.1))
@@ -135,13 +137,13 @@ def test_a_gradient_of_nan_leads_nowhere():
         ),
     ],
 )
-def test_models_that_give_no_logits_are_refused(model, message):
+def test_models_that_return_no_logits_are_refused(model, message):
     with pytest.raises(InputError, match=message):
         autoattack(model, IMAGES, LABELS, epsilon=0.1)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_every_attack_says_what_is_wrong_with_the_shape_of_logits(attack):
+def test_every_attack_refuses_logits_of_another_shape(attack):
     with pytest.raises(InputError, match="classes"):
         ATTACKS[attack](lambda x: linear(x)[0], IMAGES, LABELS, epsilon=0.1)
 

@@ -1,3 +1,5 @@
+"""AutoAttack on linear models, its parameters, and its warnings."""
+
 import functools
 import logging
 
@@ -47,7 +49,7 @@ def fewer_queries(monkeypatch):
         pytest.param("plus", 3, marks=pytest.mark.slow),
     ],
 )
-def test_exactly_the_images_nearer_than_epsilon_fall(classes, version, caplog):
+def test_exactly_the_images_nearer_than_epsilon_are_broken(classes, version, caplog):
     logits_fn, images, labels, distance = linear_problem(classes)
     epsilon = float(np.median(distance))
     with caplog.at_level(logging.WARNING):
@@ -63,7 +65,7 @@ def test_exactly_the_images_nearer_than_epsilon_fall(classes, version, caplog):
     assert ("the margin is attacked instead" in caplog.text) == (classes < 4)
 
 
-def test_cascade_attacks_what_the_attacks_before_left_standing():
+def test_each_attack_runs_on_the_images_that_the_others_left():
     logits_fn, images, labels, distance = linear_problem(4)
     wrong = np.where(np.arange(48) < 7, (labels + 1) % 4, labels).astype(np.int32)
     seen = {}

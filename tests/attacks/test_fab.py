@@ -1,3 +1,5 @@
+"""FAB against exact distances, linear and quadratic programs."""
+
 import dataclasses
 
 import jax
@@ -316,7 +318,7 @@ def test_restarts_also_break_an_image_whose_own_gradient_is_zero(norm, threshold
     np.testing.assert_array_equal(broken(2), [True, True])
 
 
-def test_second_target_breaks_what_the_likeliest_does_not():
+def test_a_second_target_breaks_an_image_that_the_likeliest_does_not():
     """Class 1 is just behind but hardly moves, class 2 far behind and moves fast."""
     weights = jnp.zeros((PIXELS, 3)).at[:15, 1].set(0.01).at[15:, 2].set(10.0)
     offset = jnp.array([0.0, -0.5, -3.0])

@@ -1,3 +1,5 @@
+"""The losses of attacks against NumPy in float64."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

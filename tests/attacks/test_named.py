@@ -1,3 +1,5 @@
+"""Attacks by name, and the records of their settings."""
+
 import pytest
 
 from freeadv_jax.attacks.apgd import APGD
@@ -29,7 +31,7 @@ def test_names_say_steps_restarts_and_loss():
     assert (dlr.steps, dlr.loss) == (50, "dlr")
 
 
-def test_dlr_is_refused_where_it_does_not_exist():
+def test_dlr_is_refused_with_too_few_classes():
     with pytest.raises(InputError, match="needs 3 classes and the model has 2"):
         named("dlr-50", num_classes=2)
     assert named("dlr-50", num_classes=3).stages
@@ -69,7 +71,7 @@ def test_single_attacks_of_the_cascade_are_those_of_the_cascade():
 @pytest.mark.parametrize(
     ("classes", "loss"), [(2, "margin"), (3, "margin"), (4, "dlr")]
 )
-def test_targeted_dlr_gives_way_to_the_margin_where_it_does_not_exist(classes, loss):
+def test_the_margin_replaces_targeted_dlr_with_too_few_classes(classes, loss):
     (attack,) = named("apgd-t", num_classes=classes).stages.values()
     assert attack.loss == loss
     assert attack.targets == classes - 1

@@ -1,3 +1,5 @@
+"""The attack by random points: inside the ball, without gradients."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +46,7 @@ def test_points_lie_in_ball_and_box_and_use_most_of_it(norm, epsilon):
     assert sizes.max() > 0.8 * epsilon
 
 
-def test_gradient_is_never_asked_for():
+def test_the_gradient_is_never_used():
     found = run_attack(Noise("linf", 0.3, steps=9), without_gradient, IMAGES, BRIGHT)
     assert found.success.any()
 

@@ -1,3 +1,5 @@
+"""PGD against linear models, whose distances are known exactly."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ def objective(images):
 
 
 @pytest.mark.parametrize("start", [0.0, 0.05])
-def test_linear_objective_is_driven_to_its_maximum_in_ball_and_box(start):
+def test_a_linear_objective_reaches_its_maximum_in_ball_and_box(start):
     """For L-inf that is the corner x + epsilon * sign(w), clipped to the pixels."""
     adversarial = projected_ascent(
         objective,
@@ -49,7 +51,7 @@ def test_result_is_within_ball_and_box_to_one_ulp(norm, epsilon):
     assert size.max() > 0.9 * epsilon
 
 
-def test_no_step_gives_the_start_clipped_to_the_box():
+def test_without_steps_the_result_is_the_start_clipped_to_the_box():
     adversarial = projected_ascent(
         objective,
         IMAGES,
@@ -134,7 +136,7 @@ def test_given_target_succeeds_exactly_where_that_class_is_in_reach():
 
 
 @pytest.mark.parametrize("goal", ["least-likely", "random-target"])
-def test_targets_of_our_choosing_are_other_classes(goal):
+def test_chosen_targets_are_other_classes(goal):
     attack = PGD("linf", 0.3, steps=60, step_size=0.03, goal=goal)
     found = run_attack(attack, linear, jnp.asarray(MIDDLE), jnp.asarray(LABELS))
     assert found.success.all()
@@ -144,7 +146,7 @@ def test_targets_of_our_choosing_are_other_classes(goal):
     assert (chosen != LABELS).all()
 
 
-def test_only_the_last_iterate_counts_where_that_is_asked():
+def test_only_the_last_iterate_counts_with_last_iterate():
     """Brightness 0.58 is inside the other class, the next step is past it at 0.66."""
 
     def island(images):
@@ -180,6 +182,6 @@ def test_fgsm_is_one_step_of_epsilon_from_the_image():
         ({"goal": "targeted"}, "allowed: untargeted"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(fields, message):
+def test_unusable_settings_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         attacked(**fields)

@@ -297,7 +297,7 @@ def test_linf_breaks_exactly_the_images_within_epsilon_of_the_boundary():
     np.testing.assert_allclose(found.images[1], images[1] + 0.1, rtol=1e-6)
 
 
-def test_l2_breaks_what_is_well_within_epsilon_and_nothing_beyond():
+def test_l2_breaks_images_well_within_epsilon_and_none_beyond():
     """All 64 pixels up by d are at distance 8 d."""
     light = jnp.array([0.49, 0.499, 0.54, 0.59])
     images = jnp.broadcast_to(light[:, None, None, None], (4, 8, 8, 1))
@@ -323,7 +323,7 @@ def test_images_are_attacked_alone_each_at_its_own_iteration(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_same_seed_same_points_another_seed_others(norm):
+def test_the_seed_decides_the_points(norm):
     def attacked(seed):
         call = {"norm": norm, "epsilon": 0.1, "queries": 20, "seed": seed}
         found = square(unbroken, IMAGES, jnp.zeros(3, int), **call)
@@ -335,7 +335,7 @@ def test_same_seed_same_points_another_seed_others(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_gradient_is_never_asked_for(norm):
+def test_the_gradient_is_never_used(norm):
     @jax.custom_vjp
     def opaque(images):
         return wave(images)
@@ -348,7 +348,7 @@ def test_gradient_is_never_asked_for(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_start_and_step_ask_the_model_once(norm):
+def test_start_and_step_each_evaluate_the_model_once(norm):
     asked = []
 
     def asking(images):

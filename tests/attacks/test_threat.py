@@ -1,3 +1,5 @@
+"""The balls of each norm: projections, directions, random starts."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ def norms(delta, norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_projection_shortens_what_is_outside_and_keeps_what_is_inside(norm):
+def test_projection_shortens_points_outside_and_keeps_points_inside(norm):
     threat = make_threat(norm, 0.5)
     outside = 3 * jax.random.normal(jax.random.key(1), (4, 5, 6, 3))
     np.testing.assert_allclose(norms(threat.project(outside), norm), 0.5, rtol=1e-6)
@@ -23,7 +25,7 @@ def test_projection_shortens_what_is_outside_and_keeps_what_is_inside(norm):
     np.testing.assert_array_equal(threat.project(inside), inside)
 
 
-def test_linf_step_goes_by_the_sign_and_stays_where_there_is_no_gradient():
+def test_an_linf_step_follows_the_sign_of_the_gradient():
     gradient = jnp.array([[3.0, -1e-20, 0.0]])
     delta = jnp.array([[0.1, 0.1, 0.1]])
     moved = Linf(0.25).ascend(delta, gradient, 0.2)
