@@ -461,7 +461,7 @@ def run(tmp_path, monkeypatch):
     config.attack.epsilon = 0.1
     config.evaluation.attacks = ("natural", "pgd-20")
     config.evaluation.examples = 50
-    monkeypatch.setattr(Run, "model", lambda self: Brightness())
+    monkeypatch.setattr("freeadv_jax.runs.results.model_of", lambda run: Brightness())
     return Run(tmp_path, config, num_classes=2, image_shape=(4, 4, 1))
 
 
