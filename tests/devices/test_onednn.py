@@ -160,7 +160,7 @@ def test_every_call_of_every_network_ends_no_process(name, dtype):
             arguments = [jnp.ones(v.aval.shape, v.aval.dtype) for v in equation.invars]
             call = lambda *x, e=equation: e.primitive.bind(*x, **e.params)
             (found,) = jax.jit(call)(*arguments)
-            # Of ones, each output counts the pixels and channels that it saw.
+            # With images and kernels of ones, each output counts its pixels and channels.
             most = arguments[1][..., 0].size
             assert 0 <= float(found.min()) and 0 < float(found.max()) <= 1.01 * most
     """
