@@ -92,12 +92,20 @@ def _summary(values):
 
 def main(argv):
     parser = Parser("benchmarks.fine_tuning", __doc__)
-    parser.add_argument("--set", choices=SETS, required=True)
+    parser.add_argument(
+        "--set", choices=SETS, required=True, help="the data set to train on"
+    )
     parser.add_argument("--data", default="", help="the folder of CIFAR-10's archive")
     parser.add_argument(
-        "--runs", type=pathlib.Path, default="runs/benchmark-fine-tuning"
+        "--runs",
+        type=pathlib.Path,
+        default="runs/benchmark-fine-tuning",
+        help="the folder for the runs",
     )
-    parser.add_argument("--out")
+    parser.add_argument(
+        "--out",
+        help="the record to write; default: benchmarks/results/fine_tuning_SET.json",
+    )
     given = parser.parse_args(argv[1:])
     out = given.out or f"benchmarks/results/fine_tuning_{given.set}.json"
     write_record(out, table(given.set, data=given.data, runs=given.runs))
