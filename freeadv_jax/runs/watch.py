@@ -71,7 +71,11 @@ class Watch:
             )
         self._since_line.add(metrics)
         self._since_validation.add(metrics)
-        self._shown.show(updates, **metrics)
+        shown = {
+            name: f"{value:.2%}" if name == "accuracy" else value
+            for name, value in metrics.items()
+        }
+        self._shown.show(updates, **shown)
         if self._logs_at(step):
             self._log.write(
                 "train",
@@ -93,7 +97,7 @@ class Watch:
             **accuracies,
             train_loss=train_loss,
         )
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
+        shown = "  ".join(f"{name} {value:.2%}" for name, value in accuracies.items())
         self._write(f"validation at update {updates}: {shown}")
 
     def collapse(self) -> str | None:
