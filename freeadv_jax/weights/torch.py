@@ -52,17 +52,15 @@ def variables_from_torch(
 ) -> dict[str, np.ndarray]:
     """Return the float32 arrays of `network`, by the paths of `expected`.
 
-    `path` holds a state_dict, as safetensors or for torch.load. A prefix 'module.' or
-    'model.' of all its names is removed. num_batches_tracked is ignored, and so are names
+    `path` holds a state_dict, as safetensors or for torch.load. A prefix of 'module.' and
+    'model.' is removed from its names. num_batches_tracked is ignored, and so are names
     that match a pattern of `ignore`. Raise InputError where a tensor is left over or
     missing.
     """
     tensors = _without(ignore, path, _read(path))
-    prefix = _common_prefix(tensors)
-    names = {
-        name: prefix + torch_name
-        for name, torch_name in _torch_names(network, expected).items()
-    }
+    torch_names = _torch_names(network, expected)
+    prefix = _prefix(tensors, torch_names.values())
+    names = {name: prefix + torch_name for name, torch_name in torch_names.items()}
     transposed = {
         names[name]: jax.ShapeDtypeStruct(
             tuple(array.shape[axis] for axis in np.argsort(_AXES[len(array.shape)])),
@@ -114,17 +112,18 @@ def _without(ignore, path, tensors):
     }
 
 
-def _common_prefix(names):
-    """Return the prefix that wrappers such as DataParallel put before every name."""
-    prefix = ""
-    while names:
-        for more in _PREFIXES:
-            if all(name.startswith(prefix + more) for name in names):
-                prefix += more
-                break
-        else:
-            break
-    return prefix
+def _prefix(names, torch_names):
+    """Return the prefix, as DataParallel puts it, under which most `torch_names` are found."""
+    prefixes = {"": None}
+    for name in names:
+        prefix = ""
+        while more := next((p for p in _PREFIXES if name.startswith(prefix + p)), None):
+            prefix += more
+            prefixes[prefix] = None
+    return max(
+        prefixes,
+        key=lambda prefix: sum(prefix + name in names for name in torch_names),
+    )
 
 
 def _read(path):
