@@ -1,4 +1,4 @@
-"""A PyTorch state_dict of PreActResNet-18, by the published names."""
+"""A PyTorch state_dict of PreActResNet-18 under the published names."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ PREACT = {
 
 
 def preact_state(num_classes=10):
-    """A state_dict of the published names and shapes, as NumPy arrays."""
+    """Return a state_dict of the published names and shapes, as NumPy arrays."""
     shapes = {"conv1.weight": (64, 3, 3, 3)}
 
     def normalization(name, width):

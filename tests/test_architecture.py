@@ -1,4 +1,4 @@
-"""The layers of the package, and the rules that keep each fact in one module."""
+"""The package has two layers, and each fact lives in one module."""
 
 import ast
 import graphlib
@@ -65,7 +65,7 @@ def test_figures_and_pages_are_imported_only_when_made():
     late = {"matplotlib", "PIL", "jinja2"}
     assert importers(*late) == {
         "analysis/plotting.py",
-        "data/jpeg.py",  # The formats that TensorFlow decodes to other pixels.
+        "data/jpeg.py",  # TensorFlow decodes these formats to other pixels.
         "report/page.py",
         "report/pictures.py",
     }
@@ -96,8 +96,8 @@ def test_only_what_reads_tensorflow_datasets_and_tensorboard_needs_tensorflow():
         assert not top & set(tensorflow), path
 
 
-# The library, from the bottom up: what each part may import besides itself. It knows no
-# configuration, run folder, report or command.
+# The library, from the bottom up, with the other parts that each part may import. None
+# of them knows a configuration, run folder, report or command.
 LIBRARY = {
     "version": set(),
     "errors": set(),
@@ -115,7 +115,7 @@ LIBRARY = {
 
 
 def part_of(path):
-    """The folder or module of the package that a file belongs to."""
+    """Return the folder or module of the package that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -149,7 +149,8 @@ def test_imports_form_no_circle():
         ): path
         for path in MODULES
     }
-    face = "freeadv_jax"  # It imports what it offers when somebody asks for it.
+    # The package imports each name that it offers when somebody asks for it.
+    face = "freeadv_jax"
     above = {
         name: {used for used in imports(path) if used in names} - {name, face}
         for name, path in names.items()

@@ -22,7 +22,7 @@ from freeadv_jax.errors import InputError
 
 
 def with_values(**values):
-    """base_config() with fields set; `__` stands for the dot in a field's name."""
+    """Return base_config() with fields set; `__` stands for the dot in a field's name."""
     config = base_config()
     for name, value in values.items():
         field = name.replace("__", ".")
@@ -183,7 +183,7 @@ def test_a_run_may_change_only_fields_that_leave_its_weights(field):
         str: lambda: f"{old}x",
         tuple: lambda: (*old, *old),
     }[type(old)]()
-    if old == new:  # An epsilon of zero, halved.
+    if old == new:  # Half of 0 is 0.
         new = old + 1
     setattr(holder, last, new)
     free = {

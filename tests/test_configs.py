@@ -21,9 +21,9 @@ from freeadv_jax.runs.results import configured_attacks
 from freeadv_jax.training.optim import learning_rate_schedule
 
 FILES = {path.stem: path for path in sorted(pathlib.Path("configs").glob("*.py"))}
-# The variant of benchmarks.ablation that configs/cifar10_modern.py is.
+# configs/cifar10_modern.py is this variant of benchmarks.ablation.
 MODERN = "four replays, random start, fixed standardisation"
-# The same without its last part.
+# This is the variant without the last change.
 REPLAYS = "four replays, random start"
 FAST = ("cifar10_fast_fgsm_rs", "cifar10_fast_free8", "cifar10_fast_pgd7")
 PAPER = [
@@ -173,7 +173,7 @@ def test_trades_has_the_authors_settings():
     np.testing.assert_allclose(config.evaluation.step_size, 0.003)
     assert (config.data.name, config.data.pad, config.batch_size) == ("cifar10", 4, 128)
     assert config.model.name == "wrn-34-10"
-    # Images go in as they are.
+    # Images enter the network as they are.
     assert config.model.normalization == "mean_std"
     assert (config.model.mean, config.model.std) == ((0.0,), (1.0,))
     optimizer = config.optimizer
@@ -185,7 +185,7 @@ def test_trades_has_the_authors_settings():
         updates=config.updates,
         turns=tuple(optimizer.turns),
     )
-    # Passes are counted from 1, and the 75th has a tenth.
+    # Passes are counted from 1, and the 75th has a tenth of the learning rate.
     np.testing.assert_allclose(learning_rate(74 * 390 - 1), 0.1)
     np.testing.assert_allclose(learning_rate(74 * 390), 0.01)
     assert config.updates == 76 * 390

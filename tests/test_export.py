@@ -33,7 +33,7 @@ TORCH_FLAGS = {
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run with a best checkpoint, of step 3, and another last, of step 5."""
+    """Return a run whose best checkpoint is of step 3 and whose last is of step 5."""
     workdir = tmp_path_factory.mktemp("export") / "run"
     run = open_run(workdir, tiny_config(), num_classes=10, image_shape=(8, 8, 1))
     state, rng = initial_state_of(run), np.random.default_rng(0)

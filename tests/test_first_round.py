@@ -64,7 +64,7 @@ def assert_same_outcomes(found, expected):
 
 @pytest.fixture
 def run(tmp_path):
-    """A copy of the fixture's run."""
+    """Return a copy of the fixture's run."""
     return shutil.copytree(FIXTURE / "run", tmp_path / "run")
 
 

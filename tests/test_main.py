@@ -54,7 +54,7 @@ def call(*arguments):
 
 
 def content(folder):
-    """{path: bytes} of all that lies under `folder`, None for a folder itself."""
+    """Return {path: bytes} of everything under `folder`, with None for folders."""
     return {
         path.relative_to(folder): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -62,7 +62,7 @@ def content(folder):
 
 
 def refused(*arguments):
-    """The one line with which main() refuses."""
+    """Return the one line with which main() refuses."""
     with pytest.raises(InputError) as raised:
         call(*arguments)
     message = str(raised.value)
@@ -79,7 +79,7 @@ def config_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(folder it was started in, config file) of a run in its default workdir."""
+    """Return (folder it was started in, config file) of a run in its default workdir."""
     place = tmp_path_factory.mktemp("finished")
     path = tmp_path_factory.mktemp("elsewhere") / "tiny.py"
     path.write_text(TINY)
@@ -515,7 +515,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A working directory with a run of an own network on own float images."""
+    """Return a working directory with a run of an own network on own float images."""
     place = tmp_path_factory.mktemp("own")
     (place / "my_nets.py").write_text(NETS)
     (place / "tiny.py").write_text(TINY)
@@ -541,7 +541,7 @@ OWN = (
 
 @pytest.fixture
 def in_own(own, tmp_path, monkeypatch):
-    """A working directory like `own`, to be changed."""
+    """Return a copy of `own` that a test may change."""
     shutil.copytree(own, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
@@ -578,7 +578,7 @@ def test_a_run_of_an_own_network_is_exported_and_loaded(in_own):
     assert description["arguments"] == "width=12"
 
 
-def test_a_run_goes_on_only_with_the_same_network(in_own, monkeypatch):
+def test_a_run_continues_only_with_the_same_network(in_own, monkeypatch):
     before = content(in_own / "run")
     (in_own / "my_nets.py").write_text(NETS.replace("Dense(self.width)", "Dense(9)"))
     monkeypatch.delitem(sys.modules, "my_nets")
@@ -589,7 +589,7 @@ def test_a_run_goes_on_only_with_the_same_network(in_own, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["run", "exported"])
-def test_training_begins_with_the_weights_of_a_run_or_an_export(source, in_own, capsys):
+def test_training_starts_from_the_weights_of_a_run_or_an_export(source, in_own, capsys):
     if source == "exported":
         export.main(["export", "--workdir=run", "--out=exported"])
     images = np.load("mine.npz")["images"][:5]

@@ -16,9 +16,9 @@ FILES = sorted(
 )
 PACKAGE = [path for path in FILES if path.is_relative_to(ROOT / "freeadv_jax")]
 
-# A sentence that begins with one of these keeps its subject or its verb for later.
+# These words postpone a sentence's subject or verb.
 RIDDLE = re.compile(r"(?:^|[.!?:]\s+)(Of|So|Such|What|Which)\s[^?]*?(?:[.]|$)")
-# First words of docstrings that are no imperatives.
+# Docstrings that begin with one of these words begin with no imperative.
 NO_VERBS = {"A", "An", "The", "This", "These", "Of", "Whether", "InputError", "Its"}
 
 

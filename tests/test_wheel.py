@@ -17,7 +17,7 @@ SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder that holds the content of the wheel, as site-packages does."""
+    """Return a folder with the content of the wheel, as site-packages has it."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
     for name in SOURCES:
         shutil.copy(REPOSITORY / name, source)

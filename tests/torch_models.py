@@ -91,7 +91,7 @@ class ResNet(nn.Module):
 
 
 def randomized(module, seed=0):
-    """The module for evaluation, no two of its tensors alike."""
+    """Return the module in evaluation mode, with tensors that all differ."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor, low, high):

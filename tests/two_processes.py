@@ -38,7 +38,7 @@ def start(workdirs, *, own_flags=((), ()), **fields):
 
 
 def finish(pair):
-    """(exit status, standard output, standard error) of each."""
+    """Return (exit status, standard output, standard error) of each process."""
     texts = [process.communicate(timeout=300) for process in pair]
     return [(p.returncode, *text) for p, text in zip(pair, texts)]
 

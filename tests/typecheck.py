@@ -1,4 +1,4 @@
-"""The checker of annotations in the tests: an int counts as a float, as in PEP 484."""
+"""Check annotations in the tests; an int counts as a float, as in PEP 484."""
 
 from beartype import BeartypeConf, beartype
 

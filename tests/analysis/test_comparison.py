@@ -93,7 +93,7 @@ def test_seeds_share_a_kind_and_other_recipes_do_not(pair, tmp_path):
     ("field", "value"),
     [("data.dir", "/data"), ("data.manual_dir", "/archives"), ("data.prefetch", 9)],
 )
-def test_the_place_and_the_reading_of_data_make_no_other_recipe(
+def test_where_and_how_data_are_read_does_not_change_the_recipe(
     pair, tmp_path, field, value
 ):
     seed = shutil.copytree(pair[1], tmp_path / "seed")
@@ -133,7 +133,7 @@ def test_a_folder_without_a_run_and_a_repeated_folder_are_refused(pair, tmp_path
         open_models([pair[0], pair[0]])
 
 
-def test_radii_are_written_as_people_write_them():
+def test_radii_are_shown_as_fractions_of_255_where_they_are():
     assert [epsilon_text(x) for x in (8 / 255, 0.2, 0.5, 0.0123)] == [
         "8/255",
         "0.2",

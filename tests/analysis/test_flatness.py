@@ -1,4 +1,4 @@
-"""The loss around images: against direct evaluation, and against known models."""
+"""The measured loss around images agrees with direct evaluation and with known models."""
 
 import jax
 import jax.numpy as jnp

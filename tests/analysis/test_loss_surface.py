@@ -1,4 +1,4 @@
-"""The command that draws loss surfaces: its numbers, resuming after a cut, bad input."""
+"""The command that draws loss surfaces: its numbers, resuming, and bad input."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def test_the_command_draws_writes_its_numbers_and_measures_once(
 
 
 @pytest.mark.slow
-def test_after_a_cut_the_command_measures_only_the_missing_images(pair, tmp_path):
+def test_after_an_interruption_the_command_measures_only_missing_images(pair, tmp_path):
     made = []
 
     def cut_at_the_second(*arguments, **options):

@@ -1,4 +1,6 @@
-"""The measurements of a report: against a direct computation, and after a cut."""
+"""The measurements of a report agree with direct computation, also after an
+interruption.
+"""
 
 import shutil
 
@@ -67,7 +69,7 @@ def test_transfer_is_each_models_accuracy_on_the_images_attacked_on_the_others(p
             robust = one.robust_to_attack_on(label)
             np.testing.assert_array_equal(robust, by_hand & naturally)
     natural, free = results
-    # An attacker who knows the model does it more harm.
+    # An attacker who knows the model breaks more of its images.
     assert natural.robust_to_attack_on("Natural").mean() < (
         natural.robust_to_attack_on("Free-2").mean()
     )
@@ -112,7 +114,7 @@ def test_after_a_cut_only_the_missing_measurements_are_made(
         with pytest.raises(KeyboardInterrupt):
             measured([run])
         (resumed,) = measured([run])
-    # The images, three radii and two numbers of steps; the cut attack runs twice.
+    # The images, three radii and two numbers of steps; the interrupted attack runs twice.
     assert len(attacks) == 1 + 3 + 2 + 1
     np.testing.assert_array_equal(resumed.attacked, whole.attacked)
     for radius, robust in whole.by_epsilon.items():

@@ -1,6 +1,6 @@
-"""Auto-PGD in float64 NumPy, one image after another, as Algorithm 1 is written.
+"""Auto-PGD in float64 NumPy: Algorithm 1 of the paper, one image after another.
 
-The model is logits = tanh((x - 1/2) A) B + c, whose gradients are worked out by hand.
+The model is logits = tanh((x - 1/2) A) B + c. Its gradients are derived by hand.
 """
 
 import dataclasses
@@ -11,16 +11,19 @@ import numpy as np
 
 @dataclasses.dataclass
 class Step:
-    """After a step: where the walk goes on, and what is known so far."""
+    """The state of the search after a step, and what the test needs to know about the
+    step.
+    """
 
     point: np.ndarray
     best: np.ndarray
     best_loss: float
     eta: float
-    # At a checkpoint the names of the conditions that hold there, else None.
+    # The conditions of Algorithm 1 that hold, if this step is a checkpoint; None
+    # otherwise.
     conditions: tuple[str, ...] | None
     broken: bool
-    # The loss is, up to rounding, that of another point it is compared with.
+    # Whether two losses that the algorithm compares are equal up to rounding.
     tie: bool
 
 
@@ -29,7 +32,7 @@ def logits(x, first, second, offset):
 
 
 def loss_and_gradient(x, label, target, first, second, offset):
-    """Cross-entropy without a target, with one the DLR loss towards it."""
+    """Return the loss and its gradient: cross-entropy, or DLR towards a target."""
     units = np.tanh((x - 0.5) @ first)
     z = units @ second + offset
     if target is None:
@@ -55,13 +58,15 @@ def project(x, image, norm, epsilon):
     if norm == "linf":
         delta = np.clip(delta, -epsilon, epsilon)
     else:
-        # The attack leaves this much room for float32, in float64 as well.
+        # The attack leaves this margin for float32, and keeps it in float64.
         delta = delta * min(1, epsilon * (1 - 1e-6) / np.linalg.norm(delta))
     return np.clip(image + delta, 0, 1)
 
 
 def walk(image, start, label, target, model, *, norm, epsilon, steps, rho):
-    """The Steps from `start` on, up to the first that breaks the image."""
+    """Return the Steps after `start`, up to and including the first that breaks the
+    image.
+    """
 
     def up(gradient):
         return np.sign(gradient) if norm == "linf" else gradient / size(gradient)

@@ -1,4 +1,4 @@
-"""Auto-PGD against the paper's algorithm in float64."""
+"""Auto-PGD agrees with the paper's algorithm in float64."""
 
 import dataclasses
 from fractions import Fraction
@@ -46,7 +46,7 @@ def batch_of(images, labels, *, seed=0, attempt=0, iteration=0):
 
 
 def states_of(attack, model, batch):
-    """The state after the start and after each step."""
+    """Return the states after the start and after each step."""
     step = jax.jit(lambda batch, state: step_unfinished(attack, model, batch, state))
     states = [jax.jit(lambda batch: attack.start(model, batch))(batch)]
     for _ in range(attack.steps):
@@ -55,7 +55,7 @@ def states_of(attack, model, batch):
     return states
 
 
-# Steep, so that no walk soon comes to rest; class 0 is far ahead. In float64.
+# A model with steep slopes, on which no search stalls early. Class 0 leads. In float64.
 STEEP = (
     3 * np.asarray(FIRST, np.float64),
     np.asarray(SECOND, np.float64),
@@ -70,7 +70,9 @@ def steep(images):
 
 
 def steep_batch(count, attempt):
-    """With float64 switched on: images of class 0, some of them broken on the way."""
+    """Return random images labelled 0; needs float64 enabled. Some are broken on the
+    way.
+    """
     images = jax.random.uniform(jax.random.key(3), (count, *SHAPE), jnp.float64)
     return batch_of(images, jnp.zeros(count, int), attempt=attempt)
 
@@ -80,10 +82,10 @@ def steep_batch(count, attempt):
     ("loss", "goal"), [("cross-entropy", "untargeted"), ("dlr", "multi-target")]
 )
 @pytest.mark.parametrize("rho", [0.75, 0.0])
-def test_every_iterate_is_the_papers(norm, epsilon, loss, goal, rho):
-    """A hundred steps against NumPy in float64, step sizes and checkpoints included.
+def test_every_iterate_agrees_with_the_paper_in_float64(norm, epsilon, loss, goal, rho):
+    """Compare a hundred steps with NumPy, including step sizes and checkpoints.
 
-    Without rho the second condition decides alone.
+    With rho = 0 only the second condition of Algorithm 1 halves the step.
     """
     attack = APGD(norm, epsilon, loss=loss, goal=goal, targets=3, rho=rho)
     with jax.enable_x64(True):
@@ -100,13 +102,15 @@ def test_every_iterate_is_the_papers(norm, epsilon, loss, goal, rho):
         settings = {"norm": norm, "epsilon": epsilon, "steps": 100, "rho": rho}
         wanted = apgd_oracle.walk(images[i], start, 0, target, STEEP, **settings)
         for state, step in zip(states[1:], wanted, strict=False):
-            if step.tie:  # Here rounding decides, and may so otherwise.
+            if step.tie:  # Rounding decides from here on.
                 break
             mine = jax.tree.map(lambda leaf, i=i: leaf[i], state)
             np.testing.assert_allclose(mine.here.point.ravel(), step.point, atol=1e-7)
             np.testing.assert_allclose(mine.best.point.ravel(), step.best, atol=1e-7)
             best = mine.best.loss
-            if loss == "cross-entropy":  # The attack has the log odds in its place.
+            if (
+                loss == "cross-entropy"
+            ):  # The attack computes log odds; this gives the cross-entropy.
                 best = np.logaddexp(0, best)
             np.testing.assert_allclose(best, step.best_loss, atol=1e-7)
             np.testing.assert_allclose(mine.step_size, step.eta, rtol=1e-6)
@@ -127,7 +131,9 @@ def checkpoints(steps):
 
 
 def test_a_hundred_steps_are_checked_where_the_paper_says():
-    """Section 3: p_0 = 0, p_1 = 0.22 and each period 0.03 shorter, at least 0.06."""
+    """Section 3: p_0 = 0 and p_1 = 0.22; each period is 0.03 shorter, but at least
+    0.06.
+    """
     before, p = Fraction(0), Fraction(22, 100)
     papers = []
     while p < 1:
@@ -156,7 +162,7 @@ def test_periods_of_few_steps_are_at_least_one(steps, wanted):
         (4, "dlr", "multi-target"),
     ],
 )
-def test_successes_are_misclassified_and_all_is_inside_ball_and_box(
+def test_successes_are_misclassified_and_all_points_are_inside_ball_and_box(
     norm, epsilon, classes, loss, goal
 ):
     def model(images):
@@ -191,7 +197,7 @@ def test_start_is_on_the_sphere_and_differs_between_attempts(norm):
 
 @BOTH
 def test_images_do_not_influence_one_another(norm):
-    """Nor where some are at other attempts and further on than others; in float64."""
+    """The attempts and iterations of the others make no difference either; in float64."""
     epsilon = {"linf": 0.05, "l2": 0.2}[norm]
     attack = APGD(norm, epsilon, 20, goal="multi-target", targets=3, restarts=2)
     assert attack.attempts == 6
@@ -232,17 +238,17 @@ def test_the_best_loss_never_falls_and_belongs_to_the_result():
     states = states_of(APGD("linf", 0.01), curved, batch)
     best = np.stack([state.best.loss for state in states])
     assert (np.diff(best, axis=0) >= 0).all()
-    standing = ~states[-1].broken
-    assert standing.any()
+    unbroken = ~states[-1].broken
+    assert unbroken.any()
     rows = jax.nn.log_softmax(curved(states[-1].adversarial))
     loss = -jnp.take_along_axis(rows, labels[:, None], axis=-1)[:, 0]
-    from_odds = np.logaddexp(0, best[-1][standing])
-    np.testing.assert_allclose(loss[standing], from_odds, rtol=1e-5)
+    from_odds = np.logaddexp(0, best[-1][unbroken])
+    np.testing.assert_allclose(loss[unbroken], from_odds, rtol=1e-5)
     assert (best[-1] > best[0]).all()
 
 
 def rugged(images):
-    """Maxima folded so tightly that no one step size finds them."""
+    """Return logits with maxima so narrow that no single step size finds them."""
     flat = (images - 0.5).reshape(len(images), -1)
     return jnp.sin(3 * flat @ FIRST) @ SECOND
 
@@ -250,7 +256,7 @@ def rugged(images):
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.02), ("l2", 0.05)])
 def test_breaks_more_than_pgd_of_the_usual_step_size_in_as_few_steps(norm, epsilon):
-    """The step size of Madry et al. for k steps: 2.5 epsilon / k."""
+    """PGD takes the step size that Madry et al. use for k steps: 2.5 epsilon / k."""
     images = jax.random.uniform(jax.random.key(5), (256, *SHAPE))
     labels = labelled(rugged, images)
     call = {"norm": norm, "epsilon": epsilon, "steps": 20, "loss": "margin"}
@@ -260,7 +266,9 @@ def test_breaks_more_than_pgd_of_the_usual_step_size_in_as_few_steps(norm, epsil
 
 
 def one_hidden_behind(images):
-    """Class 1 is just behind but hardly moves, class 2 far behind and moves fast."""
+    """Return logits where class 1 is close but hardly moves, and class 2 is far but
+    fast.
+    """
     flat = (images - 0.5).reshape(len(images), -1)
     weights = jnp.zeros((30, 4)).at[:15, 1].set(0.01).at[15:, 2].set(10.0)
     return flat @ weights + jnp.array([0.0, -0.5, -30.0, -90.0])
@@ -277,13 +285,13 @@ def test_a_second_target_breaks_an_image_that_the_likeliest_does_not():
 
 
 def noisy(images, keys):
-    """Noise of a spread of 3 on every logit."""
+    """Add noise with a standard deviation of 3 to every logit."""
     noise = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(keys)
     return curved(images) + 3 * noise.reshape(len(images), -1)[:, :6]
 
 
 def test_samples_of_a_randomised_model_are_averaged():
-    """Its logits' noise has mean 0; the mean of n has a spread of 1 / sqrt(n)."""
+    """The noise has mean 0, so the mean of n samples deviates by 1 / sqrt(n) as much."""
     labels = labelled(curved)
     batch = batch_of(IMAGES, labels)
     plain = APGD("linf", 0.02, loss="margin", goal="multi-target")
@@ -322,7 +330,7 @@ def test_gradient_and_success_of_a_randomised_model_are_those_of_the_samples_mea
 
     jax.jit(lambda *args: attack.step(recorded, *args))(batch, before)
     jax.effects_barrier()
-    # The first five are those of the gradient; the others judge the successes again.
+    # The first five samples are for the gradient, the others check the success again.
     judged, samples = samples[5:], samples[:5]
     assert len(judged) % 5 == 0
     assert len({float(noise[0, 0, 0, 0]) for noise in samples}) == 5

@@ -1,4 +1,6 @@
-"""Attacks on whole sets: the same outcome for any batch, and batches that stay full."""
+"""Attacks on whole data sets: any batch size gives the same outcome, and batches stay
+full.
+"""
 
 import functools
 
@@ -40,11 +42,13 @@ WEAK = PGD("linf", 0.03, steps=3, step_size=0.01)
 
 @pytest.fixture(autouse=True)
 def no_programs_kept():
-    """Compile as the first test does, whichever tests ran before."""
+    """Forget the programs of earlier tests, so that each test counts its own
+    compilations.
+    """
     forget_programs()
 
 
-def standing(attack=WEAK, *, batch_size=24, seed=0, **fields):
+def robust_under(attack=WEAK, *, batch_size=24, seed=0, **fields):
     campaign = Campaign(batch_size=batch_size, seed=seed)
     right = campaign.logits(LOGITS_FN, IMAGES).argmax(axis=-1) == LABELS
     return campaign.attack(attack, LOGITS_FN, IMAGES, LABELS, right, **fields)
@@ -52,22 +56,22 @@ def standing(attack=WEAK, *, batch_size=24, seed=0, **fields):
 
 def test_outcome_is_that_of_the_whole_set_as_one_batch():
     whole = run_attack(WEAK, LOGITS_FN, jnp.asarray(IMAGES), jnp.asarray(LABELS))
-    np.testing.assert_array_equal(standing(), ~np.asarray(whole.success))
-    assert 5 < standing().sum() < 60
+    np.testing.assert_array_equal(robust_under(), ~np.asarray(whole.success))
+    assert 5 < robust_under().sum() < 60
 
 
 @pytest.mark.parametrize("batch_size", [1, 40, 300])
 def test_outcome_is_the_same_for_any_batch_size(batch_size):
     attack = PGD("linf", 0.03, 3, 0.01, restarts=2, goal="multi-target", targets=2)
     np.testing.assert_array_equal(
-        standing(attack, batch_size=batch_size), standing(attack, batch_size=16)
+        robust_under(attack, batch_size=batch_size), robust_under(attack, batch_size=16)
     )
 
 
 def test_random_starts_differ_by_seed_and_restarts_only_break_more():
-    one = standing(seed=0)
-    assert any((one != standing(seed=seed)).any() for seed in range(1, 6))
-    many = standing(PGD("linf", 0.03, 3, 0.01, restarts=20))
+    one = robust_under(seed=0)
+    assert any((one != robust_under(seed=seed)).any() for seed in range(1, 6))
+    many = robust_under(PGD("linf", 0.03, 3, 0.01, restarts=20))
     assert not (many & ~one).any()
     assert many.sum() < one.sum()
 
@@ -90,7 +94,7 @@ def counted(images):
 
 
 def test_broken_images_leave_the_batch_and_others_take_their_places():
-    """The passes are those of the survivors, far fewer than of all images."""
+    """Few passes are needed, because broken images make room for others."""
     campaign = Campaign(batch_size=8)
     attack = PGD("linf", 0.5, steps=40, step_size=0.1)
     right = campaign.logits(counted, IMAGES).argmax(axis=-1) == LABELS
@@ -103,18 +107,18 @@ def test_broken_images_leave_the_batch_and_others_take_their_places():
         IMAGES,
         LABELS,
         right,
-        watch=lambda done, standing: looks.append((done, standing.sum())),
+        watch=lambda done, robust: looks.append((done, robust.sum())),
     )
     jax.effects_barrier()
     assert found.sum() == 0
-    # One batch after another without refilling would look 40 * 65 / 8 = 325 times.
+    # Without refilling the batch, there would be 40 * 65 / 8 = 325 looks.
     assert len(looks) < 40
     assert looks[-1] == (right.sum(), 0)
     assert [done for done, _ in looks] == sorted(done for done, _ in looks)
 
 
 def test_attempts_on_one_image_fill_the_batch_and_end_when_it_is_broken():
-    """One image, nine attempts, a batch of eight: all but one run at once."""
+    """One image has nine attempts, and the batch holds eight: one attempt waits."""
     attack = PGD("linf", 1e-4, steps=5, step_size=1e-4, restarts=9)
     campaign = Campaign(batch_size=8)
     looks = []
@@ -124,7 +128,7 @@ def test_attempts_on_one_image_fill_the_batch_and_end_when_it_is_broken():
         IMAGES[1:2],
         LABELS[1:2],
         np.ones(1, bool),
-        watch=lambda done, standing: looks.append(done),
+        watch=lambda done, robust: looks.append(done),
     )
     assert looks == [0, 0, 0, 0, 8, 8, 8, 8, 8, 9]
 
@@ -163,7 +167,7 @@ def test_uint8_images_are_attacked_as_their_pixels_over_255():
 
 def test_attacked_images_are_inside_the_ball_and_break_the_model():
     adversarial = IMAGES.copy()
-    found = standing(adversarial=adversarial)
+    found = robust_under(adversarial=adversarial)
     wrong = np.argmax(LOGITS_FN(adversarial), axis=-1) != LABELS
     np.testing.assert_array_equal(wrong, ~found)
     assert np.abs(adversarial - IMAGES).max() <= 0.03 + 1.2e-7
@@ -172,18 +176,22 @@ def test_attacked_images_are_inside_the_ball_and_break_the_model():
 def test_finished_attempts_are_not_repeated():
     attack = PGD("linf", 0.03, 3, 0.01, restarts=4)
     finished = np.zeros((4, 77), bool)
-    whole = standing(attack, finished=finished)
+    whole = robust_under(attack, finished=finished)
     assert finished[:, whole].all()
     looks = []
-    again = standing(attack, finished=finished, watch=lambda *look: looks.append(look))
-    # The attempts that broke an image are finished too, and so is all the rest.
+    again = robust_under(
+        attack, finished=finished, watch=lambda *look: looks.append(look)
+    )
+    # An image's remaining attempts count as finished once one of them has broken it.
     assert finished.sum() >= 4 * whole.sum()
     assert len(looks) <= 12
     assert (again | ~whole).all()
 
 
 def test_another_model_of_the_same_structure_compiles_nothing():
-    """Arrays of a callable pytree are arguments; of a closure they are compiled in."""
+    """The arrays of a callable pytree are arguments of the program; a closure's are
+    constants.
+    """
     traces = []
 
     def traced(weights, images):
@@ -198,29 +206,29 @@ def test_another_model_of_the_same_structure_compiles_nothing():
         right = campaign.logits(model, IMAGES).argmax(axis=-1) == LABELS
         found.append(campaign.attack(WEAK, model, IMAGES, LABELS, right))
         counts.append(len(traces))
-    # The second model is traced for its shapes only.
+    # The second model is traced for its shapes, but not compiled.
     assert counts[1] - counts[0] < counts[0]
     assert campaign.compilations == 3
     assert (found[0] != found[1]).any()
-    np.testing.assert_array_equal(found[0], standing())
+    np.testing.assert_array_equal(found[0], robust_under())
 
 
-def test_devices_never_read_the_iteration_of_a_later_step():
-    """With buffers shared with the host, devices would read a later iteration."""
+def test_a_device_reads_the_iteration_of_its_own_step():
+    """Devices that shared the host's buffers could read the iteration of a later step."""
     attack = PGD("linf", 0.1, 1, 0.1, random_start=False, last_iterate=True)
-    standing_at_first = np.ones(77, bool)
+    robust = np.ones(77, bool)
     for _ in range(6):
         moved = np.zeros_like(IMAGES)
         Campaign(batch_size=80).attack(
-            attack, LOGITS_FN, IMAGES, LABELS, standing_at_first, adversarial=moved
+            attack, LOGITS_FN, IMAGES, LABELS, robust, adversarial=moved
         )
         assert (np.abs(moved - IMAGES).max((1, 2, 3)) > 0.05).all()
 
 
 def test_the_last_images_move_to_a_smaller_batch_with_the_same_outcome():
-    """Five images need eight of 64 places on eight devices, not all."""
+    """On eight devices five images need eight places, not all 64."""
     attack = PGD("linf", 0.03, 120, 0.001)
-    expected = standing(attack, batch_size=16)
+    expected = robust_under(attack, batch_size=16)
     forget_programs()
     sizes = []
 
@@ -235,8 +243,8 @@ def test_the_last_images_move_to_a_smaller_batch_with_the_same_outcome():
     adversarial = IMAGES.copy()
     found = campaign.attack(attack, model, IMAGES, LABELS, few, adversarial=adversarial)
     np.testing.assert_array_equal(found, expected & few)
-    # The whole batch where shapes are asked for, else a device's part of one: of the
-    # full batch first, and of ever smaller ones.
+    # The model is traced with the whole batch to ask for shapes, and with one device's
+    # part to compile: first the full batch's part, then ever smaller ones.
     parts = {shape[0] for shape in sizes} - {64}
     assert {8, 1} <= parts
     assert campaign.compilations == 2 + len(parts) <= 6
@@ -257,12 +265,14 @@ def test_the_last_images_move_to_a_smaller_batch_with_the_same_outcome():
 def test_several_steps_a_call_as_on_gpu_and_tpu_give_the_same_images(
     attack, monkeypatch
 ):
-    """Also where the last call has steps left over, and where some end before others."""
+    """Also if the last call has steps to spare, and if some images finish before
+    others.
+    """
 
     def outcome():
         moved = IMAGES.copy()
         looks = []
-        found = standing(
+        found = robust_under(
             attack,
             batch_size=32,
             adversarial=moved,
@@ -279,10 +289,10 @@ def test_several_steps_a_call_as_on_gpu_and_tpu_give_the_same_images(
     np.testing.assert_allclose(moved_together, moved, atol=1e-6)
 
 
-def test_a_process_reads_only_the_images_of_its_own_places(
+def test_a_process_reads_only_its_own_images(
     monkeypatch,
 ):
-    """Here the second of two: the other's places stay empty."""
+    """This is the second of two processes; the places of the first stay empty."""
     monkeypatch.setattr(
         "freeadv_jax.devices.parallel.rows", lambda size: slice(size // 2, size)
     )

@@ -1,4 +1,4 @@
-"""Unusable input is refused by every attack with one clear line."""
+"""Every attack refuses unusable input with one clear line."""
 
 import jax
 import jax.numpy as jnp
@@ -96,14 +96,14 @@ def test_epsilon_may_be_of_numpy_or_jax_and_images_of_any_float_type(attack):
         assert jnp.abs(found.images - short.astype(jnp.float32)).max() <= 0.1 + 1e-6
 
 
-def test_a_step_downhill_is_refused():
+def test_a_negative_step_size_is_refused():
     with pytest.raises(InputError, match="step size -0.1: must be above 0"):
         pgd(linear, IMAGES, LABELS, epsilon=0.1, steps=2, step_size=-0.1)
 
 
 @pytest.mark.parametrize("attack", ["pgd", "apgd", "square"])
 def test_logits_of_nan_inside_the_ball_count_as_broken(attack):
-    """Whatever the label: the argmax of NaN is class 0."""
+    """The label makes no difference, although the argmax of NaN is class 0."""
 
     def model(images):
         away = jnp.abs(images - 0.5).max((1, 2, 3)) > 0.05
@@ -113,10 +113,10 @@ def test_logits_of_nan_inside_the_ball_count_as_broken(attack):
     assert ATTACKS[attack](model, grey, LABELS, epsilon=0.1).success.all()
 
 
-def test_a_gradient_of_nan_leads_nowhere():
+def test_a_gradient_of_nan_moves_nothing():
     def model(images):
         sums = images.sum((1, 2, 3))
-        # Its derivative is 0 / 0, its value 0.
+        # The value of this function at 0 is 0, its derivative 0 / 0.
         bent = jnp.sqrt(jnp.square(sums - jax.lax.stop_gradient(sums)))
         return jnp.stack([2 + bent, bent, bent], axis=-1)
 

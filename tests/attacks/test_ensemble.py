@@ -1,4 +1,4 @@
-"""AutoAttack on linear models, its parameters, and its warnings."""
+"""AutoAttack on linear models: outcomes, parameters, and warnings."""
 
 import functools
 import logging
@@ -16,7 +16,9 @@ RNG = np.random.default_rng(0)
 
 
 def linear_problem(classes, shape=(5, 3, 2), images=48):
-    """Images, labels and a model whose distance to the boundary is known exactly."""
+    """Return a linear model, images, labels and each image's exact distance to the
+    boundary.
+    """
     matrix = RNG.normal(size=(np.prod(shape), classes)).astype(np.float32)
     images = RNG.uniform(0.3, 0.7, (images, *shape)).astype(np.float32)
 
@@ -35,7 +37,7 @@ def linear_problem(classes, shape=(5, 3, 2), images=48):
 
 @pytest.fixture(autouse=True)
 def fewer_queries(monkeypatch):
-    """60 queries of Square instead of 5,000."""
+    """Give Square 60 queries instead of 5,000."""
     shorter = functools.partial(Square, steps=60)
     monkeypatch.setattr("freeadv_jax.attacks.ensemble.Square", shorter)
 
@@ -75,7 +77,7 @@ def test_each_attack_runs_on_the_images_that_the_others_left():
         wrong,
         epsilon=float(np.median(distance)),
         batch_size=16,
-        watch=lambda attack, done, standing: seen.setdefault(attack, standing.sum()),
+        watch=lambda attack, done, robust: seen.setdefault(attack, robust.sum()),
     )
     counts = list(found.standing.values())
     assert list(found.standing) == ["natural", "apgd-ce", "apgd-t", "fab-t", "square"]
@@ -93,9 +95,9 @@ def test_each_attack_runs_on_the_images_that_the_others_left():
     [(8, 10), pytest.param(48, 10 + 4 * 4, marks=pytest.mark.slow)],
 )
 def test_programs_are_two_for_each_attack_and_few_for_smaller_batches(batch_size, most):
-    """One more is for the logits and one for the check of gradients.
+    """The logits and the check of gradients need one more program each.
 
-    Eight devices have no batch below eight.
+    Eight devices have no batch smaller than eight.
     """
     logits_fn, images, labels, _ = linear_problem(4)
     forget_programs()
@@ -128,7 +130,7 @@ def test_plus_has_five_restarts_and_the_untargeted_attacks():
 
 @pytest.mark.slow
 def test_rand_averages_gradients_and_breaks_a_randomised_model():
-    """Noise on the logits: the model takes a key for each image as well."""
+    """The model adds noise to its logits, with a key for each image."""
     logits_fn, images, labels, distance = linear_problem(4)
 
     def noisy(images, keys):
@@ -155,12 +157,12 @@ def warnings_of(caplog, model, images, labels, **options):
     return caplog.text
 
 
-def test_an_ordinary_model_is_attacked_without_a_warning(problem, caplog):
+def test_an_ordinary_model_causes_no_warning(problem, caplog):
     logits_fn, images, labels, _ = problem
     assert warnings_of(caplog, logits_fn, images, labels) == ""
 
 
-def test_zero_gradients_are_warned_of(problem, caplog):
+def test_zero_gradients_cause_a_warning(problem, caplog):
     logits_fn, images, labels, _ = problem
 
     def rounded(images):
@@ -172,7 +174,7 @@ def test_zero_gradients_are_warned_of(problem, caplog):
     assert "Square, which uses no gradients, broke" in said
 
 
-def test_a_randomised_model_is_told_of_its_version(problem, caplog):
+def test_a_randomised_model_causes_a_warning_that_names_its_version(problem, caplog):
     logits_fn, images, labels, _ = problem
     draws = np.random.default_rng(0)
 
@@ -184,8 +186,8 @@ def test_a_randomised_model_is_told_of_its_version(problem, caplog):
     assert "take version 'rand'" in warnings_of(caplog, noisy, images, labels)
 
 
-def test_images_that_influence_one_another_are_warned_of(problem, caplog):
-    """Two images a device, as BatchNorm in training mode would see them."""
+def test_images_that_influence_one_another_cause_a_warning(problem, caplog):
+    """Each device has two images, as in BatchNorm in training mode."""
     logits_fn, images, labels, _ = problem
 
     def centred(images):

@@ -1,4 +1,6 @@
-"""FAB against exact distances, linear and quadratic programs."""
+"""FAB agrees with exact distances, and its projections with linear and quadratic
+programs.
+"""
 
 import dataclasses
 
@@ -42,7 +44,11 @@ def sizes(delta, norm):
 
 
 def project_by_bisection(point, w, need, norm):
-    """The projection in float64: d(level) reaches the plane, or has used all room."""
+    """Return the projection in float64: raise the level until d(level) reaches the
+    plane.
+
+    If the plane is out of reach, every pixel ends at its bound.
+    """
     direction = np.sign(w * need)
     room = np.where(direction > 0, 1 - point, point)
     pace = np.abs(w) if norm == "l2" else np.ones_like(w)
@@ -61,7 +67,7 @@ def project_by_bisection(point, w, need, norm):
 
 
 def linear_distances(images, labels, norm):
-    """[image, class]: how far the plane to each other class is inside the box."""
+    """Return the distance [image, class] to each other class's plane, inside the box."""
     weights = np.asarray(LINEAR, np.float64)
     distances = np.full((len(images), 4), np.inf)
     for i, label in enumerate(labels):
@@ -84,7 +90,7 @@ def batch_of(images, labels, *, seed=0, attempt=0, iteration=0):
 
 
 def planes():
-    """Points with many pixels at the bounds, planes of which a few cannot be reached."""
+    """Return points with many pixels at 0 or 1, and planes; some are out of reach."""
     rng = np.random.default_rng(0)
     points = np.clip(rng.uniform(-0.5, 1.5, (40, 12)), 0, 1)
     w = rng.normal(size=(40, 12)) * (rng.uniform(size=(40, 12)) > 0.2)
@@ -92,12 +98,12 @@ def planes():
     return points, w, need
 
 
-def test_linf_projection_is_the_linear_programs():
+def test_linf_projection_solves_the_linear_program():
     points, w, need = planes()
     found = np.asarray(Linf.project_onto_hyperplane(*map(jnp.float32, planes())))
     reached = 0
     for x, w_i, need_i, d in zip(points, w, need, found, strict=True):
-        # Variables d and the bound on |d|, which is to be least.
+        # The variables are d and a bound on |d|, which is minimised.
         unit, ones = np.eye(12), np.ones((12, 1))
         best = scipy.optimize.linprog(
             np.r_[np.zeros(12), 1],
@@ -119,7 +125,7 @@ def test_linf_projection_is_the_linear_programs():
     assert 20 < reached < 40
 
 
-def test_l2_projection_is_the_quadratic_programs():
+def test_l2_projection_solves_the_quadratic_program():
     points, w, need = planes()
     found = np.asarray(L2.project_onto_hyperplane(*map(jnp.float32, planes())))
     reached = 0
@@ -153,7 +159,8 @@ def test_l2_projection_is_the_quadratic_programs():
 def test_projection_holds_for_gradients_of_any_scale_in_float32(norm, scale):
     rng = np.random.default_rng(1)
     points = rng.uniform(size=(8, 3072))
-    # Over six decades: where the steep pixels are used up the flat ones must do.
+    # Slopes span six decades: once the steep pixels are at their bounds, flat ones must
+    # move.
     w = rng.normal(size=(8, 3072)) * 10 ** rng.uniform(-6, 0, (8, 3072))
     room = np.where(w > 0, 1 - points, points)
     need = np.linspace(0.01, 0.999, 8) * (np.abs(w) * room).sum(-1)
@@ -166,7 +173,7 @@ def test_projection_holds_for_gradients_of_any_scale_in_float32(norm, scale):
 
 
 @BOTH
-def test_projection_without_slope_need_or_room_does_not_move(norm):
+def test_projection_moves_nothing_without_slope_distance_or_room(norm):
     points = jnp.array([[0.3, 0.6], [0.3, 0.6], [1.0, 0.0]])
     w = jnp.array([[0.0, 0.0], [1.0, -2.0], [1.0, -2.0]])
     need = jnp.array([1.0, 0.0, 1.0])
@@ -187,8 +194,10 @@ def test_linear_boundary_is_found_within_a_hundredth_of_its_distance(norm):
 
 
 @BOTH
-def test_step_is_the_papers_formula(norm):
-    """From a point off the image, in float64: both projections, alpha and overshoot."""
+def test_step_follows_the_formula_of_the_paper(norm):
+    """Start away from the image, in float64; check both projections, alpha and
+    overshoot.
+    """
     labels = labelled(curved)
     off = jax.random.uniform(jax.random.key(4), IMAGES.shape, minval=-0.1, maxval=0.1)
     point = jnp.clip(IMAGES + off, 0, 1)
@@ -260,7 +269,7 @@ def test_image_misclassified_as_it_is_succeeds_unchanged():
     ("norm", "goal"), [("linf", "multi-target"), ("l2", "untargeted")]
 )
 def test_images_do_not_influence_one_another(norm, goal):
-    """Nor where some are at other attempts and iterations than others."""
+    """The attempts and iterations of the others make no difference either."""
     attack = FAB(
         norm, {"linf": 0.05, "l2": 0.2}[norm], targets=3, restarts=2, goal=goal
     )
@@ -319,7 +328,7 @@ def test_restarts_also_break_an_image_whose_own_gradient_is_zero(norm, threshold
 
 
 def test_a_second_target_breaks_an_image_that_the_likeliest_does_not():
-    """Class 1 is just behind but hardly moves, class 2 far behind and moves fast."""
+    """Class 1 is close but hardly moves, class 2 is far but moves fast."""
     weights = jnp.zeros((PIXELS, 3)).at[:15, 1].set(0.01).at[15:, 2].set(10.0)
     offset = jnp.array([0.0, -0.5, -3.0])
 

@@ -1,4 +1,4 @@
-"""The losses of attacks against NumPy in float64."""
+"""The losses of attacks agree with NumPy in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_cross_entropy_is_minus_the_log_probability_of_the_label():
     )
 
 
-def test_label_smoothing_spreads_a_part_of_the_label_evenly():
+def test_label_smoothing_spreads_part_of_the_label_evenly():
     z = np.array(LOGITS, np.float64)
     log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
     target = 0.9 * np.eye(3)[[2, 0]] + 0.1 / 3
@@ -40,22 +40,22 @@ def test_label_smoothing_spreads_a_part_of_the_label_evenly():
     )
 
 
-def test_margin_is_the_best_other_logit_less_the_true_one():
+def test_margin_is_the_best_other_logit_minus_the_true_one():
     np.testing.assert_allclose(margin(LOGITS, jnp.array([1, 1])), [-1.0, 6.0])
 
 
-def test_margin_serves_two_classes():
+def test_margin_works_with_two_classes():
     logits = jnp.array([[0.5, -0.25]])
     np.testing.assert_allclose(margin(logits, jnp.array([0])), [-0.75])
 
 
-def test_dlr_is_the_margin_over_the_first_less_the_third_logit():
-    """Right: -(7 - 4) / (7 - 2). Wrong: -(1 - 8) / (8 - 1)."""
+def test_dlr_divides_the_margin_by_the_first_minus_the_third_logit():
+    """Correct: -(7 - 4) / (7 - 2). Misclassified: -(1 - 8) / (8 - 1)."""
     found = dlr(FIVE, jnp.array([1, 4]))
     np.testing.assert_allclose(found, [-3 / 5, 1.0], rtol=1e-6)
 
 
-def test_targeted_dlr_is_over_the_first_less_the_mean_of_third_and_fourth():
+def test_targeted_dlr_divides_by_the_first_minus_the_mean_of_third_and_fourth():
     """(4 - 7) / (7 - (2 + 1) / 2) and (0.25 - 8) / (8 - (1 + 0.5) / 2)."""
     found = targeted_dlr(FIVE, jnp.array([1, 2]), jnp.array([3, 1]))
     np.testing.assert_allclose(found, [-3 / 5.5, -7.75 / 7.25], rtol=1e-6)
@@ -84,7 +84,7 @@ def test_dlr_does_not_change_with_scale_or_shift_of_the_logits(scale):
 
 
 def direction_in_float64(logits, labels):
-    """The gradient of the cross-entropy without its factor 1 - p."""
+    """Return the gradient of the cross-entropy, divided by 1 - p."""
     others = np.array(logits, np.float64)
     others[np.arange(len(labels)), labels] = -np.inf
     others = np.exp(others - others.max(axis=1, keepdims=True))
@@ -98,14 +98,14 @@ def direction_in_float64(logits, labels):
 def test_gradient_of_the_attacked_cross_entropy_is_right_for_any_confidence(
     scale, shift
 ):
-    """Leads of 4 to 40,000, where 1 - p is as small as exp(-40,000)."""
+    """The label leads by 4 to 40,000, so 1 - p becomes as small as exp(-40,000)."""
     labels = jnp.array([1, 2])
     logits = np.float32(np.round(scale * np.array(FIVE)) + shift)
     loss = UNTARGETED["cross-entropy"]
     gradient = jax.grad(lambda z: loss(z, labels).sum())(jnp.asarray(logits))
     wanted = direction_in_float64(logits, labels)
     np.testing.assert_allclose(gradient, wanted, atol=1e-5)
-    # Up to a lead of 80, float32 holds the cross-entropy's own gradient.
+    # Float32 can represent the cross-entropy's own gradient up to a lead of 80.
     if scale <= 10:
         own = jax.grad(lambda z: stable_cross_entropy(z, labels).sum())(
             jnp.asarray(logits)

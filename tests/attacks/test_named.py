@@ -1,4 +1,4 @@
-"""Attacks by name, and the records of their settings."""
+"""Attacks are found by name, and records hold their settings."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def named(name, num_classes=10):
     )
 
 
-def test_names_say_steps_restarts_and_loss():
+def test_names_contain_steps_restarts_and_loss():
     record = named("cw-100-x7").record(seed=3)
     asked = {
         "norm": "linf",
@@ -61,7 +61,7 @@ def test_every_record_has_the_fields_of_the_schema():
     assert record["stages"]["square"]["steps"] == 5000
 
 
-def test_single_attacks_of_the_cascade_are_those_of_the_cascade():
+def test_attacks_named_alone_equal_those_of_autoattack():
     stages = named("autoattack").stages
     for name, stage in stages.items():
         assert named(name).stages == {name: stage}

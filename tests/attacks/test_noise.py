@@ -1,4 +1,4 @@
-"""The attack by random points: inside the ball, without gradients."""
+"""Attack with random points inside the ball, without gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def test_the_gradient_is_never_used():
 
 
 def test_darkest_and_brightest_corners_are_among_the_points():
-    """In cells as large as these images all pixels of a channel move together."""
+    """With cells as large as the image, all pixels of a channel move together."""
     colours = jnp.tile(jnp.linspace(0.31, 0.69, 20)[:, None, None, None], (1, 4, 4, 1))
     labels = (jnp.linspace(0.31, 0.69, 20) > 0.5).astype(jnp.int32)
     found = run_attack(Noise("linf", 0.1, steps=60), brightness, colours, labels)
@@ -75,7 +75,7 @@ def test_more_points_are_never_weaker_and_the_worst_is_kept(norm):
     np.testing.assert_array_equal(many.success, wrong)
 
 
-def test_images_draw_points_of_their_own():
+def test_each_image_draws_its_own_points():
     same = jnp.broadcast_to(IMAGES[:1], IMAGES.shape)
     labels = jnp.argmax(linear(same), axis=-1)
     found = run_attack(Noise("linf", 0.01, steps=1), linear, same, labels)

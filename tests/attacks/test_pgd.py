@@ -1,4 +1,4 @@
-"""PGD against linear models, whose distances are known exactly."""
+"""PGD attacks linear models, whose distances to the boundary are exactly known."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def objective(images):
 
 @pytest.mark.parametrize("start", [0.0, 0.05])
 def test_a_linear_objective_reaches_its_maximum_in_ball_and_box(start):
-    """For L-inf that is the corner x + epsilon * sign(w), clipped to the pixels."""
+    """For L-inf the maximum is at x + epsilon * sign(w), clipped to the pixel range."""
     adversarial = projected_ascent(
         objective,
         IMAGES,
@@ -63,8 +63,8 @@ def test_without_steps_the_result_is_the_start_clipped_to_the_box():
     np.testing.assert_allclose(adversarial, np.clip(IMAGES + 0.3, 0, 1), atol=1e-7)
 
 
-# A linear classifier of four classes: how far each image is from each other class is
-# known exactly.
+# A linear classifier of four classes, so that the distance of each image to each other
+# class is exactly known.
 MATRIX = np.random.default_rng(3).normal(size=(30, 4)).astype(np.float32)
 MIDDLE = np.random.default_rng(4).uniform(0.3, 0.7, (40, 5, 3, 2)).astype(np.float32)
 
@@ -77,7 +77,9 @@ LABELS = np.argmax(linear(MIDDLE), axis=-1).astype(np.int32)
 
 
 def distances(norm):
-    """L-inf or L2 distance [n, classes] to the boundary with each other class."""
+    """Return the L-inf or L2 distance [n, classes] to the boundary with each other
+    class.
+    """
     z = linear(MIDDLE.astype(np.float64))
     own = z[np.arange(40), LABELS]
     across = MATRIX[:, LABELS].T[:, :, None] - MATRIX[None].astype(np.float64)
@@ -99,8 +101,10 @@ def attacked(norm="linf", epsilon=0.01, **fields):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("loss", ["cross-entropy", "margin", "dlr"])
 def test_every_loss_breaks_exactly_the_images_nearer_than_epsilon(norm, loss):
-    """To the nearest class by its many targets, where one loss may miss it."""
-    # Between two images, and half of them nearer.
+    """With multiple targets, every loss finds the nearest class; one target may miss
+    it.
+    """
+    # This epsilon lies between two images' distances: half of the images are nearer.
     epsilon = float(np.median(distances(norm).min(axis=1)))
     found = attacked(norm, epsilon, loss=loss, goal="multi-target", targets=3)
     distance = distances(norm).min(axis=1)
@@ -147,7 +151,9 @@ def test_chosen_targets_are_other_classes(goal):
 
 
 def test_only_the_last_iterate_counts_with_last_iterate():
-    """Brightness 0.58 is inside the other class, the next step is past it at 0.66."""
+    """An image of brightness 0.58 is in the other class; the next step overshoots to
+    0.66.
+    """
 
     def island(images):
         level = images.mean((1, 2, 3))

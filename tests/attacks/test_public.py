@@ -1,4 +1,6 @@
-"""The functions that freeadv_jax.attacks exports: names, signatures, results, memory."""
+"""The functions that freeadv_jax.attacks exports: names, signatures, results,
+compilation.
+"""
 
 import inspect
 import itertools
@@ -15,7 +17,7 @@ from freeadv_jax.attacks import Outcome, apgd, autoattack, fab, fgsm, pgd, squar
 from freeadv_jax.attacks.programs import forget_programs
 
 NAMES = ("fgsm", "pgd", "apgd", "fab", "square", "autoattack", "red_flags")
-# Small budgets; autoattack runs in tests/attacks/test_ensemble.py.
+# The budgets are small; tests/attacks/test_ensemble.py runs autoattack.
 CALLS = {
     fgsm: {},
     pgd: {"steps": 3, "restarts": 2},
@@ -99,7 +101,7 @@ def test_batch_size_bounds_what_the_model_sees_and_changes_no_success(attack):
         return linear(WEIGHTS, images)
 
     small = found(attack, model, batch_size=8)
-    # One image on each of the eight devices.
+    # Each of the eight devices has one image.
     assert max(sizes) <= 8
     np.testing.assert_array_equal(small.success, found(attack).success)
 
@@ -157,7 +159,10 @@ def test_a_second_model_of_the_same_structure_compiles_nothing(attack):
 
 
 def test_a_plain_function_is_traced_again_and_compiles_nothing():
-    """Its weights may have changed since the last call; a new function counts too."""
+    """The weights that the function captured may have changed since the last call.
+
+    A new function is traced too.
+    """
     weights = {"current": WEIGHTS}
 
     def model(images):
@@ -177,7 +182,7 @@ def test_a_plain_function_is_traced_again_and_compiles_nothing():
     np.testing.assert_array_equal(after.success, wrong)
 
 
-def test_numbers_inside_a_plain_function_are_never_those_of_an_earlier_call():
+def test_a_plain_function_never_uses_numbers_of_an_earlier_call():
     forget_programs()
     outcomes = []
     for sign in (1.0, -1.0):
@@ -188,7 +193,9 @@ def test_numbers_inside_a_plain_function_are_never_those_of_an_earlier_call():
 
 
 def test_python_callbacks_are_never_confused():
-    """Their compiled code does not name the function."""
+    """Two callbacks have the same compiled code, which does not name the Python
+    function.
+    """
     shape = jax.ShapeDtypeStruct((), jnp.float32)
 
     def model(factor):

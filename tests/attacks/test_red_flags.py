@@ -1,4 +1,4 @@
-"""Red flags on honest models and on models that mask their gradients."""
+"""Red flags stay silent for honest models and catch models that mask their gradients."""
 
 import itertools
 import json
@@ -25,12 +25,14 @@ HONEST = {"rounded": False, "scale": 1.0, "waves": 0.0, "softmax": False}
 
 
 def masked(mask, logits_fn, images):
-    """A model behind a mask, whose numbers are traced: all compile as one."""
-    # A staircase in front of the model: its gradient is 0.
+    """Hide a model behind a mask whose numbers are traced, so that all masks share a
+    program.
+    """
+    # A staircase before the model has a gradient of 0.
     images = jnp.where(mask["rounded"], jnp.round(images * 4) / 4, images)
-    # Large logits saturate the softmax: it is 0 or 1 in float32, its gradient 0.
+    # Large logits saturate the softmax to 0 or 1 in float32, with a gradient of 0.
     logits = mask["scale"] * logits_fn(images)
-    # Waves too small to change many classes, too steep to look beyond.
+    # These waves are too small to change many classes, and too steep to see past.
     ways = jax.random.normal(jax.random.key(0), (64, 10))
     logits += mask["waves"] * jnp.sin(3000 * images.reshape(-1, 64) @ ways)
     return jnp.where(mask["softmax"], jax.nn.softmax(logits), logits)
@@ -42,7 +44,7 @@ def suspicious(flags):
 
 @pytest.fixture(scope="module")
 def flags_of(tmp_path_factory):
-    """flags_of(**mask): those of a Free-8 model behind it."""
+    """Return a function of a mask that gives the red flags of a Free-8 model behind it."""
     config = digits()
     config.updates = 640
     config.data.validation_examples = 0
@@ -112,7 +114,7 @@ def test_lines_and_record_hold_all_numbers(honest):
             {"rounded": True},
             {"unbounded attack", "random noise", "Square", "gradients"},
         ),
-        # The attacked loss does not saturate, and no flag is due.
+        # The attacked loss does not saturate, so this flag must stay silent.
         ({"scale": 1e4}, set()),
         ({"waves": 0.3}, {"unbounded attack", "random noise", "Square"}),
         ({"softmax": True}, {"forward pass"}),
@@ -140,7 +142,7 @@ def test_a_model_that_masks_its_gradients_is_caught(flags_of, mask, expected):
         assert numbers["accuracy"] < numbers["pgd"]
 
 
-# Images of one colour, of class 1 if they are bright, and traps for PGD.
+# Images of one brightness, of class 1 if bright, and models that trap PGD.
 EPSILON = 0.1
 LEVELS = np.random.default_rng(0).integers(20, 236, 80)
 COLOURS = np.tile(LEVELS[:, None, None, None], (1, 4, 4, 1)).astype(np.uint8)
@@ -151,30 +153,34 @@ def brightness(images):
 
 
 def leads(images, sign):
-    """The brightness, but its gradient times `sign`."""
+    """Return the brightness, with its gradient multiplied by `sign`."""
     sign = jax.lax.stop_gradient(sign)
     shown = brightness(images)
     return jax.lax.stop_gradient(shown) * (1 - sign) + shown * sign
 
 
 def turning(images):
-    """Leads the right way until all pixels lie at the border of the ball."""
+    """Return the brightness; its gradient is right until all pixels reach the ball's
+    border.
+    """
     return leads(images, jnp.where(images.std((1, 2, 3)) > EPSILON / 20, 1.0, -1.0))
 
 
 def lottery(images):
-    """Leads nowhere, and gives another class to about one in six random starts."""
+    """Return the brightness without a gradient; one in six random starts flips the
+    class.
+    """
     won = images[:, 0, 0, 0] - images[:, 3, 3, 0] > 0.8 * EPSILON
     return leads(images, jnp.zeros(len(images))) * jnp.where(won, -1, 1)
 
 
 def near_sighted(images):
-    """Leads the right way only where the random start was no farther than EPSILON."""
+    """Return the brightness; its gradient is right only if the start is within EPSILON."""
     return leads(images, jnp.where(images.std((1, 2, 3)) < 0.9 * EPSILON, 1.0, 0.0))
 
 
 def flickering(images):
-    """Hardly, but not the same twice."""
+    """Return the brightness plus a tiny number that changes with each call."""
     shape = jax.ShapeDtypeStruct((), jnp.float32)
     count = jax.pure_callback(lambda: np.float32(next(COUNTER)), shape)
     return brightness(images) + 1e-4 * count
@@ -185,7 +191,9 @@ TRAPS = (brightness, turning, lottery, near_sighted, flickering)
 
 
 def trapped(number, images):
-    """The model of TRAPS[number], which is traced: all compile as one."""
+    """Run the model TRAPS[number]; `number` is traced, so that all traps share a
+    program.
+    """
     excess = jax.lax.switch(number, TRAPS, images)
     return jnp.stack([-excess, excess], axis=-1)
 

@@ -1,4 +1,4 @@
-"""`robust_accuracy`: any model, any arrays, known outcomes, and bad input in one line."""
+"""`robust_accuracy` takes any model and any arrays, and answers bad input in one line."""
 
 import dataclasses
 import functools
@@ -26,8 +26,8 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.intervals import wilson
 from freeadv_jax.weights.classifier import as_classifier
 
-# The models below say class 1 for images whose mean pixel exceeds a half. Images of one
-# brightness are broken by epsilon 0.1 exactly where that is within 0.1 of a half.
+# The models below choose class 1 if the mean pixel is above 0.5. All pixels of an image
+# are equal, so epsilon 0.1 breaks exactly the images within 0.1 of 0.5.
 LEVELS = np.random.default_rng(0).integers(20, 236, 40)
 IMAGES = np.tile(LEVELS[:, None, None, None], (1, 4, 4, 1)).astype(np.uint8)
 LABELS = (LEVELS > 127).astype(np.int32)
@@ -94,7 +94,9 @@ def nnx_module():
 
 
 def haiku_like():
-    """`apply(params, key, images)` of a transformed function."""
+    """Return `apply(params, key, images)` with bound parameters, as Haiku's transform
+    gives it.
+    """
     params = {"linear": {"steepness": STEEPNESS}}
 
     def apply(params, key, images):
@@ -218,7 +220,7 @@ def test_image_that_is_misclassified_is_never_robust():
     assert not result.robust["pgd-10"].any()
 
 
-def test_print_shows_norm_epsilon_percent_and_the_worst_case_last():
+def test_table_shows_norm_epsilon_percent_and_the_worst_case_last():
     lines = str(evaluated(epsilon=8 / 255, attacks=("pgd-1", "pgd-10"))).splitlines()
     assert lines[0].startswith("linf epsilon 8/255")
     assert lines[1].split() == ["attack", "accuracy", "95", "%", *lines[1].split()[4:]]
@@ -226,7 +228,7 @@ def test_print_shows_norm_epsilon_percent_and_the_worst_case_last():
     assert all(line.split()[1].endswith("%") for line in lines[2:])
 
 
-def test_print_shows_red_flags_of_the_first_images_below_the_table(monkeypatch):
+def test_red_flags_of_the_first_images_are_below_the_table(monkeypatch):
     asked = []
 
     def red_flags(logits_fn, images, labels, **options):
@@ -246,7 +248,7 @@ def test_print_shows_red_flags_of_the_first_images_below_the_table(monkeypatch):
     )
 
 
-def test_worst_case_rows_are_last_in_a_table_whatever_their_place():
+def test_worst_case_rows_are_last_in_every_table():
     row = evaluated(attacks=["pgd-1"]).rows["pgd-1"]
     rows = {"worst-case": row, "worst-case@l2-1": row, "pgd-1": row}
     names = [line.split()[0] for line in table_text(rows, {}).splitlines()[2:]]
@@ -300,7 +302,7 @@ class Cut(Exception):
     pass
 
 
-def test_evaluation_that_is_cut_off_continues_from_the_states_handed_in():
+def test_evaluation_continues_from_the_states_of_one_that_was_cut_off():
     threat = {"norm": "linf", "epsilon": 0.1, "step_size": 0.02}
     attacks = [
         attack_by_name(name, **threat, num_classes=2) for name in ("fgsm", "pgd-5-x4")
@@ -395,7 +397,7 @@ def test_bad_input_is_answered_in_one_line(changed, message):
     assert "\n" not in str(refused.value)
 
 
-def test_pytrees_of_one_structure_differ_in_their_arrays_alone():
+def test_pytrees_of_one_structure_differ_only_in_their_arrays():
     one, other = (arrays_as_leaves(Pytree(jnp.float32(size))) for size in (20, 3))
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert jax.tree.leaves(one) == [20]
@@ -413,7 +415,7 @@ def test_model_that_is_no_function_is_refused():
         check_model({"params": STEEPNESS}, IMAGES[:1])
 
 
-def test_classifier_refuses_images_of_another_shape_in_its_own_words():
+def test_classifier_refuses_images_of_another_shape():
     with pytest.raises(InputError, match=r"this model takes \[b, 4, 4, 1\]"):
         evaluated(classifier(), images=IMAGES[:, :3])
 

@@ -1,4 +1,4 @@
-"""Against plain NumPy in double loops, and by what Algorithms 1 to 3 promise."""
+"""Square agrees with plain NumPy loops and with Algorithms 1 to 3 of its paper."""
 
 import dataclasses
 import itertools
@@ -27,24 +27,24 @@ LABELS = jnp.array([0, 1, 2])
 
 
 def wave(images):
-    """Logits of three classes that no attack can read off a gradient once."""
+    """Return logits of three classes that no single gradient can solve."""
     phases = jnp.arange(3.0)[:, None, None, None, None]
     rows = jnp.arange(1.0, 1 + images.shape[1])[:, None, None]
     return jnp.sin(9 * images + phases * rows).sum((2, 3, 4)).T
 
 
 def stubborn(images):
-    """The same, with a lead of the label that is never lost."""
+    """Return the same logits, with a lead for each label that no attack removes."""
     return wave(images) + 200 * jax.nn.one_hot(LABELS, 3)
 
 
 def unbroken(images):
-    """The same logits, but class 0 leads by so much that no image is broken."""
+    """Return the same logits, with a lead for class 0 that no attack removes."""
     return wave(images) + 200 * jax.nn.one_hot(0, 3)
 
 
 def brightness(images):
-    """Class 1 for images brighter than 0.6."""
+    """Return logits of class 1 for images brighter than 0.6."""
     light = images.mean((1, 2, 3)) - 0.6
     return jnp.stack([jnp.zeros_like(light), light], axis=-1)
 
@@ -57,7 +57,7 @@ def batch_of(images, labels, iteration=0):
 
 
 def states(attack, logits_fn, images, labels, steps):
-    """The state before the first step and after every one."""
+    """Return the states before the first step and after each step."""
     step = jax.jit(lambda batch, state: attack.step(logits_fn, batch, state))
     state = jax.jit(lambda batch: attack.start(logits_fn, batch))(
         batch_of(images, labels)
@@ -85,7 +85,7 @@ def test_covered_part_is_halved_after_its_queries(queries, iteration, halvings):
 
 
 @pytest.mark.parametrize("queries", [1, 7, 100, 3333, 12_345, 1_000_000])
-def test_schedule_is_that_of_ten_thousand_queries_stretched(queries):
+def test_schedule_for_ten_thousand_queries_is_stretched_to_the_budget(queries):
     bounds = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
     iterations = np.linspace(0, queries - 1, 50).astype(np.int32)
     expected = [
@@ -113,7 +113,7 @@ def test_a_square_is_no_larger_than_the_image():
 
 
 def plain_eta(side):
-    """Equation (2) as it stands: two bumps, each normalised, then both."""
+    """Compute equation (2) literally: two bumps, each normalised, then their sum."""
     pattern = np.zeros((side, side))
     for first, height, sign in [(0, side // 2, 1), (side // 2, side - side // 2, -1)]:
         bump = np.zeros((height, side))
@@ -148,7 +148,7 @@ def test_eta_of_side_3_is_pinned():
 
 
 def plain_move(nu, first, second, side, pattern, signs, epsilon):
-    """Algorithm 3, channel by channel, for given draws."""
+    """Apply Algorithm 3 channel by channel, with given random draws."""
     one = np.zeros(nu.shape[:2], bool)
     one[first[0] : first[0] + side, first[1] : first[1] + side] = True
     two = np.zeros(nu.shape[:2], bool)
@@ -166,7 +166,9 @@ def plain_move(nu, first, second, side, pattern, signs, epsilon):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_l2_step_is_one_of_the_moves_of_algorithm_3(seed):
-    """All squares, transpositions and signs are tried: exactly one explains it."""
+    """Try all squares, transpositions and signs: exactly one combination explains the
+    step.
+    """
     rng = np.random.default_rng(seed)
     image, side, epsilon = rng.uniform(size=(5, 4, 2)), 3, 0.7
     nu = rng.normal(size=image.shape)
@@ -191,12 +193,13 @@ def test_l2_steps_draw_every_square_transposition_and_sign():
     image = jnp.full((4, 4, 1), 0.5)
     keys = jax.random.split(jax.random.key(0), 400)
     moved = jax.jit(jax.vmap(lambda key: move(key, 3, image, image, 0.3)))(keys) - image
-    # From no perturbation the second square leaves no trace: 4 places, 2, 2.
+    # The second square is invisible without a perturbation: 4 places * 2 orders * 2
+    # signs.
     assert len({np.array(delta).tobytes() for delta in moved.round(4) + 0.0}) == 16
 
 
 def test_l2_start_is_tiles_of_eta_with_a_margin():
-    """In 13 by 11 pixels, 6 by 5 tiles of side 2 fit."""
+    """An image of 13 by 11 pixels holds 6 by 5 tiles of side 2."""
     delta = np.array(jax.jit(tiles)(jax.random.key(1), jnp.zeros((13, 11, 2)), 0.5))
     assert not delta[12:].any()
     assert not delta[:, 10:].any()
@@ -217,7 +220,7 @@ def test_l2_start_is_tiles_of_eta_with_a_margin():
 
 
 def ends(images, epsilon):
-    """The lowest and highest point of ball and box, as float32 has them."""
+    """Return the lowest and highest pixel values in ball and box, in float32."""
     images = np.array(images)
     lowest = np.maximum(images - np.float32(epsilon), 0)
     return lowest, np.minimum(images + np.float32(epsilon), 1)
@@ -240,8 +243,8 @@ def test_every_linf_pixel_is_at_an_end_of_ball_or_box():
 
 
 @pytest.mark.parametrize("iteration", [0, 3, 900])
-def test_linf_query_is_one_square_of_one_end_a_channel(iteration):
-    """Each square of the right side is tried: some one explains the whole query."""
+def test_linf_query_sets_one_square_to_one_end_in_each_channel(iteration):
+    """Try each square of the right side: one of them explains the whole query."""
     asked = []
 
     def asking(images):
@@ -288,7 +291,9 @@ def test_points_stay_in_ball_and_box_and_the_margin_never_shrinks(norm, shape):
 
 
 def test_linf_breaks_exactly_the_images_within_epsilon_of_the_boundary():
-    """Brightness 0.6 needs every pixel at its highest; epsilon is 0.1."""
+    """To exceed 0.6 from 0.501 with epsilon 0.1, every pixel must be at its highest
+    value.
+    """
     light = jnp.array([0.49, 0.499, 0.501, 0.51, 0.7])
     images = jnp.broadcast_to(light[:, None, None, None], (5, 4, 4, 1))
     found = square(brightness, images, jnp.zeros(5, int), epsilon=0.1, queries=400)
@@ -298,7 +303,7 @@ def test_linf_breaks_exactly_the_images_within_epsilon_of_the_boundary():
 
 
 def test_l2_breaks_images_well_within_epsilon_and_none_beyond():
-    """All 64 pixels up by d are at distance 8 d."""
+    """Raising all 64 pixels by d is a distance of 8 d."""
     light = jnp.array([0.49, 0.499, 0.54, 0.59])
     images = jnp.broadcast_to(light[:, None, None, None], (4, 8, 8, 1))
     found = square(
@@ -308,7 +313,7 @@ def test_l2_breaks_images_well_within_epsilon_and_none_beyond():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_images_are_attacked_alone_each_at_its_own_iteration(norm):
+def test_each_image_is_attacked_alone_at_its_own_iteration(norm):
     @jax.jit
     def attacked(batch):
         attack = Square(norm, EPSILON[norm], steps=100)
@@ -364,7 +369,7 @@ def test_start_and_step_each_evaluate_the_model_once(norm):
 
 
 def test_numbers_may_be_traced_and_the_schedule_may_be_cut_off():
-    """At step 600 of 1000, 10,000 queries have squares of side 1, and 600 of side 2."""
+    """At step 600 of 1000, the rescaled schedule has squares of side 1, the other of 4."""
     compilations = []
 
     @jax.jit
@@ -374,7 +379,7 @@ def test_numbers_may_be_traced_and_the_schedule_may_be_cut_off():
         images = jnp.full((40, 16, 16, 1), 0.5)
         batch = batch_of(images, jnp.zeros(40, int), 600)
         start = attack.start(lambda x: -brightness(x), batch)
-        # Worse than any: whatever is asked is accepted.
+        # With a loss of minus infinity, every query is accepted.
         start = start._replace(loss=jnp.full(40, -jnp.inf))
         after = attack.step(lambda x: -brightness(x), batch, start)
         return (after.adversarial != start.adversarial).sum((1, 2, 3)).max()
@@ -402,7 +407,7 @@ def test_restarts_are_attempts_with_keys_of_their_own():
     assert broken[0] < broken[1]
 
 
-def test_impossible_calls_are_told():
+def test_unusable_settings_are_refused():
     with pytest.raises(InputError, match="epsilon"):
         square(wave, IMAGES, LABELS, epsilon=8)
     with pytest.raises(InputError, match="norm 'l1' is unknown"):

@@ -32,7 +32,7 @@ def test_an_linf_step_follows_the_sign_of_the_gradient():
     np.testing.assert_allclose(moved, [[0.25, -0.1, 0.1]], atol=1e-7)
 
 
-def test_l2_step_goes_along_the_gradient_whatever_its_length():
+def test_l2_step_follows_the_gradient_of_any_length():
     gradient = jnp.array([[3.0, 4.0], [3e-6, 4e-6], [0.0, 0.0]])
     moved = L2(1.0).ascend(jnp.zeros((3, 2)), gradient, 0.5)
     np.testing.assert_allclose(moved, [[0.3, 0.4], [0.3, 0.4], [0, 0]], rtol=1e-5)
@@ -66,7 +66,7 @@ def test_random_start_is_inside_fills_the_ball_and_depends_on_its_key_alone(norm
     start = threat.random_start(keys, (1, 2, 1))
     radii = norms(start, norm)
     assert radii.max() <= 0.3 * (1 + 1e-6)
-    # Uniform over a ball of 2 dimensions: half of it lies within sqrt(1/2).
+    # In 2 dimensions, half of a uniform ball lies within sqrt(1/2) of its centre.
     np.testing.assert_allclose(np.mean(radii < 0.3 * 0.5**0.5), 0.5, atol=0.05)
     np.testing.assert_array_equal(threat.random_start(keys[7:9], (1, 2, 1)), start[7:9])
 

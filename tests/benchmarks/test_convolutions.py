@@ -1,4 +1,4 @@
-"""benchmarks.convolutions: its counts, its turns and its record."""
+"""benchmarks.convolutions: its counts, its rounds and its record."""
 
 import time
 

@@ -18,7 +18,9 @@ from freeadv_jax.errors import InputError
 
 
 def multiplications(*layers):
-    """Count those of layers (taps, channels in, channels out, pixels a side, number)."""
+    """Count the multiplications of layers (taps, channels in, channels out, pixels a
+    side, number).
+    """
     return sum(
         taps * inputs * outputs * side**2 * number
         for taps, inputs, outputs, side, number in layers

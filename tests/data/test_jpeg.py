@@ -28,7 +28,9 @@ def photograph(height, width):
 
 
 def by_pillow(data, size):
-    """Return the pixels of torchvision's Resize(256/224 size) and CenterCrop(size)."""
+    """Return the pixels that torchvision gives for Resize(256/224 size) and
+    CenterCrop(size).
+    """
     image = Image.open(io.BytesIO(data)).convert("RGB")
     short = round(size * 256 / 224)
     width, height = image.size

@@ -29,7 +29,7 @@ def written(folder, **arrays):
 
 
 def both(**changes):
-    """The arrays of a whole file, with some replaced or, by None, left out."""
+    """Return the arrays of a complete file, with some replaced or, by None, left out."""
     arrays = {
         "x_train": IMAGES,
         "y_train": LABELS,
@@ -167,7 +167,7 @@ def test_test_examples_do_not_go_with_a_file_that_has_test_images(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK no zip", b"\x93NUMPY"])
-def test_what_is_no_archive_is_refused_in_one_line(content, tmp_path):
+def test_a_file_that_is_no_archive_is_refused_in_one_line(content, tmp_path):
     path = tmp_path / "own.npz"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The communication of devices in a step, read from the compiled program."""
+"""The compiled step communicates between devices as little as it needs to."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ from freeadv_jax.runs.build import (
 )
 from freeadv_jax.runs.folder import Run
 
-# Loss and accuracy.
+# The metrics are loss and accuracy.
 METRICS = 2
 _BYTES = {"f32": 4, "s32": 4, "u32": 4}
 _COLLECTIVE = re.compile(
@@ -30,7 +30,7 @@ _COLLECTIVE = re.compile(
 
 
 def lines_of(program):
-    """(computation, line) of an optimised HLO module."""
+    """Yield (computation, line) for each line of an optimised HLO module."""
     computation = None
     for line in program.splitlines():
         if opened := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
@@ -39,7 +39,7 @@ def lines_of(program):
 
 
 def collectives(program):
-    """(computation, kind, bytes) of every collective."""
+    """Return (computation, kind, bytes) for each collective."""
     found = []
     for computation, line in lines_of(program):
         if match := _COLLECTIVE.search(line):
@@ -53,7 +53,7 @@ def collectives(program):
 
 
 def lowered_step(network, *, sync, method="free"):
-    """(abstract state, lowered step) on 32-pixel images; nothing is run."""
+    """Return (abstract state, lowered step) for 32-pixel images; nothing is run."""
     config = base_config()
     config.method = method
     config.batch_size = 16
@@ -77,7 +77,7 @@ def count(tree):
 
 
 def innermost_loops(program):
-    """Return the bodies of innermost loops."""
+    """Return the bodies of loops that contain no other loop."""
     loops = {
         match[1]: computation
         for computation, line in lines_of(program)
@@ -92,7 +92,8 @@ def innermost_loops(program):
         ("small-cnn-bn", "free"),
         ("small-cnn-bn", "pgd"),
         ("small-cnn-bn", "trades"),
-        # More arrays than the CPU backend merges the all-reduces of by itself.
+        # This network has more arrays than the CPU backend merges all-reduces of by
+        # itself.
         pytest.param("resnet-50", "free", marks=pytest.mark.slow),
     ],
 )
@@ -100,14 +101,14 @@ def test_an_update_is_one_all_reduce_of_gradient_statistics_and_metrics(
     network, method
 ):
     state, lowered = lowered_step(network, sync=False, method=method)
-    # One for the model, one for the metrics, before any merging.
+    # Before merging there is one for the model and one for the metrics.
     assert lowered.as_text().count("stablehlo.all_reduce") == 2
     program = lowered.compile().as_text()
     ((computation, kind, size),) = collectives(program)
     assert kind == "all-reduce"
     assert size == 4 * (count(state.params) + count(state.collections) + METRICS)
-    # Free-m's is inside the loop over the replays, one each; the others' is outside
-    # the loop of their attack.
+    # Free-m updates inside its loop over replays. The others update after the loop of
+    # their attack.
     assert (computation in innermost_loops(program)) == (method == "free")
     if network == "resnet-50":
         assert count(state.params) == 25_557_032
@@ -121,14 +122,14 @@ def operations_of_a_mean(devices):
     return {equation.primitive.name for equation in traced.eqns}
 
 
-def test_a_lone_device_gathers_nothing():
+def test_a_single_device_gathers_nothing():
     assert operations_of_a_mean(1) == set()
     assert {"concatenate", "psum"} <= operations_of_a_mean(2)
 
 
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
 def test_nothing_is_gathered_where_xla_merges_collectives(backend, monkeypatch):
-    """The mean is the same."""
+    """The mean does not change."""
     rng = np.random.default_rng(0)
     tree = {
         "weight": rng.normal(size=(8, 3, 4)).astype(np.float32),
@@ -151,8 +152,8 @@ def test_nothing_is_gathered_where_xla_merges_collectives(backend, monkeypatch):
 
 
 @pytest.mark.slow
-def test_synchronised_batch_norm_adds_four_numbers_a_channel():
-    """BatchNorm sends two moments forward, and two gradients back."""
+def test_synchronised_batch_norm_sends_four_numbers_a_channel():
+    """BatchNorm sends two moments forward and two gradients back."""
     state, lowered = lowered_step("resnet-50", sync=True)
     program = lowered.compile().as_text()
     found = collectives(program)

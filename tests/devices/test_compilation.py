@@ -1,4 +1,6 @@
-"""Compiled programs on disk are used, renewed where damaged, and put where JAX says."""
+"""Compiled programs on disk are used, replaced if damaged, and kept where JAX is told
+to.
+"""
 
 import json
 import os
@@ -11,9 +13,9 @@ FIELDS = {"updates": 8, "evaluation__attacks": "('natural',)"}
 
 
 def run(workdir, **variables):
-    """Return the results of a short run in a process of its own."""
+    """Return the results of a short run in a new process."""
     inherited = environment(devices=1)
-    del inherited["JAX_COMPILATION_CACHE_DIR"]  # These tests have a cache of their own.
+    del inherited["JAX_COMPILATION_CACHE_DIR"]  # These tests use their own cache.
     subprocess.run(
         command(workdir, **FIELDS),
         env=inherited | variables,
@@ -49,7 +51,7 @@ def test_damaged_programs_are_compiled_again(runs):
     assert run(folder / "after damage")["evaluation"] == first["evaluation"]
 
 
-def test_the_folder_that_jax_is_told_to_use_is_used(tmp_path):
+def test_the_folder_of_the_environment_variable_is_used(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     run(tmp_path / "runs" / "one", JAX_COMPILATION_CACHE_DIR=str(elsewhere))
     assert any(elsewhere.glob("*-cache"))

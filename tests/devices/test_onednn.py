@@ -1,4 +1,6 @@
-"""oneDNN's calls, each in a process of its own: a refused configuration ends it."""
+"""Each oneDNN call runs in its own process, because a refused configuration ends the
+process.
+"""
 
 import importlib.metadata
 import itertools
@@ -23,7 +25,7 @@ needs_onednn = pytest.mark.skipif(
 )
 SHAPES = {"stride": (1, 1), "padding": ((1, 1), (1, 1))}
 
-# Every case is computed and compared with a sum over taps in float64.
+# Each case is compared with a sum over the kernel's taps in float64.
 CHILD = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
@@ -65,7 +67,7 @@ print("all right")
 
 
 def run_child(program, *, content="", **variables):
-    """Run the program in a new process, and return what it printed."""
+    """Run the program in a new process and return its output."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         input=content,
@@ -221,7 +223,7 @@ def test_no_warning_of_the_compilation_cache_reaches_the_user(tmp_path):
 
 @needs_onednn
 @pytest.mark.parametrize("batched", [(0, None), (None, 0), (0, 0)])
-def test_vmap_of_a_call_is_a_call_for_each(batched):
+def test_vmap_calls_once_for_each_element(batched):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.standard_normal((3, 2, 6, 5, 4)), jnp.float32)
     kernel = jnp.asarray(rng.standard_normal((3, 3, 3, 4, 7)), jnp.float32)
@@ -259,7 +261,7 @@ def test_vmap_of_a_call_is_a_call_for_each(batched):
         ),
     ],
 )
-def test_operands_of_kinds_that_were_not_tried_raise(images, kernel, settings):
+def test_operands_of_untested_kinds_raise(images, kernel, settings):
     settings = SHAPES | settings
     assert not onednn.supports(images, kernel, **settings)
     with pytest.raises(ValueError, match="not tried"):
@@ -268,13 +270,13 @@ def test_operands_of_kinds_that_were_not_tried_raise(images, kernel, settings):
 
 @pytest.fixture
 def fresh():
-    """Ask again whether oneDNN is there, in the test and after it."""
+    """Forget whether oneDNN is available, before the test and after it."""
     onednn.unavailable.cache_clear()
     yield
     onednn.unavailable.cache_clear()
 
 
-def test_the_environment_turns_it_off(monkeypatch, fresh):
+def test_an_environment_variable_turns_it_off(monkeypatch, fresh):
     monkeypatch.setenv("FREEADV_ONEDNN", "0")
     assert onednn.unavailable() == "FREEADV_ONEDNN=0"
     assert onednn.choose("auto") == "xla"
@@ -282,7 +284,7 @@ def test_the_environment_turns_it_off(monkeypatch, fresh):
         onednn.choose("onednn")
 
 
-def test_a_jaxlib_that_was_not_tried_is_left_alone(monkeypatch, fresh):
+def test_an_untested_jaxlib_is_not_used(monkeypatch, fresh):
     monkeypatch.delenv("FREEADV_ONEDNN", raising=False)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.99.0")
     assert onednn.unavailable() is not None
@@ -295,7 +297,7 @@ def test_an_unknown_choice_names_those_allowed():
 
 
 @needs_onednn
-def test_short_trainings_keep_xlas_kernels_and_long_ones_take_onednns():
+def test_short_trainings_use_xla_and_long_ones_onednn():
     digits = 4000 * 128 * 8 * 8
     cifar10 = 31_200 * 128 * 32 * 32
     assert onednn.choose("auto", training_pixels=digits) == "xla"
@@ -304,7 +306,7 @@ def test_short_trainings_keep_xlas_kernels_and_long_ones_take_onednns():
 
 
 @needs_onednn
-def test_kernels_holds_inside_its_with_and_in_the_functions_it_wraps():
+def test_kernels_applies_inside_its_with_block_and_to_functions_it_wraps():
     assert not onednn.is_chosen()
     with onednn.kernels("onednn"):
         assert onednn.is_chosen()

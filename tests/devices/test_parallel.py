@@ -24,8 +24,8 @@ METHODS = {
     "free, random start": partial(
         free_train_step, threat=LINF, step_size=2 / 255, replays=2, start="random"
     ),
-    # Where a pixel's gradient is zero but for rounding, an L-inf attack of several
-    # steps is led by that rounding; an L2 attack is not.
+    # If a pixel's exact gradient is zero, rounding decides the direction of an L-inf
+    # attack's steps. An L2 attack does not depend on it.
     "pgd": partial(pgd_train_step, threat=L2, step_size=0.25, steps=2),
     "trades": partial(trades_train_step, threat=L2, step_size=0.25, steps=2, beta=6.0),
 }
@@ -64,13 +64,14 @@ def on_all_devices(step, state, batch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_eight_devices_take_the_step_of_one(method, monkeypatch):
-    # Near 0, where TRADES starts its attack, the divergence of nearly equal
-    # distributions has a gradient of few digits in float32, which then leads it.
+def test_eight_devices_take_the_same_step_as_one(method, monkeypatch):
+    # TRADES starts its attack near 0. There the divergence compares nearly equal
+    # distributions, and its float32 gradient, which leads the attack, has few correct
+    # digits.
     monkeypatch.setattr(trades, "_START", 0.1)
     options, state, batch = setting()
     step = partial(METHODS[method], **options)
-    # On one device the network has no axis to synchronise over.
+    # One device has no axis to synchronise over.
     alone_options, _, _ = setting(sync=False)
     alone, alone_metrics = jax.jit(partial(METHODS[method], **alone_options))(
         state, jax.tree.map(jnp.array, batch)
@@ -79,7 +80,7 @@ def test_eight_devices_take_the_step_of_one(method, monkeypatch):
     assert together.delta.sharding.num_devices == 8
     assert together.delta.shape == (32, 8, 8, 3)
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
-    # The momentum is larger than the step by the learning rate of 1 / 20.
+    # The learning rate is 1 / 20, so the momentum is 20 times as large as the step.
     close_momentum = partial(np.testing.assert_allclose, rtol=0, atol=20e-6)
     jax.tree.map(close, together.params, alone.params)
     jax.tree.map(close, together.collections, alone.collections)
@@ -88,7 +89,7 @@ def test_eight_devices_take_the_step_of_one(method, monkeypatch):
     jax.tree.map(close, metrics, alone_metrics)
 
 
-def test_batch_norm_per_device_is_another_step_but_one_for_all_devices():
+def test_batch_norm_per_device_changes_the_step_and_keeps_devices_equal():
     options, state, batch = setting(sync=False)
     step = partial(METHODS["free"], **options)
     alone, _ = jax.jit(step)(state, jax.tree.map(jnp.array, batch))

@@ -1,4 +1,4 @@
-"""Two processes of four simulated devices, over loopback."""
+"""Two processes with four simulated devices each, connected over loopback."""
 
 import json
 import re
@@ -29,7 +29,7 @@ GLOO = re.compile(
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """The run of one process with eight devices."""
+    """Return the run of one process with eight devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
     assert run_main(workdir, devices=8, **FIELDS).returncode == 0
     return workdir
@@ -37,13 +37,13 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The same run of two processes, and their output."""
+    """Return the same run by two processes, and their output."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     return workdir, run_two(workdir)
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does_and_evaluate_it_alike(one, two):
+def test_two_processes_train_and_evaluate_like_one(one, two):
     workdir, outcomes = two
     assert [status for status, *_ in outcomes] == [0, 0]
     assert_same_training(workdir, one)
@@ -56,20 +56,20 @@ def test_two_processes_train_what_one_does_and_evaluate_it_alike(one, two):
 
 
 @pytest.mark.slow
-def test_the_first_process_alone_writes_and_speaks(one, two):
+def test_only_the_first_process_writes_and_prints(one, two):
     workdir, ((_, first, _), (_, second, _)) = two
     lines = [
         (folder / "metrics.jsonl").read_text().splitlines() for folder in (workdir, one)
     ]
     assert len(lines[0]) == len(lines[1])
     assert "pgd-20" in first
-    # Gloo's threads speak at once, so their lines may lie inside one another.
+    # Gloo's threads print at the same time, so their lines may interleave.
     assert GLOO.sub("", second) == ""
 
 
 @pytest.mark.slow
-def test_what_one_process_began_two_finish_and_the_reverse(tmp_path, one, two):
-    # A step schedule with its one turn at the end is the same for both budgets.
+def test_two_processes_finish_the_run_of_one_and_the_reverse(tmp_path, one, two):
+    # This step schedule changes once, at the end, and so is the same for both budgets.
     schedule = {"schedule": "step", "turns": (0.999,), "learning_rate": 0.02}
     whole = {f"optimizer__{name}": value for name, value in schedule.items()}
     half = whole | {"updates": 6}
@@ -133,7 +133,7 @@ def test_a_killed_process_ends_the_other_within_a_minute_and_both_resume(
     ],
     ids=["another seed", "another folder", "a number too high"],
 )
-def test_processes_that_do_not_fit_together_all_end(tmp_path, workdirs, flags, message):
+def test_processes_that_disagree_all_end(tmp_path, workdirs, flags, message):
     pair = start([tmp_path / name for name in workdirs], own_flags=flags)
     if "process_id" in message:
         status, _, said = finish(pair[1:])[0]
@@ -178,7 +178,7 @@ def test_flags_of_several_processes_need_multihost(flag):
         ("TPU_WORKER_HOSTNAMES", "t0,t1,t2,t3", "localhost"),
     ],
 )
-def test_several_processes_of_a_launcher_never_run_alone(monkeypatch, name, four, one):
+def test_processes_of_a_launcher_never_run_independently(monkeypatch, name, four, one):
     monkeypatch.setenv(name, four)
     with pytest.raises(InputError, match=f"{name} says that 4 processes.*--multihost"):
         processes.start(multihost=False)
@@ -187,7 +187,7 @@ def test_several_processes_of_a_launcher_never_run_alone(monkeypatch, name, four
     assert jax.process_count() == 1
 
 
-def test_one_process_agrees_with_itself_and_keeps_its_faults():
+def test_one_process_agrees_with_itself_and_keeps_its_errors():
     with pytest.raises(InputError, match="^no$"), processes.agreement():
         raise InputError("no")
     assert processes.is_first()

@@ -55,7 +55,7 @@ def assert_close(actual, expected, tolerance=2e-6):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [1, 3, 7])
 @pytest.mark.parametrize("channels", [3, 6])
-def test_values_and_both_gradients_are_those_of_lax(channels, size, stride, padding):
+def test_values_and_both_gradients_agree_with_lax(channels, size, stride, padding):
     if padding == "symmetrical":
         padding = SYMMETRICAL[size]
     images, kernel = operands(9, 8, channels, 5, size)
@@ -82,7 +82,7 @@ def test_a_kernel_need_not_be_square(stride):
 
 
 @pytest.mark.parametrize("channels, stride", [(3, 1), (6, 1), (6, 2)])
-def test_gradients_inside_a_scan_are_those_outside(channels, stride):
+def test_gradients_inside_a_scan_equal_those_outside(channels, stride):
     images, kernel = operands(8, 8, channels, 6, 3)
 
     def convolve(x, k):
@@ -127,7 +127,7 @@ def loss(images, kernels):
 
 
 def live_products(function, *arguments):
-    """Convolutions and matrix products left when dead code is gone."""
+    """Count the convolutions and matrix products that are left without dead code."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return sum(
@@ -151,7 +151,7 @@ def test_five_convolutions_have_five_products_forward_and_fifteen_with_both_grad
     assert live_products(both, images, kernels) == 15
 
 
-def test_the_gradient_nobody_asks_for_is_not_computed():
+def test_an_unused_gradient_is_not_computed():
     images = operands(8, 8, 3, 6, 3)[0]
     kernels = [operands(8, 8, c, 6, size)[1] for c, size, _ in LAYERS]
     assert live_products(jax.grad(loss, argnums=0), images, kernels) == 10
@@ -218,8 +218,8 @@ def in_float64(images, kernel, cotangent, stride, padding):
     return outputs, inside, of_kernel
 
 
-# By what decides on the kernel: taps, stride, channels, pixels and whether the batch can be
-# divided into parts.
+# The numbers of taps, strides, channels and pixels decide on the kernel, and so does a
+# batch that can be divided into parts.
 CASES = [
     # batch, height, width, channels, features, kernel, stride, padding
     (2, 9, 8, 6, 5, (3, 3), 1, "SAME"),
@@ -243,7 +243,7 @@ CASES = [
 @needs_onednn
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 8e-3)])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_onednns_values_and_gradients_are_those_of_float64(case, dtype, tolerance):
+def test_values_and_gradients_of_onednn_agree_with_float64(case, dtype, tolerance):
     batch, height, width, channels, features, size, stride, padding = case
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(batch, height, width, channels)), dtype)
@@ -270,7 +270,7 @@ def test_onednns_values_and_gradients_are_those_of_float64(case, dtype, toleranc
 @needs_onednn
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_onednns_gradients_inside_a_scan_and_on_all_devices(stride, dtype):
+def test_gradients_of_onednn_work_inside_a_scan_and_on_all_devices(stride, dtype):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(128, 8, 8, 6)), dtype)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 6, 8)), dtype)
@@ -301,7 +301,7 @@ def test_onednns_gradients_inside_a_scan_and_on_all_devices(stride, dtype):
 
 
 @needs_onednn
-def test_onednns_gradient_can_be_differentiated_once_more():
+def test_the_gradient_of_onednn_can_be_differentiated():
     images, kernel = operands(8, 8, 6, 6, 3)
     images = jnp.tile(images, (16, 1, 1, 1))
 
@@ -320,7 +320,7 @@ def test_onednns_gradient_can_be_differentiated_once_more():
 
 
 @needs_onednn
-def test_only_inside_kernels_are_convolutions_onednns():
+def test_convolutions_use_onednn_only_inside_kernels():
     images, kernel = operands(8, 8, 6, 6, 3)
 
     def primitives(function):

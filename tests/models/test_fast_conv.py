@@ -1,4 +1,6 @@
-"""Any model's convolutions replaced by ours: same results, gradients fit for loops."""
+"""A model with fast convolutions has the same results, and gradients that are fast in
+loops.
+"""
 
 import flax.linen as nn
 import jax
@@ -21,12 +23,14 @@ KERNELS = [
         ),
     ),
 ]
-# The order of axes with which XLA's CPU backend is fast inside loops: NHWC, HWIO, NHWC.
+# XLA's CPU backend is fast inside loops with this order of axes: NHWC, HWIO, NHWC.
 FAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
 class Network(nn.Module):
-    """Flax's convolutions of all kinds; those with groups or dilation cannot be replaced."""
+    """Every kind of convolution in Flax; those with groups or dilation cannot be
+    replaced.
+    """
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -79,7 +83,7 @@ def assert_equal_to_rounding(ours, theirs):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_values_and_gradients_of_a_flax_network_are_its_own(example, kernels):
+def test_values_and_gradients_of_a_flax_network_do_not_change(example, kernels):
     fast = with_fast_convolutions(Network().apply, kernels=kernels)
     found, wanted = (
         jax.jit(jax.value_and_grad(loss(apply), argnums=(0, 1)))(*example)
@@ -89,7 +93,7 @@ def test_values_and_gradients_of_a_flax_network_are_its_own(example, kernels):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_they_are_the_same_inside_a_loop(example, kernels):
+def test_values_and_gradients_inside_a_loop_do_not_change(example, kernels):
     fast = with_fast_convolutions(Network().apply, kernels=kernels)
 
     def looped(apply):
@@ -104,7 +108,7 @@ def test_they_are_the_same_inside_a_loop(example, kernels):
     )
 
 
-def test_only_convolutions_with_groups_or_dilation_keep_gradients_slow_in_loops(
+def test_only_convolutions_with_groups_or_dilation_stay_slow_in_loops(
     example,
 ):
     def slow(apply):
@@ -128,7 +132,7 @@ def test_only_convolutions_with_groups_or_dilation_keep_gradients_slow_in_loops(
     "names",
     [("NCHW", "OIHW", "NCHW"), ("NHWC", "OHWI", "NCHW"), ("HWNC", "HWIO", "CHNW")],
 )
-def test_any_order_of_axes(names, kernels):
+def test_convolutions_with_any_order_of_axes_are_replaced(names, kernels):
     rng = np.random.default_rng(0)
     sizes = {"N": 2, "C": 3, "H": 7, "W": 8}
     of_kernel = {"O": 5, "I": 3, "H": 3, "W": 2}
@@ -174,7 +178,7 @@ def test_convolutions_inside_scans_branches_and_vmap_are_replaced():
     assert "custom_vjp_call" in str(jax.make_jaxpr(fast)(images[0], kernels))
 
 
-def test_gradients_of_ones_own_stay():
+def test_functions_with_a_gradient_of_their_own_are_not_changed():
     @jax.custom_vjp
     def doubled_gradient(x):
         return x

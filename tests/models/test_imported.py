@@ -1,4 +1,4 @@
-"""A user's own model by the name of its module."""
+"""A user's own model is found by the name of its module."""
 
 import sys
 
@@ -64,7 +64,7 @@ SHAPES = {"num_classes": 10, "image_shape": (4, 4, 1)}
 
 @pytest.fixture(autouse=True)
 def nets(tmp_path, monkeypatch):
-    """The module `own_nets` in the working directory."""
+    """Write the module `own_nets` into the working directory."""
     (tmp_path / "own_nets.py").write_text(NETS)
     (tmp_path / "own_broken.py").write_text("import no_such_library\n")
     monkeypatch.chdir(tmp_path)
@@ -114,14 +114,14 @@ def test_an_nnx_module_begins_with_weights_of_the_seed():
         ("kind=fgsm-rs,shift=-0.5", {"kind": "fgsm-rs", "shift": -0.5}),
     ],
 )
-def test_arguments_are_read(text, arguments):
+def test_arguments_are_read_as_python_literals(text, arguments):
     assert parse_arguments(text) == arguments
 
 
 @pytest.mark.parametrize(
     "text", ["16", "width=", "{'a': 1}", "width=1)(", "**x", "a=1;b=2"]
 )
-def test_other_arguments_are_refused(text):
+def test_unusable_arguments_are_refused(text):
     with pytest.raises(
         InputError, match="must be a JSON object or name=value"
     ) as raised:

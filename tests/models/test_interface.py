@@ -15,7 +15,7 @@ KEY = jax.random.key(7)
 
 
 class Linen(nn.Module):
-    """BatchNorm, dropout and a collection of its own."""
+    """A Linen module with BatchNorm, dropout and a collection of its own."""
 
     @nn.compact
     def __call__(self, images, training):
@@ -69,7 +69,7 @@ def test_training_draws_dropout_from_the_key_and_moves_the_averages(network):
         for path, leaf in jax.tree.leaves_with_path(collections)
         if "mean" in jax.tree_util.keystr(path)
     ]
-    # From 0, with momentum 1/2.
+    # The average starts at 0 and has momentum 1/2.
     np.testing.assert_allclose(mean, [IMAGES.mean() / 2], rtol=1e-5)
 
 
@@ -139,7 +139,7 @@ def test_other_models_are_refused_in_one_line(model, message):
     assert "\n" not in str(raised.value)
 
 
-def test_the_convolutions_of_other_models_alone_are_replaced():
+def test_only_convolutions_of_other_models_are_replaced():
     ours = NormalizedNetwork(SmallCNN(3, batch_norm=False), "per_image")
     assert loop_model(ours).module is ours
     assert loop_model(Linen()).model.module == Linen()

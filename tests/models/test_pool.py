@@ -28,7 +28,8 @@ def in_numpy(images, window, stride, padding):
     ],
 )
 def test_values_equal_numpy_and_gradients_equal_flax(shape, window, stride, padding):
-    # Few different numbers, and as after a ReLU many zeros: most windows have equals.
+    # Few different numbers, and many zeros as after a ReLU, so that most windows have
+    # ties.
     images = np.maximum(RNG.integers(-4, 4, shape), 0).astype(np.float32)
     pooled, back = jax.vjp(
         lambda x: max_pool(x, window=window, stride=stride, padding=padding), images

@@ -15,7 +15,7 @@ from freeadv_jax.training.methods import METHODS
 
 
 def row(correct, examples=200, **attack):
-    """A row of results.json."""
+    """Return a row of results.json."""
     settings = {"norm": "linf", "epsilon": 0.2, "steps": 20, "seed": 0} | attack
     return {
         "accuracy": correct / examples,
@@ -29,7 +29,7 @@ def row(correct, examples=200, **attack):
 def reported(
     rows, *, place=0, label=None, measured=None, metrics=(), outcomes=None, **fields
 ):
-    """A run of `tiny_config(**fields)` with these rows of results.json."""
+    """Return a model with `tiny_config(**fields)` and these rows of results.json."""
     config = tiny_config(**fields)
     kind = METHODS[config.method].title(config.attack)
     folder = pathlib.Path("runs/fake")
@@ -61,7 +61,7 @@ def reported(
 
 
 def measured(labels, transferred, *, class_names=("a", "b", "c")):
-    """Measurements of a model that classifies every natural image correctly.
+    """Return measurements of a model that classifies every natural image correctly.
 
     `transferred` has its predictions on the images attacked on each model.
     """

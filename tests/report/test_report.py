@@ -27,7 +27,7 @@ VOID = {"meta", "link", "img", "br"}
 
 
 class Page(html.parser.HTMLParser):
-    """The elements in order with their attributes, and the tags that stay open."""
+    """The elements in order with their attributes, and the tags that are still open."""
 
     def __init__(self, text):
         super().__init__()
@@ -57,7 +57,9 @@ def call(*arguments):
 
 @pytest.fixture(scope="module")
 def pair(trained_pair, tmp_path_factory):
-    """Copies of the trained pair, measured at fewer points than the command would."""
+    """Return copies of the trained pair, measured at fewer points than the command
+    would.
+    """
     folder = tmp_path_factory.mktemp("report")
     runs = [shutil.copytree(run, folder / run.name) for run in trained_pair]
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The report's page in a browser: no requests, no errors, readable on a phone and in the dark."""
+"""The report's page in a browser sends no requests, logs no errors, and is readable."""
 
 import html
 import json

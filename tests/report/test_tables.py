@@ -62,7 +62,9 @@ OUTCOMES = {
 
 
 def evaluated_on(examples, **fields):
-    """A model with AutoAttack on 4 images and other rows on the first `examples`."""
+    """Return a model with AutoAttack on 4 images and other rows on the first
+    `examples`.
+    """
     names = ("natural", "pgd-20", "autoattack")
     arrays = {name: array[:examples] for name, array in OUTCOMES.items()}
     rows = {

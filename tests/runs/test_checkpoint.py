@@ -145,7 +145,7 @@ def test_a_damaged_accuracy_is_left_out_with_a_warning(content, tmp_path, caplog
     again.close()
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told_in_one_line(tmp_path):
+def test_a_checkpoint_that_cannot_be_written_is_reported_in_one_line(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     save(checkpoints, 1)
     shutil.rmtree(tmp_path / "checkpoints")
@@ -179,7 +179,7 @@ def test_state_that_is_not_finite_is_not_saved(bad, checkpoints):
 
 
 def test_saving_asks_nobody_whether_a_sigterm_came(checkpoints, monkeypatch):
-    """`processes.preemption` alone is asked, with numbers of its own."""
+    """The manager asks only `processes.preemption`, with its own numbers of steps."""
     asked = []
     monkeypatch.setattr(
         "jax.experimental.multihost_utils.reached_preemption_sync_point",

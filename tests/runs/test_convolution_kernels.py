@@ -1,4 +1,4 @@
-"""A run keeps the kernels of its convolutions: recorded, continued, and of older runs."""
+"""A run keeps its convolutions' kernels: they are recorded, and older runs keep XLA's."""
 
 import json
 import shutil
@@ -71,11 +71,11 @@ def test_auto_is_decided_and_recorded_at_the_beginning(tmp_path):
     assert begin(short).convolutions == recorded(short) == "xla"
     many = {"updates": 2_000_000}
     assert begin(long, **many).convolutions == recorded(long) == "onednn"
-    # Another budget changes nothing in a run that continues.
+    # The new budget does not change a run that continues.
     assert begin(short, **many).convolutions == recorded(short) == "xla"
 
 
-def test_a_run_from_before_there_was_a_choice_keeps_xlas(tmp_path):
+def test_a_run_older_than_the_choice_keeps_xla(tmp_path):
     many = {"updates": 2_000_000}
     begin(tmp_path, **many)
     record = tmp_path / "run.json"
@@ -92,7 +92,7 @@ def test_a_run_cannot_change_its_kernels(tmp_path):
         begin(tmp_path, model__convolutions="onednn")
 
 
-def test_a_machine_without_onednn_continues_with_xlas(tmp_path, monkeypatch, capsys):
+def test_a_machine_without_onednn_continues_with_xla(tmp_path, monkeypatch, capsys):
     begin(tmp_path, **FIELDS)
     monkeypatch.setattr(onednn, "unavailable", lambda: "FREEADV_ONEDNN=0")
     run = begin(tmp_path, **FIELDS)

@@ -60,7 +60,7 @@ def assert_same(one, other):
 
 
 def test_fit_gives_the_same_bits_as_the_command(tmp_path):
-    """Both train `digits_free8`, shortened, on all devices."""
+    """Both train a shortened `digits_free8` on all devices."""
     config = digits()
     config.updates = 64
     dataset = load_arrays("digits", "", validation_examples=200)
@@ -109,7 +109,7 @@ def test_every_method_lowers_the_loss_of_every_kind_of_model(model, method):
     assert lines[-1].startswith("training 64/64 updates")
 
 
-def test_floats_and_uint8_train_alike():
+def test_floats_and_uint8_train_to_the_same_weights():
     one = fa.fit(LINEAR, IMAGES, LABELS, **FEW)
     other = fa.fit(LINEAR, (IMAGES / 255).astype(np.float32), LABELS, **FEW)
     jax.tree.map(
@@ -128,16 +128,16 @@ def test_the_seed_decides_everything():
 
 
 def test_any_optax_optimizer_trains():
-    # optax.adam itself mixes integers and floats.
+    # optax.adam mixes integers and floats.
     with jax.numpy_dtype_promotion("standard"):
         classifier = fa.fit(LINEAR, IMAGES, LABELS, optimizer=optax.adam(1e-2), **FEW)
     before = initialize(jax.random.key(0), (8, 8, 1))["kernel"]
-    # Adam's first steps are of the learning rate each.
+    # Each of Adam's first steps is as large as the learning rate.
     moved = np.abs(classifier.variables["params"]["kernel"] - before).max()
     assert 0.05 < moved < 0.2
 
 
-def test_an_augmentation_of_the_users_sees_pixels_in_the_unit_range():
+def test_the_augmentation_of_a_user_gets_pixels_in_the_unit_range():
     def darker(key, images):
         assert images.dtype == jnp.float32
         return images * jax.random.uniform(key, (len(images), 1, 1, 1))
@@ -150,7 +150,7 @@ def test_an_augmentation_of_the_users_sees_pixels_in_the_unit_range():
     assert np.isfinite(black.variables["params"]["kernel"]).all()
 
 
-def test_a_workdir_keeps_the_run_and_goes_on_to_the_same_bits(tmp_path):
+def test_a_run_in_a_workdir_continues_to_the_same_bits(tmp_path):
     whole = fa.fit(LINEAR, IMAGES, LABELS, **FEW)
     fields = FEW | {"workdir": tmp_path / "run"}
     fa.fit(LINEAR, IMAGES, LABELS, **fields)
@@ -164,7 +164,7 @@ def test_a_workdir_keeps_the_run_and_goes_on_to_the_same_bits(tmp_path):
     assert_same(loaded, whole)
 
 
-def test_a_workdir_of_any_optimizer_loads(tmp_path):
+def test_a_workdir_with_any_optimizer_loads(tmp_path):
     with jax.numpy_dtype_promotion("standard"):
         fields = FEW | {"optimizer": optax.adam(1e-2), "workdir": tmp_path}
         trained = fa.fit(LINEAR, IMAGES, LABELS, **fields)
@@ -186,7 +186,7 @@ def test_a_saved_classifier_loads_with_its_model(tmp_path):
     np.testing.assert_array_equal(loaded(images), classifier(images))
 
 
-def test_init_begins_at_given_weights(tmp_path):
+def test_init_starts_from_given_weights(tmp_path):
     first = fa.fit(Linen(), IMAGES, LABELS, **FEW)
     first.save(tmp_path / "saved")
     nothing = {**FEW, "learning_rate": 1e-12, "weight_decay": 0.0, "updates": 2}
@@ -203,7 +203,7 @@ def test_init_begins_at_given_weights(tmp_path):
     )
 
 
-def test_init_of_other_classes_makes_the_last_layer_new(caplog):
+def test_init_with_other_classes_initialises_the_last_layer(caplog):
     class TwoLayers(nn.Module):
         classes: int
 

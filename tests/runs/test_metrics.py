@@ -20,7 +20,7 @@ def test_lines_are_json_objects_and_in_the_file_at_once(tmp_path):
     log.close()
 
 
-def test_what_a_killed_run_wrote_beyond_its_checkpoint_goes(tmp_path):
+def test_lines_that_a_killed_run_wrote_after_its_checkpoint_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "train", "step": 1}\n{"kind": "train", "step": 2}\n{"ki')
     log = MetricsLog(tmp_path, last_step=1)
@@ -42,7 +42,7 @@ def test_a_damaged_line_is_named(tmp_path, damage):
         MetricsLog(tmp_path, last_step=1)
 
 
-def test_window_gives_means_and_goes_on_from_what_was_saved():
+def test_window_gives_means_and_continues_from_its_saved_state():
     window = Window()
     window.add({"loss": 1.0})
     resumed = Window(**json.loads(json.dumps(window.as_dict())))
@@ -56,8 +56,8 @@ def test_progress_shows_share_rate_and_time_left(monkeypatch, capsys):
     clock = iter([0.0, 60.0, 60.5, 69.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     progress = Progress("training", total=300, unit="updates", write=print)
-    progress.show(110, loss=1.5)  # After a minute of compilation.
-    progress.show(115, loss=1.0)  # Too soon after the line before.
+    progress.show(110, loss=1.5)  # The first minute is compilation and does not count.
+    progress.show(115, loss=1.0)  # This call comes too soon after the last line.
     progress.show(200, loss=0.25)
     assert capsys.readouterr().out == (
         "training 110/300 updates (37%)  loss 1.5000\n"

@@ -79,7 +79,8 @@ def test_half_a_file_is_refused_as_damaged(path):
 @pytest.mark.parametrize(
     ("mark", "offset", "reason"),
     [
-        # After the name and the 20 bytes of its sizes: no kind of block begins so.
+        # No kind of block begins with these bytes, after the name and the 20 bytes of
+        # its sizes.
         (b"a.npy", 25, "Error -3 while decompressing"),
         (b"PK\x01\x02", 10, "That compression method is not supported"),
     ],
@@ -103,13 +104,13 @@ def test_file_that_cannot_be_written_is_named(path):
 def test_saving_costs_a_small_part_of_the_time(path, monkeypatch):
     clock = iter([0.0, 5.0, 11.0, 11.0, 17.0, 100.0, 132.0, 132.0, 132.5])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    outcomes = ArrayFile(path, ABOUT)  # At 0.
-    outcomes.save_sometimes()  # At 5: too early.
+    outcomes = ArrayFile(path, ABOUT)  # The clock is at 0.
+    outcomes.save_sometimes()  # It is 5: too early.
     assert not path.exists()
-    outcomes.save_sometimes()  # At 11: saves until 17, next after 120 s more.
+    outcomes.save_sometimes()  # Saves from 11 to 17; next after 120 s.
     assert path.exists()
     path.unlink()
-    outcomes.save_sometimes()  # At 100.
+    outcomes.save_sometimes()  # It is 100: too early.
     assert not path.exists()
-    outcomes.save_sometimes()  # At 132: too early, 17 + 120 = 137.
+    outcomes.save_sometimes()  # It is 132: before 17 + 120 = 137.
     assert not path.exists()

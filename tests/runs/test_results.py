@@ -30,7 +30,7 @@ from freeadv_jax.runs.results import (
 
 
 class Brightness(nn.Module):
-    """A model of known margin: class 1 for images whose mean pixel exceeds a half."""
+    """A model with known margins: class 1 for images whose mean pixel is above 0.5."""
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -53,7 +53,7 @@ ROBUST = np.abs(LEVELS / 255 - 0.5) > 0.1
 
 @pytest.fixture(autouse=True)
 def fewer_queries(monkeypatch):
-    """AutoAttack with 60 queries of Square instead of 5,000."""
+    """Give AutoAttack 60 queries of Square instead of 5,000."""
     shorter = functools.partial(Square, steps=60)
     monkeypatch.setattr("freeadv_jax.attacks.ensemble.Square", shorter)
 
@@ -161,7 +161,7 @@ def test_worst_case_counts_images_robust_to_every_attack_of_one_epsilon(tmp_path
 
 
 def test_cascade_counts_the_robust_images_after_each_of_its_attacks(tmp_path, caplog):
-    """It also warns that two classes have no DLR loss."""
+    """Two classes have no DLR loss, and a warning says so."""
     stages = evaluated(tmp_path, "autoattack")["evaluation"]["autoattack"]["stages"]
     assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert set(stages.values()) == {int(ROBUST.sum())}
@@ -221,7 +221,9 @@ def test_rows_of_this_model_are_not_replaced_by_rows_on_other_images(tmp_path):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """The images of SPLIT in colour, one byte each, and the list of decoded bytes."""
+    """Return the images of SPLIT in colour, one byte each, and the list of decoded
+    bytes.
+    """
     decoded = []
 
     def decoder(size):
@@ -289,11 +291,13 @@ def test_at_most_one_batch_of_images_is_decoded_at_a_time(
     assert max(together) == 16
     together.clear()
     evaluated(tmp_path, "pgd-10-x3", images=images, batch_size=16)
-    assert sum(together) == 77  # Only for the logits: the attack is known.
+    assert (
+        sum(together) == 77
+    )  # These are for the logits only, because the outcomes of the attack are known.
     other = EncodedImages.of([b"@", *images.items[1:]], size=4)
     with pytest.raises(InputError, match="are of other images"):
         evaluated(tmp_path, "pgd-10-x3", images=other, batch_size=16)
-    assert sum(together) == 77  # The bytes tell them apart.
+    assert sum(together) == 77  # The bytes distinguish the images without decoding.
 
 
 def test_attacks_of_a_later_evaluation_are_added(tmp_path):
@@ -365,8 +369,8 @@ class Cut(Exception):
     pass
 
 
-def cut_when_used_up(looks, monkeypatch):
-    """Save at each look at the batch, and cut when the list `looks` is used up."""
+def stop_when_used_up(looks, monkeypatch):
+    """Save at each look at the batch, and stop when the list `looks` is empty."""
     attack = Campaign.attack
 
     def attack_and_cut(self, *arguments, watch, **fields):
@@ -388,7 +392,7 @@ def cut_when_used_up(looks, monkeypatch):
 def test_known_attack_on_more_images_attacks_only_the_new_ones(
     name, tmp_path, monkeypatch
 ):
-    """A cut on the way changes nothing, and the attacked images are the same."""
+    """An interruption changes nothing, and the attacked images are the same."""
     for folder in ("whole", "grown"):
         (tmp_path / folder).mkdir()
     whole = evaluated(tmp_path / "whole", name, keep_images=True)["evaluation"]
@@ -403,7 +407,7 @@ def test_known_attack_on_more_images_attacks_only_the_new_ones(
 
     monkeypatch.setattr(Campaign, "attack", attack_on_the_added)
     looks = [None] * 2
-    cut_when_used_up(looks, monkeypatch)
+    stop_when_used_up(looks, monkeypatch)
     if name != "natural":
         with pytest.raises(Cut):
             evaluated(tmp_path / "grown", name, keep_images=True)
@@ -431,15 +435,15 @@ def test_progress_ends_at_100_percent_with_the_accuracy_so_far(tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_evaluation_cut_off_anywhere_ends_with_the_same_results(tmp_path, monkeypatch):
-    """Cut within each attack again and again, after ever more looks at the batch."""
+def test_interrupted_evaluation_ends_with_the_same_results(tmp_path, monkeypatch):
+    """Interrupt each attack again and again, after more and more looks at the batch."""
     names = ("natural", "pgd-1-x5", "autoattack")
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole = evaluated(tmp_path / "whole", *names)
     expected = outcomes(tmp_path / "whole")
     looks = []
-    cut_when_used_up(looks, monkeypatch)
+    stop_when_used_up(looks, monkeypatch)
     for cuts in itertools.count():
         looks[:] = [None] * 3 * 2**cuts
         try:
@@ -488,7 +492,7 @@ def test_rows_of_another_model_are_removed_before_this_one_is_saved(
     tmp_path, monkeypatch
 ):
     evaluated(tmp_path, "natural", "pgd-20")
-    cut_when_used_up([None], monkeypatch)
+    stop_when_used_up([None], monkeypatch)
     with pytest.raises(Cut):
         evaluated(tmp_path, "pgd-10-x3", logits_fn=OTHER_FN)
     assert json.loads((tmp_path / "results.json").read_text())["evaluation"] == {}
@@ -541,10 +545,10 @@ def test_row_of_more_images_is_not_replaced_by_other_settings(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_rows_of_later_attacks_survive_a_cut(tmp_path, monkeypatch):
+def test_rows_of_later_attacks_survive_an_interruption(tmp_path, monkeypatch):
     evaluated(tmp_path, "pgd-20", "pgd-30")
     looks = [None]
-    cut_when_used_up(looks, monkeypatch)
+    stop_when_used_up(looks, monkeypatch)
     with pytest.raises(Cut):
         evaluated(
             tmp_path,
@@ -577,11 +581,11 @@ def test_kill_between_the_two_files_leaves_no_row_of_old_settings(
     assert row["attack"]["step_size"] == 0.05
 
 
-def test_attack_cut_off_without_keeping_images_starts_again_to_keep_them(
+def test_attack_interrupted_without_keeping_images_restarts_to_keep_them(
     tmp_path, monkeypatch
 ):
     looks = [None] * 2
-    cut_when_used_up(looks, monkeypatch)
+    stop_when_used_up(looks, monkeypatch)
     with pytest.raises(Cut):
         evaluated(tmp_path, "pgd-10-x3")
     looks += [None] * 1000

@@ -68,7 +68,7 @@ def test_best_is_the_checkpoint_of_the_highest_robust_validation_accuracy(traine
     np.testing.assert_allclose(natural, line["natural"], atol=1e-6)
 
 
-def test_run_may_be_continued_with_another_budget_but_no_other_training(trained):
+def test_run_may_continue_with_another_budget_but_no_other_change(trained):
     config = tiny_config(updates=48)
     for field in ("data.dir", "logging.every_updates", "evaluation.step_size"):
         group, name = field.split(".")
@@ -80,7 +80,7 @@ def test_run_may_be_continued_with_another_budget_but_no_other_training(trained)
     assert fields.differences(saved, config) == ["attack.replays: 2 -> 4"]
 
 
-def test_a_run_goes_on_with_as_many_images_only(tmp_path):
+def test_a_run_continues_only_with_as_many_images(tmp_path):
     fields = {"num_classes": 10, "image_shape": (8, 8, 1)}
     open_run(tmp_path, tiny_config(), **fields, training_images=1147)
     before = (tmp_path / "run.json").read_bytes()
@@ -90,13 +90,15 @@ def test_a_run_goes_on_with_as_many_images_only(tmp_path):
     assert read_run(tmp_path).training_images == 1147
 
 
-def test_folder_of_a_run_killed_while_it_was_being_made_is_taken(tmp_path):
+def test_folder_of_a_run_that_was_killed_at_its_start_is_used(tmp_path):
     (tmp_path / ".run.json.tmp").write_text('{"conf')
     open_run(tmp_path, tiny_config(), num_classes=10, image_shape=(8, 8, 1))
     assert read_json(tmp_path / "run.json")["num_classes"] == 10
 
 
-def test_the_initial_state_is_a_function_of_the_seed_and_that_of_the_modules(tmp_path):
+def test_the_initial_state_depends_only_on_the_seed_and_is_that_of_the_modules(
+    tmp_path,
+):
     def begun(seed):
         config = tiny_config(seed=seed)
         options = {"num_classes": 10, "image_shape": (8, 8, 1)}

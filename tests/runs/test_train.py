@@ -55,7 +55,7 @@ def assert_same_run(one, other):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run on one device."""
+    """Return an uninterrupted run on one device."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     finished = run_main(workdir)
     assert finished.returncode == 0, finished.stderr
@@ -80,7 +80,7 @@ def test_the_initial_state_counts_as_compilation(tmp_path, monkeypatch):
     monkeypatch.setattr(Clock, "spending", spending)
     monkeypatch.setattr("freeadv_jax.runs.train.initial_state", initial_state)
     train_run(start(tmp_path / "run", updates=8), DIGITS)
-    # Its shapes, which a checkpoint might have had, and then the state.
+    # First the shapes, which a checkpoint might have, then the state itself.
     assert seen == [(), ("compiling",)]
 
 
@@ -136,8 +136,8 @@ def test_validation_never_touches_weights_or_batch_norm_averages(tmp_path, whole
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_sigterm_saves_and_exits_with_0_and_the_same_command_goes_on(tmp_path, whole):
-    """The signal comes at a step that is no multiple of any period."""
+def test_sigterm_saves_and_exits_with_0_and_the_same_command_continues(tmp_path, whole):
+    """The signal arrives at a step that is no multiple of any period."""
     workdir = tmp_path / "run"
     long = {"updates": 6400, "checkpoint__every_updates": 6400}
     process = subprocess.Popen(
@@ -178,7 +178,7 @@ def test_sigterm_during_the_last_call_is_heard_before_the_evaluation(
 
     @contextlib.contextmanager
     def preemption():
-        # Asked before a call that was not made: after the last.
+        # The last question comes after the last call, before a call that is never made.
         yield lambda number: asked.append(number) or number == len(made)
 
     monkeypatch.setattr("freeadv_jax.runs.train.preemption", preemption)
@@ -193,7 +193,7 @@ def test_sigterm_during_the_last_call_is_heard_before_the_evaluation(
 
 @pytest.mark.slow
 def test_run_killed_ten_times_ends_in_the_same_bits(tmp_path):
-    """SIGKILL at random moments: while starting, compiling, training, saving."""
+    """SIGKILL comes at random moments: during start, compilation, training, saving."""
     fields = {
         "updates": 4800,
         "checkpoint__every_updates": 48,
@@ -236,7 +236,7 @@ def test_run_killed_ten_times_ends_in_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
-def test_run_saved_on_eight_devices_goes_on_with_fewer(devices, tmp_path, whole):
+def test_run_saved_on_eight_devices_continues_on_fewer(devices, tmp_path, whole):
     workdir = tmp_path / "run"
     assert run_main(workdir, devices=8, updates=32).returncode == 0
     middle = saved_state(workdir)
@@ -247,11 +247,11 @@ def test_run_saved_on_eight_devices_goes_on_with_fewer(devices, tmp_path, whole)
     assert int(saved_state(workdir).step) == 32
     loss = [line["loss"] for line in metrics(workdir) if line["kind"] == "train"]
     assert np.all(np.isfinite(loss))
-    # A short budget had other learning rates, so only the data are the same.
+    # A short budget has other learning rates, so only the data are the same.
     assert len(loss) == len([x for x in metrics(whole) if x["kind"] == "train"])
 
 
-def test_budget_may_grow_and_the_run_goes_on(tmp_path, capsys):
+def test_run_continues_with_a_larger_budget(tmp_path, capsys):
     _, training = train_run(start(tmp_path / "run", updates=16), DIGITS)
     assert training["updates"] == 16
     state, training = train_run(start(tmp_path / "run", updates=32), DIGITS)
@@ -264,8 +264,8 @@ def test_budget_may_grow_and_the_run_goes_on(tmp_path, capsys):
 
 @pytest.mark.parametrize("method", ["natural", "free", "pgd", "fgsm-rs", "trades"])
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
-def test_every_method_learns_in_either_ball(method, norm, tmp_path):
-    """The training loss falls; delta moves in Free-m alone."""
+def test_every_method_learns_with_either_norm(method, norm, tmp_path):
+    """The training loss falls; only Free-m changes delta."""
     run = start(
         tmp_path / "run",
         method=method,
@@ -301,7 +301,7 @@ def test_loss_of_nan_stops_with_the_update_named_and_checkpoints_kept(tmp_path):
 def test_collapse_stops_the_run_if_so_configured_and_the_best_is_kept(
     tmp_path, monkeypatch
 ):
-    """A validation set whose labels are wrong gets worse as the model gets better."""
+    """A model that gets better gets worse on a validation set with wrong labels."""
     dataset = load_arrays("digits", "", validation_examples=200)
     validation = dataset.validation
     model_errs = np.where(np.arange(200) % 2, validation.labels, 0).astype(np.int32)
@@ -324,7 +324,7 @@ def test_collapse_stops_the_run_if_so_configured_and_the_best_is_kept(
 
 @pytest.mark.parametrize("start", ["carried", "random", "zero"])
 def test_a_minibatch_starts_where_the_configuration_says(start):
-    """With a step size near 0, delta stays where it starts."""
+    """With a step size near 0, delta stays at its start."""
     config = tiny_config(attack__start=start, attack__step_size=1e-9)
     run = Run(pathlib.Path(), config, num_classes=10, image_shape=(8, 8, 1))
     carried = np.full((64, 8, 8, 1), 0.05, np.float32)

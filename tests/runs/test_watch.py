@@ -55,7 +55,7 @@ def test_several_steps_at_once_are_logged_as_one_by_one(tmp_path):
         folder.mkdir()
     losses = np.array([1.0, 3.0, 5.0, 6.0, 7.0])
     watches = make_watch(together), make_watch(apart)
-    # The last entry is beyond the steps that were taken.
+    # The last entry is after the last step that was taken.
     watches[0].steps(range(1, 5), {"loss": losses})
     for step, loss in enumerate(losses[:4], start=1):
         step_of(watches[1], step, loss=loss)
@@ -75,7 +75,9 @@ def test_watch_of_a_resumed_run_writes_what_it_would_have_written(tmp_path):
         if step <= 3:
             step_of(killed, step, loss=loss)
     progress = killed.progress()
-    step_of(killed, 4, loss=100.0)  # The progress being saved must not move.
+    step_of(
+        killed, 4, loss=100.0
+    )  # The progress must not change while it is being saved.
     resumed = make_watch(parts, saved=progress, first_step=3)
     step_of(resumed, 4, loss=losses[3])
     assert lines(resumed, "train") == lines(uninterrupted, "train")

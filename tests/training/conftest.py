@@ -10,7 +10,7 @@ from freeadv_jax.training.state import create_state
 
 @pytest.fixture
 def batch():
-    """Eight 4x4 images, among whose pixels are exact zeros and ones."""
+    """Return eight 4x4 images with three classes, some pixels exactly 0 or 255."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 4, 4, 1), dtype=np.uint8)
     images[:, 0], images[:, 1] = 0, 255

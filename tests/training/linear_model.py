@@ -1,4 +1,4 @@
-"""A model whose gradients can be written down: logits = pixels @ kernel."""
+"""A model whose gradients can be derived by hand: logits = pixels @ kernel."""
 
 from typing import Any
 

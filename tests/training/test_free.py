@@ -24,7 +24,7 @@ def softmax(logits):
 
 
 def oracle(kernel, delta, images, labels, *, replays, rate, momentum, decay, epsilon):
-    """Algorithm 1 for a linear model, in NumPy."""
+    """Compute Algorithm 1 for a linear model in NumPy."""
     trace = np.zeros_like(kernel)
     for _ in range(replays):
         attacked = (images + delta).reshape(len(images), -1)
@@ -41,7 +41,9 @@ def oracle(kernel, delta, images, labels, *, replays, rate, momentum, decay, eps
 
 
 def test_weights_are_averaged_after_every_update(batch, make_state):
-    """The warm-up limits the decay at step 40, to 41 / 50, and no longer at 10,000."""
+    """The warm-up limits the decay to 41 / 50 at step 40, and has no effect at step
+    10,000.
+    """
     for step, decay in ((40, 41 / 50), (10_000, 0.99)):
         state = make_state(step=jnp.array(step))
         state = state.replace(average=jax.tree.map(jnp.copy, state.variables))
@@ -78,7 +80,8 @@ def test_step_agrees_with_a_numpy_oracle_in_float64(batch, make_state):
             decayed="kernels",
         )
         state = make_state(model, tx)
-        # A delta under way: the next minibatch must start from it.
+        # The next minibatch must start from the delta of the last one, so it is not
+        # zero here.
         start = np.random.default_rng(1).uniform(-EPSILON, EPSILON, (8, 4, 4, 1))
         start[:4] = 0
         labels = np.array(batch["label"])
@@ -120,7 +123,7 @@ def test_four_replays_are_four_steps_of_one_replay_to_the_bit(norm, batch, make_
         step_size=EPSILON,
     )
     start = make_state(tx=optax.sgd(0.1, 0.9))
-    # Compiled, XLA fuses a loop of one otherwise than a loop of four.
+    # XLA would fuse a compiled loop of one step differently from a loop of four.
     with jax.disable_jit():
         at_once, metrics = step(start, batch, replays=4)
         one_by_one, losses = start, []
@@ -177,7 +180,9 @@ def count_convolutions(jaxpr):
 def test_free_costs_one_convolution_more_than_natural(
     epsilon, expected, batch, make_state
 ):
-    """Three layers: 3L - 1 = 8 without the gradient of the first input, 3L = 9 with."""
+    """Three layers need 3L - 1 = 8 without the gradient of the images, and 3L = 9 with
+    it.
+    """
     model = ThreeConvolutions()
     step = partial(
         free_train_step,
@@ -195,7 +200,7 @@ def test_free_costs_one_convolution_more_than_natural(
 def test_a_pixel_pushed_out_of_the_box_is_stuck_unless_straight_through(
     batch, make_state
 ):
-    """The delta stays within epsilon either way."""
+    """The delta stays within epsilon in both cases."""
     below = jnp.full((8, 4, 4, 1), -EPSILON)
     stuck, free = (
         free_train_step(
@@ -217,7 +222,7 @@ def test_a_pixel_pushed_out_of_the_box_is_stuck_unless_straight_through(
 
 
 @pytest.mark.parametrize("start", ["zero", "random"])
-def test_a_start_of_its_own_takes_the_place_of_what_was_carried(
+def test_a_zero_or_random_start_replaces_the_delta_of_the_last_minibatch(
     start, batch, make_state
 ):
     threat = Linf(EPSILON)

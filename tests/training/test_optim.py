@@ -5,7 +5,7 @@ import optax
 from freeadv_jax.training.optim import learning_rate_schedule, sgd
 
 
-def test_step_schedule_drops_tenfold_at_the_papers_updates():
+def test_step_schedule_drops_tenfold_at_the_updates_of_the_paper():
     rate = learning_rate_schedule("step", peak=0.1, updates=80_000, turns=(0.5, 0.75))
     updates = [0, 39_999, 40_000, 59_999, 60_000, 79_999]
     expected = [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
@@ -26,7 +26,7 @@ def test_cosine_schedule_falls_from_its_peak_to_zero():
     )
 
 
-def test_warm_up_rises_evenly_to_the_schedule_and_leaves_the_rest_alone():
+def test_warm_up_rises_evenly_to_the_schedule_and_does_not_change_the_rest():
     flat = {"peak": 0.4, "updates": 100, "turns": (0.5,)}
     rate = learning_rate_schedule("step", **flat, warmup=0.1)
     np.testing.assert_allclose(

@@ -18,7 +18,7 @@ EPSILON = 0.1
 
 @pytest.mark.parametrize("steps", [1, 7])
 def test_step_is_sgd_on_images_attacked_as_numpy_attacks_them(steps, batch, make_state):
-    """One step of 1.25 epsilon is FGSM-RS."""
+    """With one step of 1.25 epsilon the method is FGSM-RS."""
     step_size = 1.25 * EPSILON if steps == 1 else EPSILON / 4
     threat, state = Linf(EPSILON), make_state()
     after, _ = pgd_train_step(
@@ -45,15 +45,15 @@ def test_step_is_sgd_on_images_attacked_as_numpy_attacks_them(steps, batch, make
     np.testing.assert_allclose(after.params["Dense_0"]["kernel"], kernel, atol=1e-7)
 
 
-def test_inner_attack_leaves_the_running_averages_alone(batch, make_state):
-    """The averages move once a step, for any number of attack passes."""
+def test_inner_attack_does_not_change_the_running_averages(batch, make_state):
+    """The averages move once in each step, however many passes the attack takes."""
     model = SmallCNN(num_classes=3, batch_norm=True, features=(4,), hidden=4)
     state = make_state(model)
     options = {"model": model, "tx": optax.sgd(0.1)}
     free = partial(
         free_train_step, **options, threat=Linf(0.0), step_size=0.0, replays=1
     )
-    # Too small a ball to change the images, and so the averages, visibly.
+    # The ball is too small to change the images, and so the averages, visibly.
     pgd = partial(pgd_train_step, **options, threat=Linf(1e-7), step_size=1e-7, steps=7)
     plain, attacked = (jax.jit(step)(state, batch)[0] for step in (free, pgd))
     moved = jax.tree.map(
@@ -68,7 +68,7 @@ def test_inner_attack_leaves_the_running_averages_alone(batch, make_state):
 
 
 def test_inner_attack_uses_the_statistics_of_its_batch(batch, make_state):
-    """Running averages make no difference to the update, even absurd ones."""
+    """Even absurd running averages do not change the update."""
     model = SmallCNN(num_classes=3, batch_norm=True, features=(4,), hidden=4)
     state = make_state(model)
     absurd = jax.tree.map(lambda x: jnp.full_like(x, 1e30), state.collections)

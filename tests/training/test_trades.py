@@ -29,7 +29,7 @@ def natural_gradient(kernel, pixels, labels):
     return pixels.T @ (softmax(pixels @ kernel) - labels) / len(pixels)
 
 
-def test_without_its_divergence_it_is_plain_sgd(batch, make_state):
+def test_trades_without_its_divergence_is_plain_sgd(batch, make_state):
     state = make_state()
     after, _ = step(state, batch, beta=0.0)
     kernel = np.array(state.params["Dense_0"]["kernel"], np.float64)
@@ -39,8 +39,10 @@ def test_without_its_divergence_it_is_plain_sgd(batch, make_state):
     np.testing.assert_allclose(after.params["Dense_0"]["kernel"], kernel, atol=1e-7)
 
 
-def test_loss_is_cross_entropy_and_beta_divergences_of_numpy(batch, make_state):
-    """Without attack steps the perturbation is the authors' normal start."""
+def test_loss_is_cross_entropy_plus_beta_times_the_divergence(batch, make_state):
+    """Without attack steps, the perturbation is the authors' normally distributed
+    start.
+    """
     state = make_state()
     _, metrics = step(state, batch, beta=6.0, steps=0)
     kernel = np.array(state.params["Dense_0"]["kernel"], np.float64)
@@ -61,7 +63,7 @@ def test_attack_raises_the_divergence(batch, make_state):
 
 
 def test_inner_attack_uses_the_running_averages(batch, make_state):
-    """Averages of infinite variance flatten the network: no gradient, no attack."""
+    """Averages with infinite variance flatten the network: no gradient, so no attack."""
     model = SmallCNN(num_classes=3, batch_norm=True, features=(4,), hidden=4)
     state = make_state(model)
     flat = jax.tree_util.tree_map_with_path(

@@ -1,4 +1,4 @@
-"""Trained models saved and loaded again, the user's own among them."""
+"""Trained models, the user's own among them, are saved and loaded with the same bits."""
 
 import sys
 

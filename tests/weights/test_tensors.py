@@ -15,7 +15,7 @@ def floats(shapes):
     }
 
 
-def test_arrays_come_back_bit_equal_though_their_axes_were_exchanged(tmp_path):
+def test_arrays_with_transposed_axes_are_read_back_bit_equal(tmp_path):
     array = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
     tensors = {"a/b": array.transpose(2, 3, 1, 0), "c": array[:, 0]}
     write_tensors(tmp_path / "x.safetensors", tensors)

@@ -21,7 +21,7 @@ RESNET = PREACT | {
 
 
 def refused(path, out, **fields):
-    """The one line with which a file is refused; nothing is written."""
+    """Return the one line that refuses a file, after which nothing is written."""
     with pytest.raises(InputError) as raised:
         import_torch(path, out=out, **PREACT | fields)
     message = str(raised.value)

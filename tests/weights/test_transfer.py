@@ -1,4 +1,4 @@
-"""Given weights put into a model, and the last layer made new for other classes."""
+"""Given weights enter a model, and another number of classes gets a new last layer."""
 
 import flax.linen as nn
 import jax
@@ -50,7 +50,7 @@ def test_the_last_layer_is_new_for_another_number_of_classes():
     assert same(taken["batch_stats"], given["batch_stats"])
 
 
-def test_a_list_of_layers_is_taken_as_well():
+def test_weights_may_be_a_list_of_layers():
     def layers(classes):
         return {"params": [(jnp.ones((4, 4)), jnp.ones(4)), (jnp.ones((4, classes)),)]}
 
