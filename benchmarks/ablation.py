@@ -8,8 +8,8 @@
 Every variant costs as much as Free-8: the same network, updates and passes through it.
 Variants are chosen on held-out training images (--part=validation), and the chosen ones
 are confirmed on the test images (--part=test). The held-out images are never trained on,
-whatever the part. Differences to Free-8 are taken seed by seed. The same command goes on
-after a cut.
+whatever the part. Differences to Free-8 are taken seed by seed. The same command
+continues after an interruption.
 """
 
 import pathlib
@@ -24,15 +24,15 @@ from benchmarks.runs import finish
 from benchmarks.scaling import forward_flop
 from benchmarks.training import update_flop
 from freeadv_jax.attacks.robustness import WORST_CASE
-from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.command import Parser, count, run_command, several
 from freeadv_jax.errors import InputError
 from freeadv_jax.recipes import CIFAR_10_STANDARDISATION
 from freeadv_jax.runs.folder import read_run
 from freeadv_jax.runs.outcomes import read_arrays
 
 BASE = "Free-8"
-# The training set's mean and deviation in place of each image's own. Division by an
-# image's own deviation magnifies changes to images without contrast.
+# The training set's mean and deviation replace each image's own. Division by an image's
+# own deviation amplifies changes to images without contrast.
 _FIXED = {f"model.{name}": value for name, value in CIFAR_10_STANDARDISATION.items()}
 # Changed fields by variant; all schedules have the same peak.
 VARIANTS = {
@@ -152,7 +152,9 @@ def show(variant, row):
 
 def main(argv):
     parser = Parser("benchmarks.ablation", __doc__)
-    parser.add_argument("--data", required=True, help="the folder of CIFAR-10")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="the folder of CIFAR-10"
+    )
     parser.add_argument(
         "--size",
         choices=SIZES,
@@ -160,13 +162,15 @@ def main(argv):
         help="the paper's recipe, or one for a CPU",
     )
     parser.add_argument(
-        "--network", help="value of model.name; default: that of the size"
+        "--network",
+        metavar="NAME",
+        help="value of model.name; default: that of the size",
     )
     parser.add_argument(
         "--updates", type=count, help="weight updates; default: those of the size"
     )
     parser.add_argument(
-        "--seeds", type=count, default=3, help="seeds of each variant, at least 2"
+        "--seeds", type=several, default=3, help="seeds of each variant"
     )
     parser.add_argument(
         "--part",
@@ -182,16 +186,27 @@ def main(argv):
         help=f"variants beside {BASE}; default: all",
     )
     parser.add_argument(
-        "--attacks", nargs="+", default=ATTACKS, help="attacks of the evaluation"
+        "--attacks",
+        metavar="NAME",
+        nargs="+",
+        default=ATTACKS,
+        help="attacks of the evaluation",
     )
     parser.add_argument(
         "--examples", type=count, default=2000, help="images to evaluate on"
     )
     parser.add_argument(
-        "--runs", type=pathlib.Path, default="runs/ablation", help="folder for the runs"
+        "--runs",
+        metavar="DIR",
+        type=pathlib.Path,
+        default="runs/ablation",
+        help="folder for the runs",
     )
     parser.add_argument(
-        "--out", default="benchmarks/results/ablation.json", help="the record to write"
+        "--out",
+        metavar="FILE",
+        default="benchmarks/results/ablation.json",
+        help="the record to write",
     )
     options = parser.parse_args(argv[1:])
     if options.seeds == 1:
@@ -200,7 +215,7 @@ def main(argv):
         raise InputError(
             "--attacks natural: name an attack, in which gains are measured"
         )
-    # Seed by seed, so that an early cut leaves all variants with the same seeds.
+    # Seed by seed, so that an interruption leaves all variants with the same seeds.
     found = {
         variant: []
         for variant in dict.fromkeys((BASE, *(options.variants or VARIANTS)))

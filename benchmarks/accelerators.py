@@ -114,7 +114,7 @@ def computations(program: str) -> dict[str, dict[str, Instruction]]:
 
 
 def _size(shapes):
-    """The bytes of all arrays in the text of a type."""
+    """Return the bytes of all arrays in the text of a type."""
     return sum(
         _BYTES[dtype] * math.prod(int(side) for side in sides.split(",") if side)
         for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
@@ -155,7 +155,7 @@ def traffic(program: str) -> dict:
 
 
 def _moved(kernel, body, found):
-    """The bytes that a kernel reads and writes, each array once."""
+    """Return the bytes that a kernel reads and writes, counting each array once."""
     called = re.search(r"calls=%([\w.-]+)", kernel.text)
     fused = found[called[1]] if called else {}
     parameters = {
@@ -171,7 +171,7 @@ def _moved(kernel, body, found):
 
 
 def _read(parameter, fused):
-    """The bytes of a parameter that are read: only its slices where it is only sliced."""
+    """Return the bytes of a parameter that are read: its slices if only they are used."""
     users = [each for each in fused.values() if parameter.name in each.operands]
     if all(each.operation in ("slice", "dynamic-slice") for each in users):
         return sum(each.bytes for each in users)
@@ -196,7 +196,9 @@ def _by_kind(compiled):
 
 
 def _by_xla(compiled):
-    """The estimate of XLA's cost model: a fused program's text does not show the bytes."""
+    """Return the estimate of XLA's cost model; a fused program's text does not show the
+    bytes.
+    """
     return {"bytes": compiled.cost_analysis()["bytes accessed"]}
 
 
@@ -328,8 +330,19 @@ def main(argv):
     parser = Parser("benchmarks.accelerators", __doc__)
     add = parser.add_argument
     add("--target", choices=TARGETS, required=True, help="the chip to compile for")
-    add("--networks", nargs="+", default=NETWORKS, help="networks to compile")
-    add("--method", default="free-8", help="natural, free-<m> or <K>-pgd")
+    add(
+        "--networks",
+        metavar="NAME",
+        nargs="+",
+        default=NETWORKS,
+        help="networks to compile",
+    )
+    add(
+        "--method",
+        metavar="NAME",
+        default="free-8",
+        help="natural, free-<m> or <K>-pgd",
+    )
     add(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -341,10 +354,11 @@ def main(argv):
         "--variants",
         nargs="+",
         choices=VARIANTS,
+        metavar="NAME",
         default=tuple(VARIANTS),
         help="changes to the step",
     )
-    add("--out", required=True, help="the record to write")
+    add("--out", metavar="FILE", required=True, help="the record to write")
     options = parser.parse_args(argv[1:])
     how = {"method": options.method, "dtype": options.dtype}
     rows = []

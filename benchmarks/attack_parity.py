@@ -4,9 +4,9 @@
 
 PGD is compared with Foolbox on JAX, all other attacks with pyautoattack, the code of
 AutoAttack's authors, on PyTorch (`pip install '.[references]'`, see
-benchmarks/peers/references.py). The models are the runs of benchmarks.reproduce in --runs.
-Finished rows are kept beside them, so that the same command goes on after a cut; they are
-made again for another model, other code or another machine.
+benchmarks/peers/references.py). The models are the runs of benchmarks.reproduce in
+--runs. Finished rows are kept beside them, so that the same command continues after an
+interruption; they are made again for another model, other code or another machine.
 """
 
 import pathlib
@@ -31,8 +31,8 @@ from freeadv_jax.runs.load import trained_state
 PGD_STEPS = 20
 ATTACKS = (f"pgd-{PGD_STEPS}", "apgd-ce", "apgd-dlr", "apgd-t")
 ATTACKS += ("fab-t", "square", "autoattack")
-# Every attack breaks all images of the natural model at 8/255; smaller balls leave some
-# to compare.
+# Every attack breaks all images of the natural model at 8/255. Smaller balls leave some
+# images to compare.
 SETTINGS = (
     ("cifar10_free8", "linf", 8 / 255),
     ("cifar10_natural", "linf", 8 / 255),
@@ -120,9 +120,12 @@ class Pair:
 
 def main(argv):
     parser = Parser("benchmarks.attack_parity", __doc__)
-    parser.add_argument("--data", required=True, help="the folder of CIFAR-10")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="the folder of CIFAR-10"
+    )
     parser.add_argument(
         "--runs",
+        metavar="DIR",
         type=pathlib.Path,
         default="runs/reproduce_cifar10_scaled_down",
         help="the runs of benchmarks.reproduce",
@@ -138,17 +141,19 @@ def main(argv):
         nargs="+",
         type=int,
         choices=range(len(SETTINGS)),
+        metavar="N",
         default=range(len(SETTINGS)),
         help="numbers of the model and ball, to share the work among machines",
     )
     parser.add_argument(
         "--threads",
-        type=int,
+        type=count,
         default=torch.get_num_threads(),
         help="threads of PyTorch",
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/attack_parity.json",
         help="the record to write",
     )

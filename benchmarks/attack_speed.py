@@ -7,7 +7,8 @@ The peers are Foolbox's PGD and pyautoattack, the AutoAttack of its authors, bot
 PyTorch with the weights of RUN (`pip install '.[references]'`). They take turns with ours
 on parts of the images; only correctly classified images are attacked. The compilation of
 ours counts in the first part. Finished turns are kept in RUN, so that the same command
-goes on after a cut; they are made again for another model, other code or another machine.
+continues after an interruption; they are made again for another model, other code or
+another machine.
 """
 
 import itertools
@@ -171,12 +172,19 @@ def measure(name, contenders, config, images, labels, *, parts, file, how):
 def main(argv):
     parser = Parser("benchmarks.attack_speed", __doc__)
     add = parser.add_argument
-    add("--workdir", type=pathlib.Path, required=True, help="the run to attack")
-    add("--data", required=True, help="the folder of CIFAR-10")
+    add(
+        "--workdir",
+        metavar="RUN",
+        type=pathlib.Path,
+        required=True,
+        help="the run to attack",
+    )
+    add("--data", metavar="DIR", required=True, help="the folder of CIFAR-10")
     add(
         "--attacks",
         nargs="+",
         choices=ATTACKS,
+        metavar="NAME",
         default=ATTACKS,
         help="attacks to time",
     )
@@ -185,6 +193,7 @@ def main(argv):
     add("--parts", type=count, default=2, help="turns of each contender")
     add(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/attack_speed.json",
         help="the record to write",
     )

@@ -73,7 +73,7 @@ def configured_run(
 
 
 def _fields(method):
-    """The fields of the configuration that a method's name sets."""
+    """Return the fields of the configuration that a method's name sets."""
     if method in ("natural", "fgsm-rs", "trades"):
         return {"method": method}
     if free := re.fullmatch(r"free-([1-9]\d*)", method):

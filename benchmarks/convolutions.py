@@ -96,7 +96,7 @@ PASSES = ("forward", "images", "kernel")
 
 
 def layers_of(run) -> dict[Layer, int]:
-    """The convolutions of the network, and how many it has of each."""
+    """Return the convolutions of the network, and how many it has of each."""
     found = collections.Counter()
     for equation in forward_products(run):
         if equation.primitive.name == "conv_general_dilated":
@@ -118,7 +118,7 @@ def ours(layer, arrays, *, kernels=onednn.XLA, dtype="float32") -> dict[str, Cal
 
 
 def channels_first(layer, arrays) -> dict[str, Callable]:
-    """The same by XLA with channels first, and the gradients that it derives.
+    """Return the same by XLA with channels first, and the gradients that XLA derives.
 
     Outside a loop those are as fast as ours.
     """
@@ -160,7 +160,7 @@ def _passes(conv, images, kernel, cotangent):
 
 
 def theirs(layer, arrays) -> dict[str, Callable]:
-    """The same in PyTorch, with results in our order of axes."""
+    """Return the same in PyTorch, with results in our order of axes."""
     images, cotangent = (
         torch.from_numpy(x).permute(0, 3, 1, 2) for x in (arrays[0], arrays[2])
     )
@@ -186,7 +186,7 @@ def theirs(layer, arrays) -> dict[str, Callable]:
 
 
 def example(layer, batch_size):
-    """Images, kernel and the cotangent of the outputs."""
+    """Return images, a kernel and the cotangent of the outputs."""
     rng = np.random.default_rng(0)
     side = layer.side_out
     return tuple(
@@ -272,7 +272,11 @@ def measured(layers, options):
 def main(argv):
     parser = Parser("benchmarks.convolutions", __doc__)
     parser.add_argument(
-        "--networks", nargs="+", default=(), help="networks whose layers are timed"
+        "--networks",
+        metavar="NAME",
+        nargs="+",
+        default=(),
+        help="networks whose layers are timed; default: some 3x3 convolutions",
     )
     parser.add_argument(
         "--images",
@@ -293,16 +297,17 @@ def main(argv):
         "--dtype",
         choices=TOLERANCES,
         default="float32",
-        help="bfloat16: with onednn only",
+        help="precision of the arithmetic, bfloat16 only with --against=onednn",
     )
     parser.add_argument(
         "--clock",
         choices=("wall", "processor"),
         default="wall",
-        help="the time that counts: that on the wall, or the processor's over all cores",
+        help="wall time, or processor time over all cores",
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/convolutions.json",
         help="the record to write",
     )

@@ -3,8 +3,8 @@
     python -m benchmarks.digits [--runs=DIR]            the table
     python -m benchmarks.digits --select [--runs=DIR]   the choice of its recipe
 
-Each seed and each setting is a whole run under --runs, so that the same command goes on
-after a cut.
+Each seed and each setting is a whole run under --runs, so that the same command continues
+after an interruption.
 """
 
 import itertools
@@ -89,12 +89,15 @@ def main(argv):
     )
     parser.add_argument(
         "--runs",
+        metavar="DIR",
         type=pathlib.Path,
         default="runs/benchmark-digits",
         help="folder for the runs",
     )
     parser.add_argument(
-        "--out", help="the record to write; default: in benchmarks/results"
+        "--out",
+        metavar="FILE",
+        help="the record to write; default: in benchmarks/results",
     )
     options = parser.parse_args(argv[1:])
     job = select if options.select else table

@@ -3,8 +3,8 @@
     python -m benchmarks.figures --data=DIR [--runs=DIR] [--digits=DIR]
 
 The models are the CIFAR-10 runs of benchmarks.reproduce; a second large-epsilon figure is
-made of the digits runs of benchmarks.digits. Missing measurements are made
-and kept in the runs, so that the same command goes on after a cut.
+made of the digits runs of benchmarks.digits. Missing measurements are made and kept in
+the runs, so that the same command continues after an interruption.
 """
 
 import pathlib
@@ -70,24 +70,33 @@ def _means(robust):
 
 def _parser():
     parser = Parser("benchmarks.figures", __doc__)
-    parser.add_argument("--data", required=True, help="the folder that holds CIFAR-10")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="the folder that holds CIFAR-10"
+    )
     parser.add_argument(
         "--runs",
+        metavar="DIR",
         type=pathlib.Path,
         default="runs/reproduce_cifar10_scaled_down",
         help="the runs of benchmarks.reproduce",
     )
     parser.add_argument(
         "--digits",
+        metavar="DIR",
         type=pathlib.Path,
         default="runs/benchmark-digits/table",
         help="the runs of benchmarks.digits",
     )
     parser.add_argument(
-        "--docs", type=pathlib.Path, default="docs", help="folder for the examples"
+        "--docs",
+        metavar="DIR",
+        type=pathlib.Path,
+        default="docs",
+        help="folder for the examples",
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/figures.json",
         help="the record to write",
     )

@@ -95,15 +95,22 @@ def main(argv):
     parser.add_argument(
         "--set", choices=SETS, required=True, help="the data set to train on"
     )
-    parser.add_argument("--data", default="", help="the folder of CIFAR-10's archive")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        default="",
+        help="the folder of CIFAR-10's archive; default: none, not needed for digits",
+    )
     parser.add_argument(
         "--runs",
+        metavar="DIR",
         type=pathlib.Path,
         default="runs/benchmark-fine-tuning",
         help="the folder for the runs",
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         help="the record to write; default: benchmarks/results/fine_tuning_SET.json",
     )
     given = parser.parse_args(argv[1:])

@@ -34,15 +34,19 @@ SCALED_DOWN = {
 
 def main(argv):
     parser = Parser("benchmarks.imagenet_folder_cpu", __doc__)
-    parser.add_argument("--data", required=True, help="the folder of photographs")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="the folder of photographs"
+    )
     parser.add_argument(
         "--runs",
+        metavar="DIR",
         type=pathlib.Path,
         default="runs/benchmark-imagenet-folder-cpu",
         help="folder for the runs",
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/imagenet_folder_cpu.json",
         help="the record to write",
     )

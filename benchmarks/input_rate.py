@@ -13,7 +13,6 @@ import threading
 import time
 
 import jax
-import tensorflow as tf
 
 from benchmarks.record import write_record
 from freeadv_jax.command import Parser, count, run_command
@@ -35,6 +34,8 @@ class Counter:
 
     def random_crop(self, encoded, seed, **options):
         """Count an image, then crop it."""
+        import tensorflow as tf
+
         counted = tf.numpy_function(self._count, [], [])
         with tf.control_dependencies([counted]):
             return self._crop(tf.identity(encoded), seed, **options)
@@ -47,7 +48,7 @@ class Counter:
 def rate(dataset, images):
     """Return images a second, after the batches made in advance are used up."""
     batches = dataset.batches(BATCH, seed=0)(0)
-    for _ in range(8):  # Made in advance, and during the start.
+    for _ in range(8):  # These are made in advance, and during the start.
         next(batches)
     started = time.perf_counter()
     steps = -(-images // BATCH)
@@ -77,13 +78,23 @@ def draw(dataset, updates, replays):
         jpeg.random_crop = original
 
 
+def jpeg_shape(encoded):
+    """Return height, width and channels of a JPEG."""
+    import tensorflow as tf
+
+    return tf.io.extract_jpeg_shape(encoded).numpy()
+
+
 def main(argv):
     parser = Parser("benchmarks.input_rate", __doc__)
-    parser.add_argument("--data", required=True, help="the folder of photographs")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="the folder of photographs"
+    )
     parser.add_argument("--updates", type=count, default=64, help="updates to count")
     parser.add_argument("--rounds", type=count, default=3, help="repetitions")
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/input_rate.json",
         help="the record to write",
     )
@@ -91,7 +102,7 @@ def main(argv):
     config = imagenet()
     dataset = load_dataset(**config.data.to_dict() | {"name": f"folder:{options.data}"})
     files = dataset.train.images.items
-    shapes = [tf.io.extract_jpeg_shape(file.read_bytes()).numpy() for file in files]
+    shapes = [jpeg_shape(file.read_bytes()) for file in files]
     rates = [rate(dataset, 512) for _ in range(options.rounds)]
     results = {
         "jpegs": {
@@ -102,7 +113,7 @@ def main(argv):
         },
         "image_size": config.data.image_size,
         "processors": os.cpu_count(),
-        # The machine's other work meanwhile, in running programs.
+        # The other work of the machine meanwhile, in running programs.
         "load_average": os.getloadavg()[0],
         "images_per_second": statistics.median(rates),
         "all_images_per_second": rates,

@@ -65,7 +65,11 @@ def measure(network, dtype, batch_size, method, rounds):
 def main(argv):
     parser = Parser("benchmarks.kernels", __doc__)
     parser.add_argument(
-        "--networks", nargs="+", default=("preact-resnet-18",), help="networks to train"
+        "--networks",
+        metavar="NAME",
+        nargs="+",
+        default=("preact-resnet-18",),
+        help="networks to train",
     )
     parser.add_argument(
         "--batch_sizes", nargs="+", type=count, default=(32, 128), help="batch sizes"
@@ -74,18 +78,28 @@ def main(argv):
         "--dtypes",
         nargs="+",
         choices=("float32", "bfloat16"),
+        metavar="NAME",
         default=("float32", "bfloat16"),
         help="number types of the computation",
     )
-    parser.add_argument("--method", default="free-8", help="the training method")
-    parser.add_argument("--rounds", type=count, default=3, help="turns to take")
-    parser.add_argument("--note", help="a remark on the machine, for the record")
     parser.add_argument(
-        "--out", default="benchmarks/results/kernels.json", help="the record to write"
+        "--method", metavar="NAME", default="free-8", help="the training method"
+    )
+    parser.add_argument("--rounds", type=count, default=3, help="turns to take")
+    parser.add_argument(
+        "--note",
+        metavar="TEXT",
+        help="a remark on the machine, for the record; default: none",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        default="benchmarks/results/kernels.json",
+        help="the record to write",
     )
     options = parser.parse_args(argv[1:])
     if reason := onednn.unavailable():
-        raise InputError(f"oneDNN's convolutions cannot be had here: {reason}")
+        raise InputError(f"oneDNN's convolutions are unavailable: {reason}")
     jax.config.update("jax_enable_compilation_cache", False)
     results = {
         "method": options.method,

@@ -117,16 +117,24 @@ def measure(network, method, batch_size):
 def main(argv):
     parser = Parser("benchmarks.profile", __doc__)
     parser.add_argument(
-        "--networks", nargs="+", default=NETWORKS, help="networks to profile"
+        "--networks",
+        metavar="NAME",
+        nargs="+",
+        default=NETWORKS,
+        help="networks to profile",
     )
     parser.add_argument(
-        "--method", default="free-8", help="natural, free-<m> or <K>-pgd"
+        "--method",
+        metavar="NAME",
+        default="free-8",
+        help="natural, free-<m> or <K>-pgd",
     )
     parser.add_argument(
         "--batch_size", type=count, default=32, help="images in a batch"
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/profile.json",
         help="the record to write",
     )

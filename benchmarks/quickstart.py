@@ -18,6 +18,7 @@ def main(argv):
     parser.add_argument("--rounds", type=count, default=3, help="repetitions")
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/quickstart.json",
         help="the record to write",
     )

@@ -28,6 +28,7 @@ from benchmarks.step_changes import (
 from benchmarks.step_cost import ONE_A_CALL
 from benchmarks.training import compilation, memory
 from freeadv_jax.attacks.robustness import WORST_CASE
+from freeadv_jax.command import Parser, run_command
 from freeadv_jax.config import FIELDS, base_config
 from freeadv_jax.files import read_json
 from freeadv_jax.training.methods import METHODS
@@ -743,11 +744,12 @@ BLOCKS = {
 }
 
 
-def main():
+def main(argv):
+    Parser("benchmarks.readme", __doc__).parse_args(argv[1:])
     for document in DOCUMENTS:
         document.write_text(rendered(document.read_text()))
         print(f"written to {document}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -48,7 +48,9 @@ def measured_on(packages: tuple[str, ...] = ()) -> dict:
 
 
 def _processor():
-    """The processor's name, and its vector instructions where the system lists them."""
+    """Return the processor's name, and its vector instructions where the system lists
+    them.
+    """
     found = {"processor": platform.processor() or platform.machine()}
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if not cpuinfo.exists():

@@ -6,7 +6,7 @@
 Three trainings with the same number of updates are compared: natural training that
 replays each minibatch m times, the same with batches m times as large (which see as many
 images as m = 1), and Free-m. DIR holds the archives of all data sets. Runs are kept under
---runs, so that the same command goes on after a cut.
+--runs, so that the same command continues after an interruption.
 """
 
 import pathlib
@@ -120,19 +120,28 @@ def draw(results):
 
 def main(argv):
     parser = Parser("benchmarks.replays", __doc__)
-    parser.add_argument("--data", required=True, help="the folder of the archives")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="the folder of the archives"
+    )
     parser.add_argument("--full", action="store_true", help="WRN-32-10, 80,000 updates")
     parser.add_argument("--seeds", type=count, default=3, help="seeds of each point")
     parser.add_argument(
-        "--runs", type=pathlib.Path, help="folder for the runs; default: in runs"
+        "--runs",
+        metavar="DIR",
+        type=pathlib.Path,
+        help="folder for the runs; default: in runs",
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         type=pathlib.Path,
         help="the record to write; default: in benchmarks/results",
     )
     parser.add_argument(
-        "--figure", type=pathlib.Path, help="the figure to write; default: in docs"
+        "--figure",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="the figure to write; default: in docs",
     )
     options = parser.parse_args(argv[1:])
     name = "replays_full" if options.full else "replays"

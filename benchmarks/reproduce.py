@@ -4,8 +4,8 @@
 
 `full` is the paper's recipe and needs an accelerator. `scaled-down`, the default on a
 CPU, keeps the loss, the ball and the attacks with a small network and a short budget, the
-same for all rows. The same command goes on after a cut; `--rows` trains some rows, and
-the table holds all finished ones.
+same for all rows. The same command continues after an interruption; `--rows` trains some
+rows, and the table holds all finished ones.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from freeadv_jax.files import read_json
 from freeadv_jax.report.published import published_row
 from freeadv_jax.runs.folder import read_run
 
-# In the order of training: the paper's main row first.
+# The order of training: the paper's main row comes first.
 TABLES = {
     "cifar10": {
         "cifar10_free8": "Free-8",
@@ -48,7 +48,7 @@ SCALED_DOWN = {
     "optimizer.weight_decay": 5e-4,
     "checkpoint.every_updates": 200,
     "evaluation.examples": 1000,
-    # Fits a CPU's cache; results do not depend on the batch size.
+    # This fits into a CPU's cache; results do not depend on the batch size.
     "evaluation.batch_size": 32,
 }
 SIZES = {"full": {}, "scaled-down": SCALED_DOWN}
@@ -112,7 +112,9 @@ def main(argv):
     parser.add_argument(
         "--table", choices=TABLES, default="cifar10", help="the table to make"
     )
-    parser.add_argument("--data", required=True, help="the folder of the data set")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="the folder of the data set"
+    )
     parser.add_argument(
         "--size",
         choices=SIZES,
@@ -123,10 +125,14 @@ def main(argv):
         "--rows", nargs="+", metavar="ROW", help="rows to train; default: all"
     )
     parser.add_argument(
-        "--runs", type=pathlib.Path, help="folder for the runs; default: in runs"
+        "--runs",
+        metavar="DIR",
+        type=pathlib.Path,
+        help="folder for the runs; default: in runs",
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         type=pathlib.Path,
         help="the record to write; default: in benchmarks/results",
     )

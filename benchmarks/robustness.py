@@ -3,8 +3,8 @@
     python -m benchmarks.robustness --data=DIR [--runs=DIR] [--digits=DIR]
 
 The models are the runs of benchmarks.reproduce in --runs and of benchmarks.digits in
---digits. Rows are added to their results.json, so that the same command goes on after a
-cut.
+--digits. Rows are added to their results.json, so that the same command continues after
+an interruption.
 """
 
 import pathlib
@@ -67,15 +67,19 @@ def robustness(workdir, data, examples):
 
 def main(argv):
     parser = Parser("benchmarks.robustness", __doc__)
-    parser.add_argument("--data", required=True, help="the folder of CIFAR-10")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="the folder of CIFAR-10"
+    )
     parser.add_argument(
         "--runs",
+        metavar="DIR",
         type=pathlib.Path,
         default="runs/reproduce_cifar10_scaled_down",
         help="the runs of benchmarks.reproduce",
     )
     parser.add_argument(
         "--digits",
+        metavar="DIR",
         type=pathlib.Path,
         default="runs/benchmark-digits/table",
         help="the runs of benchmarks.digits",
@@ -85,6 +89,7 @@ def main(argv):
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/robustness.json",
         help="the record to write",
     )

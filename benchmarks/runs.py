@@ -1,4 +1,4 @@
-"""Whole runs of a benchmark: trained, evaluated, and resumed after a cut."""
+"""Whole runs of a benchmark: trained, evaluated, and resumed if interrupted."""
 
 import pathlib
 

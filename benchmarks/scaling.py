@@ -130,7 +130,9 @@ def forward_products(run):
 
 
 def _products(jaxpr):
-    """The convolutions and matrix products of a program and of the programs it calls."""
+    """Return the convolutions and matrix products of a program and of the programs it
+    calls.
+    """
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
             yield equation
@@ -264,6 +266,7 @@ def main(argv):
     parser = Parser("benchmarks.scaling", __doc__)
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/scaling.json",
         help="the record to write",
     )

@@ -73,10 +73,13 @@ def import_seconds(rounds):
 
 def main(argv):
     parser = Parser("benchmarks.start_up", __doc__)
-    parser.add_argument("--data", required=True, help="the folder of CIFAR-10")
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="the folder of CIFAR-10"
+    )
     parser.add_argument("--rounds", type=count, default=3, help="repetitions")
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/start_up.json",
         help="the record to write",
     )

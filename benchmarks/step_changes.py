@@ -210,6 +210,7 @@ def main(argv):
     parser = Parser("benchmarks.step_changes", __doc__)
     parser.add_argument(
         "--networks",
+        metavar="NAME",
         nargs="+",
         default=("wrn-10-1", "wrn-16-4"),
         help="networks to time",
@@ -227,7 +228,10 @@ def main(argv):
         help="images in a batch",
     )
     parser.add_argument(
-        "--method", default="free-2", help="natural, free-<m> or <K>-pgd"
+        "--method",
+        metavar="NAME",
+        default="free-2",
+        help="natural, free-<m> or <K>-pgd",
     )
     on_cpu = jax.default_backend() == "cpu"
     known = [*VARIANTS, *(ON_CPU if on_cpu else ())]
@@ -241,6 +245,7 @@ def main(argv):
     parser.add_argument("--rounds", type=count, default=5, help="turns to take")
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/step_changes.json",
         help="the record to write",
     )

@@ -68,10 +68,15 @@ def main(argv):
     parser = Parser("benchmarks.step_cost", __doc__)
     parser.add_argument("--rounds", type=count, default=5, help="turns to take")
     parser.add_argument(
-        "--networks", nargs="+", default=NETWORKS, help="networks to time"
+        "--networks",
+        metavar="NAME",
+        nargs="+",
+        default=NETWORKS,
+        help="networks to time",
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/step_cost.json",
         help="the record to write",
     )

@@ -13,8 +13,9 @@ first turn is not counted; the record holds the medians of the others.
 Each network trains on its usual images, or on those of --images. CIFAR-10 and digits are
 drawn and augmented on the device as in training. Random pixels and classes take the place
 of ImageNet and MNIST: benchmarks.input_rate measures the decoding of photographs. Results
-of finished networks are kept under --runs, so that the same command goes on after a cut;
-they are measured again with other settings, other code or on another machine.
+of finished networks are kept under --runs, so that the same command continues after an
+interruption; they are measured again with other settings, other code or on another
+machine.
 
 With --peer PyTorch takes turns too (`pip install '.[references]'`), as its users would
 write it today and, in float32, in the style of the reference code: see
@@ -290,11 +291,15 @@ def main(argv):
     parser = Parser("benchmarks.training", __doc__)
     parser.add_argument(
         "--data",
+        metavar="DIR",
         default="",
         help="the folder of CIFAR-10; default: not needed without its networks",
     )
     parser.add_argument(
-        "--networks", nargs="+", help="networks; default: those of the README"
+        "--networks",
+        metavar="NAME",
+        nargs="+",
+        help="networks; default: those of the README",
     )
     parser.add_argument(
         "--images",
@@ -303,6 +308,7 @@ def main(argv):
     )
     parser.add_argument(
         "--methods",
+        metavar="NAME",
         nargs="+",
         default=MEASURED_METHODS,
         help="natural, free-<m>, <K>-pgd, fgsm-rs or trades",
@@ -310,6 +316,7 @@ def main(argv):
     parser.add_argument(
         "--dtypes",
         nargs="+",
+        metavar="NAME",
         choices=DTYPES,
         default=tuple(DTYPES),
         help="precisions of the arithmetic",
@@ -328,16 +335,18 @@ def main(argv):
         nargs="*",
         choices=PEERS,
         metavar="NAME",
-        help=f"compare with {' and '.join(PEERS)}; default: no comparison",
+        help="PyTorch's programs to compare with; without a name all; default: none",
     )
     parser.add_argument(
         "--runs",
+        metavar="DIR",
         type=pathlib.Path,
         default="runs/benchmark-training",
         help="folder for finished measurements",
     )
     parser.add_argument(
         "--out",
+        metavar="FILE",
         default="benchmarks/results/training.json",
         help="the record to write",
     )

@@ -5,7 +5,7 @@ import pathlib
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from freeadv_jax.config import parse_number
 from freeadv_jax.console import show_library_messages
@@ -76,20 +76,37 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         parts = [meaning]
         if action.type in _ALLOWED:
             parts.append(_ALLOWED[action.type])
+        if action.choices is not None and action.metavar:
+            parts.append(f"one of {', '.join(map(str, action.choices))}")
         if action.required:
             parts.append("required")
         if semicolon:
             parts.append(f"default: {default}")
-        elif action.default not in (None, False, argparse.SUPPRESS):
-            default = {True: "yes"}.get(action.default, "%(default)s")
-            parts.append(f"default: {default}")
+        elif action.default not in (None, argparse.SUPPRESS):
+            parts.append(f"default: {_as_typed(action.default)}")
         return "; ".join(parts)
+
+
+def _as_typed(default):
+    """Return a default as the command line takes it."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, str) or not isinstance(default, Iterable):
+        return str(default)
+    return " ".join(f"'{each}'" if " " in str(each) else str(each) for each in default)
 
 
 def count(text: str) -> int:
     """Return the whole number above 0 that an argument writes."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: must be {_ALLOWED[count]}")
+    return int(text)
+
+
+def several(text: str) -> int:
+    """Return the whole number above 1 that an argument writes."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be {_ALLOWED[several]}")
     return int(text)
 
 
@@ -108,8 +125,12 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(map(number, text.split(",")))
 
 
-_ALLOWED = {count: "a whole number above 0", number: "a number, such as 8/255"}
-_METAVARS = {count: "N", number: "NUMBER", numbers: "A,B"}
+_ALLOWED = {
+    count: "a whole number above 0",
+    several: "a whole number, 2 or more",
+    number: "a number, such as 8/255",
+}
+_METAVARS = {count: "N", several: "N", number: "NUMBER", numbers: "A,B"}
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:

@@ -70,7 +70,7 @@ class Field:
 
 def _number_text(value) -> str:
     """The value as text, and 0.03137254901960784 as 8/255."""
-    text = str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     if isinstance(value, float) and len(text) > 8 and (value * 255).is_integer():
         return f"{value * 255:.0f}/255"
     return text

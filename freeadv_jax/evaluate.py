@@ -7,9 +7,10 @@
     freeadv-evaluate --workdir=EXPORTED --dataset=cifar10 --data=DIR
 
 `python -m freeadv_jax.evaluate` is the same command. RUN is the folder of a run or of an
-exported model, and EXPORTED that of an exported model. FILE.npz holds `images` [n, h, w, c], uint8 or floats in [0, 1], and
-`labels` [n]. Each attack adds a row to results.json, and to evaluation.npz the outcome for
-each image. The same command again continues an evaluation that was cut off.
+exported model, and EXPORTED that of an exported model. FILE.npz holds `images`
+[n, h, w, c], uint8 or floats in [0, 1], and `labels` [n]. Each attack adds a row to
+results.json, and the outcome of each image to evaluation.npz. The same command again
+continues an evaluation that was interrupted.
 """
 
 import argparse
@@ -97,10 +98,16 @@ def main(argv):
 def _parser():
     parser = Parser("freeadv_jax.evaluate", __doc__)
     add = parser.add_argument
-    add("--workdir", required=True, help="the run folder or the exported model")
+    add(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="the run folder or the exported model",
+    )
     add(
         "--attacks",
         default="natural,pgd-20,pgd-100,cw-100,autoattack",
+        metavar="NAME,...",
         help="names with commas between: natural, fgsm, pgd-, cw- or "
         "dlr-STEPS[-xRESTARTS], apgd-ce, apgd-dlr, apgd-t, fab-t, square, autoattack, "
         "autoattack-plus",

@@ -268,7 +268,7 @@ def _conv3x3(channels, features, *, stride):
 
 
 def _flat(tree, prefix=""):
-    """(PyTorch's name, tensor) of every leaf below `tree`."""
+    """Yield (PyTorch's name, tensor) of every leaf below `tree`."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")

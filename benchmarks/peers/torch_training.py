@@ -183,7 +183,7 @@ def theirs(run: Run, split: Split, *, reference_style: bool) -> Contender:
 
 
 def _stepper(config, learner, delta):
-    """The step of the configured method."""
+    """Return the step of the configured method."""
     attack = config.attack
     ball = {"epsilon": attack.epsilon, "step_size": attack.step_size}
     free = {"replays": attack.replays, "straight_through": attack.straight_through}

@@ -10,7 +10,13 @@ from freeadv_jax.files import local_path
 class ModelsParser(Parser):
     """Parse `python -m MODULE MODEL... --out=FILE [--data=DIR]` and further options."""
 
-    def __init__(self, module: str, description: str):
+    def __init__(
+        self,
+        module: str,
+        description: str,
+        *,
+        written: str = "figure, .png, .svg or .pdf,",
+    ):
         super().__init__(module, description)
         self.add_argument(
             "models",
@@ -19,7 +25,11 @@ class ModelsParser(Parser):
             help="the folder of a trained run or of an exported model",
         )
         self.add_argument(
-            "--out", required=True, type=_path, metavar="FILE", help="the file to write"
+            "--out",
+            required=True,
+            type=_path,
+            metavar="FILE",
+            help=f"the {written} to write",
         )
         self.add_argument(
             "--data",

@@ -7,8 +7,8 @@ For each model the figure shows gradients of the loss in the image, and images a
 within --times the training's epsilon: away from their class, and towards a chosen one
 (Tsipras et al., ICLR 2019). A robust model's gradients follow the shapes in the image,
 and its attacked images resemble another class; a natural model's look like noise. The
-pictures are kept in MODEL/large_epsilon.npz, so that the same command goes on after a
-cut.
+pictures are kept in MODEL/large_epsilon.npz, so that the same command continues after an
+interruption.
 """
 
 import argparse
@@ -212,7 +212,7 @@ def _parser():
         "--times",
         type=_times,
         metavar="NUMBER",
-        help=f"multiple of the training's epsilon; default: {_TIMES:g}, or less where "
+        help=f"multiple of the training's epsilon, above 0; default: {_TIMES:g}, or less where "
         f"an L-inf ball would exceed {_VISIBLE}",
     )
     parser.add_argument(

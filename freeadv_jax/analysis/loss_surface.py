@@ -8,10 +8,8 @@ that all models classify correctly. One grid spans an adversarial and a random d
 the other two random ones. Two numbers are means over the first --examples images: the
 largest rise of the loss within the ball, and the local linearity error. They go to a JSON
 file beside the figure. Measurements are kept in MODEL/loss_surface.npz, so that the same
-command goes on after a cut.
+command continues after an interruption.
 """
-
-import argparse
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +26,7 @@ from freeadv_jax.analysis.plotting import INK, check_figure_path, new_figure, sa
 from freeadv_jax.attacks.attack import attack_keys
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.robustness import epsilon_text
-from freeadv_jax.command import run_command
+from freeadv_jax.command import run_command, several
 from freeadv_jax.console import say
 from freeadv_jax.devices.compilation import keep_compiled
 from freeadv_jax.errors import InputError
@@ -227,26 +225,17 @@ def _parser():
     )
     parser.add_argument(
         "--examples",
-        type=_several,
+        type=several,  # A deviation needs two images.
         default=100,
-        metavar="N",
-        help="test images for the numbers, at least 2",
+        help="test images for the numbers",
     )
     parser.add_argument(
         "--points",
-        type=_several,
+        type=several,  # Contours need two points.
         default=41,
-        metavar="N",
-        help="grid points on each side, at least 2",
+        help="grid points on each side",
     )
     return parser
-
-
-def _several(text):
-    """At least 2: contours need two points, a deviation two images."""
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 2 or more")
-    return int(text)
 
 
 def _chosen(models, examples, given):

@@ -62,7 +62,7 @@ def measure(
     """Return the measurements of all models, after making those that are missing.
 
     `load()` returns the first `examples` of the test set; it is called only if needed.
-    After a cut the same call goes on with the missing measurements.
+    After an interruption the same call makes only the missing measurements.
     """
     load = functools.cache(load)
     campaigns: dict = {}

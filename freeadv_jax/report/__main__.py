@@ -7,8 +7,8 @@ Each MODEL is an evaluated run folder, or an exported model with an evaluation (
 with its results.json). All share the data set and the threat. The evaluation lacks robust
 accuracy by epsilon and by steps, attacked images and transferred attacks; these are
 measured on the first --examples test images and kept in MODEL/report.npz, so that the
-same command goes on after a cut. --no-measure shows the evaluation alone. An exported
-model names no data set: without a run beside it nothing is measured.
+same command continues after an interruption. --no-measure shows the evaluation alone. An
+exported model names no data set: without a run beside it nothing is measured.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main(argv):
 
 
 def _parser():
-    parser = ModelsParser("freeadv_jax.report", __doc__)
+    parser = ModelsParser("freeadv_jax.report", __doc__, written="report")
     parser.add_argument(
         "--format", choices=FORMATS, default="html", help="the form of the report"
     )

@@ -89,7 +89,9 @@ def test_gains_are_taken_seed_by_seed():
 
 
 def test_one_seed_is_refused():
-    with pytest.raises(InputError, match="--seeds 1"):
+    with pytest.raises(
+        InputError, match="--seeds: '1': must be a whole number, 2 or more"
+    ):
         main(["ablation", "--data=data", "--seeds=1"])
 
 
