@@ -297,8 +297,8 @@ FIELDS = (
         onednn.AUTO,
         _one_of(onednn.CHOICES),
         "kernels of the convolutions on a CPU, equal to rounding: XLA's, oneDNN's, or auto, "
-        "which takes oneDNN's for long trainings where processor and jaxlib allow it",
-        only=OUR_NETWORKS,
+        "which takes oneDNN's for long trainings and attacks where processor and jaxlib "
+        "allow it",
     ),
     Field("optimizer.learning_rate", 0.1, ABOVE_ZERO, "peak learning rate of SGD"),
     Field(

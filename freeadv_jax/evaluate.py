@@ -69,6 +69,7 @@ def main(argv):
         ),
         "batch_size": given.batch_size or model.batch_size,
         "seed": model.seed,
+        "convolutions": model.convolutions,
     }
     with sole_writer(folder):
         results = evaluate_and_record(

@@ -108,7 +108,7 @@ LIBRARY = {
     "files": {"errors", "devices"},
     "models": {"errors", "devices"},
     "data": {"errors", "devices", "pixels", "progress"},
-    "attacks": {"errors", "devices", "pixels", "progress", "intervals"},
+    "attacks": {"errors", "devices", "pixels", "progress", "intervals", "models"},
     "training": {"errors", "devices", "pixels", "models", "attacks"},
     "weights": {"errors", "devices", "files", "models", "version"},
 }

@@ -19,12 +19,14 @@ from freeadv_jax.attacks.checks import (
     check_threat,
     is_probabilities,
 )
+from freeadv_jax.attacks.kernels import kernels_for, traced_with
 from freeadv_jax.attacks.noise import Noise
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.attacks.runner import BATCH_SIZE, classes_of, examples_of
 from freeadv_jax.attacks.square import Square
 from freeadv_jax.attacks.threat import make_threat
 from freeadv_jax.attacks.user_model import arrays_as_leaves
+from freeadv_jax.devices import onednn
 
 # A sample of this size is large enough for all questions.
 CHECKED_IMAGES = 200
@@ -81,6 +83,7 @@ def red_flags(
     step_size: float | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
+    convolutions: str = onednn.AUTO,
     watch: Callable | None = None,
 ) -> list[Flag]:
     """Return the answers to eight questions about masked gradients, from attacks.
@@ -95,6 +98,7 @@ def red_flags(
         batch_size: the images attacked at a time. It bounds the memory and does not
             change the answers.
         seed: the seed of all random choices.
+        convolutions: 'auto', 'xla' or 'onednn', as for `robust_accuracy`.
         watch: is called as `watch(attack, done, standing)` during an attack, with its
             name, the attempts decided, and bool[n]: the images not broken so far.
 
@@ -110,12 +114,16 @@ def red_flags(
     images, labels = examples = examples_of(images, labels, raw=True)
     classes_of(logits_fn, examples)
     logits_fn = arrays_as_leaves(logits_fn)
+    threat = {"norm": norm, "epsilon": epsilon}
+    pgd = functools.partial(PGD, **threat, steps=STEPS, step_size=step_size)
+    square = Square(**threat, steps=SQUARE_QUERIES)
+    longest = [pgd(restarts=RESTARTS), square]
+    kernels = kernels_for(convolutions, longest, logits_fn, images)
+    logits_fn = traced_with(kernels, logits_fn)
     campaign = Campaign(batch_size=min(batch_size, len(labels)), seed=seed)
     logits, again = (campaign.logits(logits_fn, images) for _ in range(2))
     check_finite(logits)
     right = logits.argmax(axis=-1) == labels
-    threat = {"norm": norm, "epsilon": epsilon}
-    pgd = functools.partial(PGD, **threat, steps=STEPS, step_size=step_size)
     largest = make_threat(norm, epsilon).box_radius(images.shape[1:])
 
     def attack(attack, of=right, **options):
@@ -133,7 +141,6 @@ def red_flags(
     left = attack(pgd(**margin, restarts=2 * RESTARTS), several)
     noise = Noise(**threat, steps=NOISE_POINTS)
     after_noise = attack(noise)
-    square = Square(**threat, steps=SQUARE_QUERIES)
     after_square = attack(square, left)
     missed = left & ~(after_noise & after_square)
     return [

@@ -19,10 +19,12 @@ from freeadv_jax.attacks.checks import (
     check_logits,
 )
 from freeadv_jax.attacks.ensemble import warn_of_few_classes
+from freeadv_jax.attacks.kernels import kernels_for, traced_with
 from freeadv_jax.attacks.named import NamedAttack, attack_by_name
 from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, Flag
 from freeadv_jax.attacks.red_flags import red_flags as find_red_flags
 from freeadv_jax.attacks.user_model import arrays_as_leaves, check_model
+from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
 from freeadv_jax.intervals import wilson
 from freeadv_jax.pixels import unit_range
@@ -88,6 +90,8 @@ class Evaluation:
     images: Images
     labels: Int[np.ndarray, " n"]
     prediction: Int[np.ndarray, " n"]
+    # The kernels of the CPU's convolutions: "xla" or "onednn".
+    convolutions: str = onednn.XLA
 
     @classmethod
     def begin(
@@ -99,20 +103,27 @@ class Evaluation:
         *,
         batch_size: int,
         seed: int,
+        convolutions: str = onednn.AUTO,
     ) -> "Evaluation":
         """Classify the images and return the evaluation.
 
-        Log a warning where one of the `attacks` has no DLR loss for so few classes. Raise
+        `convolutions` is "xla", "onednn" or "auto", which takes oneDNN's kernels on a CPU
+        where `attacks` take long; the same call again chooses the same. Log a warning where one of the `attacks` has no DLR loss for so few classes. Raise
         InputError for logits that are not finite or are probabilities, and for labels that
         the model has no class for.
         """
+        attacks = list(attacks)
+        stages = [stage for attack in attacks for stage in attack.stages.values()]
+        kernels = kernels_for(convolutions, stages, logits_fn, images)
+        logits_fn = traced_with(kernels, logits_fn)
         campaign = Campaign(batch_size=batch_size, seed=seed)
         logits = campaign.logits(logits_fn, images)
         check_logits(logits)
         check_labels(labels, logits.shape[1])
-        stages = [stage for attack in attacks for stage in attack.stages]
-        warn_of_few_classes(logits.shape[1], stages)
-        return cls(campaign, logits_fn, images, labels, logits.argmax(axis=-1))
+        names = [stage for attack in attacks for stage in attack.stages]
+        warn_of_few_classes(logits.shape[1], names)
+        prediction = logits.argmax(axis=-1)
+        return cls(campaign, logits_fn, images, labels, prediction, kernels)
 
     def start(self, attack: NamedAttack, *, keep_images: bool = False) -> AttackState:
         """Return the state before the first attempt of `attack`."""
@@ -178,6 +189,7 @@ def evaluate(
     *,
     batch_size: int,
     seed: int,
+    convolutions: str = onednn.AUTO,
     keep_images: bool = False,
     states: dict[str, AttackState] | None = None,
     watch: Watch | None = None,
@@ -185,13 +197,20 @@ def evaluate(
     """Return the outcome of each attack by its name.
 
     `images` are [n, h, w, c], uint8 or floats in [0, 1]; `labels` are int32[n]. The
-    outcome depends on `seed`, not on `batch_size` or the number of devices. `states` holds
+    outcome depends on `seed`, not on `batch_size` or the number of devices. For
+    `convolutions` see `robust_accuracy`. `states` holds
     the state of each attack by name: states that are found there are continued, the others
     are added. Raise InputError as `Evaluation.begin` does.
     """
     attacks = list(attacks)
     evaluation = Evaluation.begin(
-        logits_fn, images, labels, attacks, batch_size=batch_size, seed=seed
+        logits_fn,
+        images,
+        labels,
+        attacks,
+        batch_size=batch_size,
+        seed=seed,
+        convolutions=convolutions,
     )
     states = {} if states is None else states
     outcomes = {}
@@ -381,6 +400,7 @@ def robust_accuracy(
     step_size: float | None = None,
     batch_size: int = 200,
     seed: int = 0,
+    convolutions: str = onednn.AUTO,
     red_flags: bool = True,
     keep_images: bool = False,
     progress: bool | Callable[[str], None] = False,
@@ -408,6 +428,8 @@ def robust_accuracy(
             epsilon / 4.
         batch_size: the images attacked at a time, over all devices together.
         seed: the seed of all random choices.
+        convolutions: the kernels of the model's convolutions on a CPU, equal to rounding:
+            'xla', 'onednn', or 'auto', which takes oneDNN's where the attacks take long.
         red_flags: also look for signs that the attacks are too weak for this model, on
             the first 200 images (Carlini et al., 2019); see
             `freeadv_jax.attacks.red_flags`.
@@ -443,6 +465,7 @@ def robust_accuracy(
         named,
         batch_size=batch_size,
         seed=seed,
+        convolutions=convolutions,
         keep_images=keep_images,
         watch=ProgressLines(write) if write else None,
     )
@@ -458,8 +481,8 @@ def robust_accuracy(
         few = slice(CHECKED_IMAGES)
         if write:
             write(f"red flags: looking at {len(labels[few])} images")
-        run = {"batch_size": batch_size, "seed": seed}
-        flags = find_red_flags(logits_fn, images[few], labels[few], **threat, **run)
+        how = {"batch_size": batch_size, "seed": seed, "convolutions": convolutions}
+        flags = find_red_flags(logits_fn, images[few], labels[few], **threat, **how)
     kept = {name: outcome.images for name, outcome in outcomes.items()}
     return RobustAccuracy(rows, robust, tuple(flags), kept if keep_images else {})
 

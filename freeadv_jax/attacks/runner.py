@@ -20,8 +20,10 @@ from freeadv_jax.attacks.checks import (
     check_threat,
     is_traced,
 )
+from freeadv_jax.attacks.kernels import kernels_for, traced_with
 from freeadv_jax.attacks.one_batch import Adversarial, attack_unbroken
 from freeadv_jax.attacks.user_model import arrays_as_leaves, check_model
+from freeadv_jax.devices import onednn
 
 # The images attacked at a time: enough to keep a GPU busy with CIFAR-10 networks.
 BATCH_SIZE = 128
@@ -103,6 +105,8 @@ def run(
         return _run_traced(attacks, logits_fn, examples, seed=seed)
 
     images, labels = examples
+    kernels = kernels_for(onednn.AUTO, attacks.values(), logits_fn, images)
+    logits_fn = traced_with(kernels, logits_fn)
     campaign = Campaign(batch_size=min(batch_size, len(labels)), seed=seed)
     logits = campaign.logits(logits_fn, images)
     check_logits(logits)

@@ -25,6 +25,7 @@ import pathlib
 import platform
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +46,9 @@ _MOST_NUMBERS = 2**29
 XLA, ONEDNN, AUTO = "xla", "onednn", "auto"
 CHOICES = (AUTO, XLA, ONEDNN)
 # A training that sees fewer pixels than this, over all its updates, is done in about a
-# minute on two cores. It gains more from compiled programs kept on disk.
-_LONG_TRAINING_PIXELS = 1e8
+# minute on two cores, and so is an attack whose convolutions take less than this FLOP.
+# They gain more from compiled programs kept on disk.
+_LONG_TRAINING_PIXELS, _LONG_ATTACK_FLOP = 1e8, 1e13
 
 _chosen = contextvars.ContextVar("kernels", default=XLA)
 
@@ -82,12 +84,18 @@ def _processor_instructions():
     return set()
 
 
-def choose(choice: str, *, training_pixels: float = math.inf) -> str:
+def choose(
+    choice: str,
+    *,
+    training_pixels: float = math.inf,
+    attack_flop: Callable[[], float] = lambda: math.inf,
+) -> str:
     """Return "xla" or "onednn" for a `choice` among CHOICES.
 
-    "auto" takes oneDNN where it is available, unless the training is short:
-    `training_pixels` is updates times batch size times height times width. Raise
-    InputError for "onednn" where it is unavailable.
+    "auto" takes oneDNN where it is available, unless the work is short:
+    `training_pixels` is updates times batch size times height times width, and
+    `attack_flop` returns the FLOP of the convolutions of an attack, asked only where it
+    matters. Raise InputError for "onednn" where it is unavailable.
     """
     require_choice("convolutions", choice, CHOICES)
     if choice == ONEDNN and (reason := unavailable()):
@@ -96,12 +104,13 @@ def choose(choice: str, *, training_pixels: float = math.inf) -> str:
         )
     if choice != AUTO:
         return choice
-    short = training_pixels < _LONG_TRAINING_PIXELS
-    return XLA if short or unavailable() else ONEDNN
+    if unavailable() or training_pixels < _LONG_TRAINING_PIXELS:
+        return XLA
+    return XLA if attack_flop() < _LONG_ATTACK_FLOP else ONEDNN
 
 
 def choose_again(recorded: str) -> str:
-    """Return the kernels that a run was begun with, or "xla" where oneDNN is unavailable."""
+    """Return a choice made before, or "xla" where oneDNN is unavailable."""
     return XLA if unavailable() else recorded
 
 
@@ -198,6 +207,58 @@ def _convolution(stride, padding, dilation):
         # One call with a larger batch.
         merged = call(images.reshape(-1, *images.shape[2:]), kernel)
         return merged.reshape(size, -1, *merged.shape[1:]), True
+
+    return call
+
+
+def multiplies(left, right, *, transposed: Literal["left", "right"] | None) -> bool:
+    """Return whether `product` can be called with these operands."""
+    if unavailable() or left.dtype != right.dtype or left.dtype.name not in _DTYPES:
+        return False
+    if left.ndim != 2 or right.ndim != 2 or min(*left.shape, *right.shape) < 1:
+        return False
+    rows, inner = left.shape[::-1] if transposed == "left" else left.shape
+    other, columns = right.shape[::-1] if transposed == "right" else right.shape
+    return (
+        inner == other and max(left.size, right.size, rows * columns) <= _MOST_NUMBERS
+    )
+
+
+def product(
+    left: Float[Array, "_ _"],
+    right: Float[Array, "_ _"],
+    *,
+    transposed: Literal["left", "right"] | None = None,
+) -> Float[Array, "_ _"]:
+    """Return the matrix product that oneDNN computes, with one operand `transposed`.
+
+    It has no gradient. Operands are both float32 or both bfloat16, accumulated in float32.
+    Raise ValueError where `multiplies` is false.
+    """
+    if not multiplies(left, right, transposed=transposed):
+        raise ValueError(
+            f"oneDNN was not tried with {left.dtype}{list(left.shape)} @ "
+            f"{right.dtype}{list(right.shape)}, transposed: {transposed}"
+        )
+    _silence_the_cache()
+    return _product(transposed)(left, right)
+
+
+@functools.cache
+def _product(transposed):
+    flags = {"transpose_a": transposed == "left", "transpose_b": transposed == "right"}
+    configuration = json.dumps({"onednn_matmul_config": flags})
+
+    @jax.custom_batching.sequential_vmap
+    def call(left, right):
+        rows = left.shape[transposed == "left"]
+        columns = right.shape[transposed != "right"]
+        return jax.ffi.ffi_call(
+            "__onednn$matmul",
+            jax.ShapeDtypeStruct((rows, columns), left.dtype),
+            custom_call_api_version=2,
+            legacy_backend_config=configuration,
+        )(left, right)
 
     return call
 

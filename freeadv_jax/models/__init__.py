@@ -39,7 +39,6 @@ def build_model(
     dtype: str,
     batch_norm_axis: str | None,
     remat: bool = False,
-    convolutions: str = "xla",
 ) -> NormalizedNetwork:
     """Return the network `name` for images of `image_shape` (h, w, c) in [0, 1].
 
@@ -60,9 +59,7 @@ def build_model(
         dtype=DTYPES[dtype],
         batch_norm_axis=batch_norm_axis,
     )
-    return NormalizedNetwork(
-        network, normalization, tuple(mean), tuple(std), remat, convolutions
-    )
+    return NormalizedNetwork(network, normalization, tuple(mean), tuple(std), remat)
 
 
 def _constructor(name: str) -> Callable[..., nn.Module]:

@@ -1,6 +1,8 @@
 """Fast convolutions for any model on a CPU: ours in place of `lax.conv_general_dilated`."""
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -25,21 +27,23 @@ _INNER = {
 }
 
 
-def with_fast_convolutions(function: Callable, *, kernels: str = "xla") -> Callable:
+def with_fast_convolutions(
+    function: Callable, *, kernels: str | None = "xla"
+) -> Callable:
     """Return `function` with this package's convolutions, equal to rounding.
 
     Use it for the logits of a model written with any library, such as `flax.linen.Conv`.
     On a CPU the gradients that XLA derives for convolutions run 20 to 230 times slower
     inside a loop (jax-ml/jax#12868), as in Free-m; these do not. `kernels` is "xla",
-    "onednn" or "auto", see `freeadv_jax.devices.onednn`. On GPU and TPU the function stays
-    as it is.
+    "onednn" or "auto", see `freeadv_jax.devices.onednn`, or None for those that are chosen
+    where the function is traced. On GPU and TPU the function stays as it is.
 
     Two-dimensional convolutions with equal strides are replaced, in any order of axes.
     Those with groups or dilation, and those inside `while` loops or functions with a
     gradient of their own, stay. The function must be pure and may be differentiated in
     reverse mode only. Raise InputError for "onednn" where it is unavailable.
     """
-    chosen = onednn.choose(kernels)
+    chosen = kernels and onednn.choose(kernels)
 
     @functools.wraps(function)
     def fast(*arguments, **keywords):
@@ -56,12 +60,36 @@ def with_fast_convolutions(function: Callable, *, kernels: str = "xla") -> Calla
             return function(*arguments, **keywords)
 
         arrays = [leaves[place] for place in places]
-        with onednn.kernels(chosen):
+        with onednn.kernels(chosen) if chosen else contextlib.nullcontext():
             program, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
             outputs = _run(program.jaxpr, program.consts, arrays)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return fast
+
+
+def convolution_flop(function: Callable, *arguments) -> int:
+    """Return the FLOP of all convolutions in one call; arrays may be given as shapes.
+
+    A loop whose length is unknown counts as one pass.
+    """
+    with onednn.kernels(onednn.XLA):
+        program = jax.make_jaxpr(function)(*arguments)
+    return _flop(program.jaxpr)
+
+
+def _flop(jaxpr):
+    total = 0
+    for equation in jaxpr.eqns:
+        params = equation.params
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, outputs = (*equation.invars, *equation.outvars)[1:]
+            features = kernel.aval.shape[params["dimension_numbers"].rhs_spec[0]]
+            taps = math.prod(kernel.aval.shape) // max(features, 1)
+            total += 2 * taps * math.prod(outputs.aval.shape)
+        inner = sum(map(_flop, jax.extend.core.jaxprs_in_params(params)))
+        total += inner * (params["length"] if equation.primitive.name == "scan" else 1)
+    return total
 
 
 def _is_array(leaf):

@@ -102,7 +102,10 @@ def loop_model(model) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class LoopModel:
-    """A model whose convolutions are replaced by those of this package."""
+    """A model whose convolutions are replaced by those of this package.
+
+    Their kernels are those that are chosen where it is traced, see `devices/onednn.py`.
+    """
 
     model: Model
 
@@ -110,10 +113,13 @@ class LoopModel:
         return self.model.init(key, image_shape)
 
     def train_logits(self, variables, images, key):
-        return with_fast_convolutions(self.model.train_logits)(variables, images, key)
+        return _with_chosen_kernels(self.model.train_logits)(variables, images, key)
 
     def logits(self, variables, images):
-        return with_fast_convolutions(self.model.logits)(variables, images)
+        return _with_chosen_kernels(self.model.logits)(variables, images)
+
+
+_with_chosen_kernels = functools.partial(with_fast_convolutions, kernels=None)
 
 
 def logits_functions(model) -> Callable:

@@ -6,8 +6,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from freeadv_jax.devices import onednn
-
 
 class NormalizedNetwork(nn.Module):
     """Apply `network` to normalised images, so that attacks see pixels in [0, 1].
@@ -15,8 +13,7 @@ class NormalizedNetwork(nn.Module):
     'per_image' is TensorFlow's per_image_standardization, as in the paper's CIFAR runs.
     'mean_std' subtracts `mean` and divides by `std`, each one number or one per channel.
     With `remat` only the outputs of convolutions are kept for the backward pass, which
-    computes the rest again: less memory for a little arithmetic. `convolutions` names the
-    CPU's kernels, which `devices/onednn.py` chooses.
+    computes the rest again: less memory for a little arithmetic.
     """
 
     network: nn.Module
@@ -24,15 +21,10 @@ class NormalizedNetwork(nn.Module):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     remat: bool = False
-    convolutions: Literal["xla", "onednn"] = "xla"
 
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b classes"]:
-        with onednn.kernels(self.convolutions):
-            return self._logits(images, train)
-
-    def _logits(self, images, train):
         images = images.astype(jnp.float32)
         if self.normalization == "per_image":
             images = standardize_per_image(images)

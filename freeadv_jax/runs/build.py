@@ -1,6 +1,7 @@
 """The model, optimizer and initial state that a configuration describes."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -20,13 +21,9 @@ from freeadv_jax.training.state import TrainState, create_state
 
 
 def configured_model(
-    config: ConfigDict,
-    *,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    convolutions: str = "xla",
+    config: ConfigDict, *, num_classes: int, image_shape: tuple[int, int, int]
 ):
-    """Return the network of `config.model`, with "xla" or "onednn" `convolutions`.
+    """Return the network of `config.model`.
 
     The model takes images f32[b, h, w, c] in [0, 1] of `image_shape` (h, w, c). A network
     of ours has its normalisation in front; a user's own, 'module:...', is as it was
@@ -53,18 +50,20 @@ def configured_model(
         dtype=model.dtype,
         batch_norm_axis=parallel.AXIS if model.sync_batch_norm else None,
         remat=model.remat,
-        convolutions=convolutions,
     )
 
 
 def model_of(run):
-    """Return the network of a `Run`, with the convolutions that the run began with."""
+    """Return the network of a `Run`."""
     return configured_model(
-        run.config,
-        num_classes=run.num_classes,
-        image_shape=run.image_shape,
-        convolutions=onednn.choose_again(run.convolutions),
+        run.config, num_classes=run.num_classes, image_shape=run.image_shape
     )
+
+
+def configured_convolutions(config: ConfigDict, image_shape) -> str:
+    """Return the kernels of the CPU's convolutions for a new training."""
+    pixels = config.updates * config.batch_size * math.prod(image_shape[:2])
+    return onednn.choose(config.model.convolutions, training_pixels=pixels)
 
 
 def configured_learning_rate(config: ConfigDict) -> Callable:
@@ -131,12 +130,17 @@ def initial_state_of(run, model=None) -> TrainState:
 
 
 def configured_steps(
-    config: ConfigDict, *, model, tx, per_call: int | None = None
+    config: ConfigDict,
+    *,
+    model,
+    tx,
+    convolutions: str = onednn.XLA,
+    per_call: int | None = None,
 ) -> Multistep:
     """Return the training steps of `config.method` over all devices.
 
-    `per_call` minibatches go into one call of the compiled program: by default as many
-    as `PASSES_PER_CALL` allows.
+    `convolutions` names the CPU's kernels, "xla" or "onednn". `per_call` minibatches go
+    into one call of the compiled program: by default as many as `PASSES_PER_CALL` allows.
     """
     attack, method = config.attack, METHODS[config.method]
     train_step = functools.partial(
@@ -151,4 +155,5 @@ def configured_steps(
         axis_name=parallel.AXIS,
     )
     per_call = per_call or minibatches_per_call(method.passes(attack))
-    return Multistep(train_step, per_call=per_call)
+    traced = onednn.with_kernels(convolutions, train_step)
+    return Multistep(traced, per_call=per_call)

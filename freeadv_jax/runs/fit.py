@@ -17,11 +17,12 @@ from freeadv_jax.config import base_config, validate
 from freeadv_jax.console import say
 from freeadv_jax.data.arrays import ArrayDataset
 from freeadv_jax.data.split import Split, held_out
+from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError, one_line
 from freeadv_jax.files import sole_writer
 from freeadv_jax.models.imported import OBJECT
 from freeadv_jax.models.interface import FunctionModel, as_model
-from freeadv_jax.runs.build import configured_optimizer
+from freeadv_jax.runs.build import configured_convolutions, configured_optimizer
 from freeadv_jax.runs.folder import open_run
 from freeadv_jax.runs.load import saved_variables
 from freeadv_jax.runs.train import train
@@ -72,6 +73,7 @@ def fit(
     workdir: str | pathlib.Path | None = None,
     checkpoint_every_updates: int = 2_000,
     seed: int = 0,
+    convolutions: str = "auto",
     progress: bool | Callable[[str], None] = False,
 ) -> Classifier:
     """Train `model` to be robust on `images` [n, h, w, c] and `labels` [n].
@@ -105,8 +107,10 @@ def fit(
     `init` gives weights to begin with: variables as the model's own `init` returns them,
     a run folder or an exported folder. The last layer is made new where the number of
     classes differs. With `workdir` checkpoints and metrics go to that folder, and the
-    same call goes on where it was cut off; without it nothing is written. `progress`
-    prints lines, or hands them to a function.
+    same call goes on where it was cut off; without it nothing is written.
+    `convolutions` names the kernels of the model's convolutions on a CPU, 'xla', 'onednn'
+    or 'auto', which takes oneDNN's for long trainings; results are equal to rounding.
+    `progress` prints lines, or hands them to a function.
 
     Return the trained `Classifier`, with `variables` and `save(folder)`. Raise InputError
     in one line for unusable input, and TrainingStoppedError where the loss is not finite
@@ -122,6 +126,7 @@ def fit(
             "data.pad": pad,
             "data.flip": flip,
             "model.name": f"{OBJECT}{type(model).__name__}",
+            "model.convolutions": convolutions,
             "attack.norm": norm,
             "attack.epsilon": epsilon,
             "attack.step_size": epsilon if step_size is None else step_size,
@@ -153,7 +158,9 @@ def fit(
     variables = init if init is None else _given(init, network, dataset, config)
     with contextlib.ExitStack() as stack:
         run = None
-        if workdir is not None:
+        if workdir is None:
+            kernels = configured_convolutions(config, dataset.image_shape)
+        else:
             run = open_run(
                 workdir,
                 config,
@@ -163,12 +170,14 @@ def fit(
                 arrays=_shapes(network, dataset.image_shape),
             )
             stack.enter_context(sole_writer(run.workdir))
+            kernels = onednn.choose_again(run.convolutions)
         state, _ = train(
             config,
             dataset,
             model=network,
             tx=optimizer or configured_optimizer(config),
             num_classes=num_classes,
+            convolutions=kernels,
             run=run,
             variables=variables,
             write=write,
@@ -203,7 +212,9 @@ def _configuration(fields: dict) -> ConfigDict:
         validate(config)
     except (InputError, TypeError, ValueError) as fault:
         text = one_line(fault)
-        raise InputError(re.sub(r"\b(attack|data|optimizer)\.", "", text)) from fault
+        raise InputError(
+            re.sub(r"\b(attack|data|model|optimizer)\.", "", text)
+        ) from fault
     return config
 
 

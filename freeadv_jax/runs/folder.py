@@ -8,7 +8,6 @@ results.json     the outcome
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import time
 
@@ -29,7 +28,7 @@ from freeadv_jax.files import (
     write_json,
 )
 from freeadv_jax.models.imported import PREFIX
-from freeadv_jax.runs.build import model_of
+from freeadv_jax.runs.build import configured_convolutions, model_of
 from freeadv_jax.runs.checkpoint import Checkpoints
 from freeadv_jax.weights.exported import variable_shapes
 from freeadv_jax.weights.tensors import misfits, require_fit
@@ -145,10 +144,8 @@ def _convolutions(run, record):
     A run that continues keeps its kernels, so that it ends in the same bits as one that
     was never interrupted. Runs from before there was a choice have XLA's.
     """
-    config = run.config
     if not record.exists():
-        pixels = config.updates * config.batch_size * math.prod(run.image_shape[:2])
-        return onednn.choose(config.model.convolutions, training_pixels=pixels)
+        return configured_convolutions(run.config, run.image_shape)
     recorded = _read_record(record)["convolutions"]
     if onednn.choose_again(recorded) != recorded:
         say(

@@ -26,6 +26,7 @@ from freeadv_jax.attacks.robustness import (
 from freeadv_jax.console import say
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
+from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import checksum, read_json, write_json
 from freeadv_jax.models.interface import logits_functions
@@ -103,6 +104,7 @@ def evaluate_run(run: Run, variables, split: Split, *, training: dict) -> dict:
         into=ResultsFolder(run.workdir, header),
         batch_size=evaluation.batch_size,
         seed=config.seed,
+        convolutions=onednn.choose_again(config.model.convolutions),
         examples=evaluation.examples,
     )
 
@@ -116,13 +118,16 @@ def evaluate_and_record(
     into: ResultsFolder,
     batch_size: int,
     seed: int,
+    convolutions: str = onednn.AUTO,
     examples: int = 0,
     keep_images: bool = False,
 ) -> dict:
     """Add a row for each attack to results.json and return its content.
 
     `images` are [n, h, w, c], uint8 or floats in [0, 1]; `labels` are int32[n]. The first
-    `examples` of them are attacked, or all for 0. evaluation.npz gets the outcome for each
+    `examples` of them are attacked, or all for 0. `convolutions` is 'xla', 'onednn' or
+    'auto', see `robust_accuracy`, and the environment in results.json has the kernels that
+    were taken. evaluation.npz gets the outcome for each
     image: by the name of the attack bool[n], true for robust images, and with
     `keep_images` as <name>/images the attacked images.
 
@@ -137,8 +142,15 @@ def evaluate_and_record(
     results = _results_before(into, known=file.found)
     rows = results["evaluation"]
     evaluation = Evaluation.begin(
-        logits_fn, images, labels, attacks, batch_size=batch_size, seed=seed
+        logits_fn,
+        images,
+        labels,
+        attacks,
+        batch_size=batch_size,
+        seed=seed,
+        convolutions=convolutions,
     )
+    results["environment"]["convolutions"] = evaluation.convolutions
     _keep_prediction(file, evaluation.prediction)
     resumable = ResumableAttacks(evaluation, file, keep_images)
     stale = {
@@ -219,6 +231,7 @@ def record_red_flags(
     threat: dict,
     batch_size: int,
     seed: int,
+    convolutions: str = onednn.AUTO,
     name: str = RED_FLAGS,
 ) -> dict:
     """Look for red flags, add them to results.json under `name`, and return its content.
@@ -234,9 +247,8 @@ def record_red_flags(
     if threat.items() <= before.items() and before["examples"] >= len(labels):
         return results
     say(f"red flags: looking at {len(labels)} images")
-    flags = red_flags(
-        logits_fn, images, labels, **threat, batch_size=batch_size, seed=seed
-    )
+    how = {"batch_size": batch_size, "seed": seed, "convolutions": convolutions}
+    flags = red_flags(logits_fn, images, labels, **threat, **how)
     results[name] = made | {"flags": flags_as_record(flags)}
     write_json(into.path, results)
     return results

@@ -10,11 +10,12 @@ import optax
 from ml_collections import ConfigDict
 
 from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.kernels import traced_with
 from freeadv_jax.attacks.robustness import VALIDATION_ATTACK
 from freeadv_jax.config import replays
 from freeadv_jax.console import say
 from freeadv_jax.data.dataset import Dataset
-from freeadv_jax.devices import parallel
+from freeadv_jax.devices import onednn, parallel
 from freeadv_jax.devices.processes import preemption, require_same
 from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.models.interface import logits_functions
@@ -48,6 +49,7 @@ def train_run(
         model=model_of(run),
         tx=configured_optimizer(config),
         num_classes=run.num_classes,
+        convolutions=onednn.choose_again(run.convolutions),
         run=run,
         variables=variables,
     )
@@ -60,6 +62,7 @@ def train(
     model,
     tx: optax.GradientTransformation,
     num_classes: int,
+    convolutions: str = onednn.XLA,
     run: Run | None = None,
     variables: dict | None = None,
     write: Callable[[str], None] = say,
@@ -69,7 +72,8 @@ def train(
     Return the state on the host, and the `training` part of results.json. With a `run`,
     states and metrics go to its folder, and on SIGTERM the state is saved and the program
     exits with status 0. Without one nothing is written. Training begins at `variables`
-    where they are given; `write` takes lines to read.
+    where they are given; `write` takes lines to read. `convolutions` names the CPU's
+    kernels, "xla" or "onednn".
 
     Raise TrainingStoppedError where the loss or a weight is not finite, a checkpoint
     cannot be written or, if so configured, robust accuracy collapses. The checkpoints
@@ -105,6 +109,7 @@ def train(
             dataset,
             model=model,
             num_classes=num_classes,
+            convolutions=convolutions,
             checkpoints=checkpoints,
             log=stack.enter_context(contextlib.closing(log)),
             saved=saved,
@@ -116,7 +121,9 @@ def train(
                 state = parallel.place(state or begin(), STATE_LAYOUT)
                 batches = dataset.batches(config.batch_size, seed=config.seed)(first)
                 batch = next(batches)
-                train_steps = configured_steps(config, model=model, tx=tx)
+                train_steps = configured_steps(
+                    config, model=model, tx=tx, convolutions=convolutions
+                )
                 train_steps.compile(state, batch)
             state = train_loop(
                 train_steps,
@@ -141,6 +148,7 @@ class _RunListener(Listener):
         *,
         model,
         num_classes: int,
+        convolutions: str,
         checkpoints: Checkpoints | None,
         log: MetricsLog,
         saved: dict,
@@ -154,7 +162,11 @@ class _RunListener(Listener):
         self._validates_at = _every(validation_period, config)
         self._saves_at = _every(config.checkpoint.every_updates, config)
         self._validate = _validation(
-            config, dataset.validation, model=model, num_classes=num_classes
+            config,
+            dataset.validation,
+            model=model,
+            num_classes=num_classes,
+            convolutions=convolutions,
         )
         self._watch = Watch(
             log,
@@ -217,7 +229,7 @@ def _every(updates, config):
     return lambda step: step % period == 0 or step == last
 
 
-def _validation(config, split, *, model, num_classes):
+def _validation(config, split, *, model, num_classes, convolutions):
     """state -> natural and robust accuracy on `split`; None where it is empty."""
     if not len(split.labels):
         return None
@@ -228,7 +240,7 @@ def _validation(config, split, *, model, num_classes):
     )
 
     def validate(state):
-        logits_fn = logits_fn_of(state.variables)
+        logits_fn = traced_with(convolutions, logits_fn_of(state.variables))
         logits = campaign.logits(logits_fn, split.images)
         robust = natural = logits.argmax(axis=-1) == split.labels
         for stage in attack.stages.values():

@@ -13,6 +13,7 @@ from freeadv_jax.attacks.checks import check_images, check_labels
 from freeadv_jax.attacks.robustness import epsilon_text
 from freeadv_jax.config import base_config, replays
 from freeadv_jax.data.dataset import load_dataset
+from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import local_path, read_json
 from freeadv_jax.models.interface import logits_functions
@@ -31,6 +32,7 @@ class TrainedModel:
     `image_shape` is (h, w, c). `title` says in a few words which model it is. `threat` is
     {norm, epsilon} in [0, 1] pixels, or None where it is unknown. `test_set()` returns the
     test images and labels; None where the data set is unknown. `header` is for results.json.
+    `convolutions` says which kernels to attack with on a CPU: 'xla', 'onednn' or 'auto'.
     """
 
     logits_fn: Callable
@@ -43,6 +45,7 @@ class TrainedModel:
     header: dict
     batch_size: int = 200
     seed: int = 0
+    convolutions: str = onednn.AUTO
 
 
 def open_trained_model(
@@ -98,6 +101,7 @@ def _open_run(folder, checkpoint, data):
         header={"config": config.to_dict(), "training": training},
         batch_size=config.evaluation.batch_size,
         seed=config.seed,
+        convolutions=onednn.choose_again(config.model.convolutions),
     )
 
 

@@ -241,7 +241,8 @@ def test_red_flags_of_the_first_images_are_below_the_table(monkeypatch):
         images=images, labels=labels, attacks=["natural"], red_flags=True
     )
     threat = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
-    assert asked == [(200, threat | {"batch_size": 16, "seed": 0})]
+    how = {"batch_size": 16, "seed": 0, "convolutions": "auto"}
+    assert asked == [(200, threat | how)]
     assert [flag.name for flag in result.red_flags] == ["random noise"]
     assert str(result).endswith(
         "red flags:\nsuspicious  random noise: it broke 9 images"

@@ -6,6 +6,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from tiny_run import ROOT
 
 from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
+from freeadv_jax.runs.provenance import environment
 
 needs_onednn = pytest.mark.skipif(
     onednn.unavailable() is not None, reason=f"no oneDNN: {onednn.unavailable()}"
@@ -111,6 +113,55 @@ def test_convolutions_of_all_kinds_are_right_and_end_no_process():
     run_child(CHILD, content=json.dumps(list(grid())))
 
 
+@needs_onednn
+def test_products_of_all_kinds_are_right_and_end_no_process():
+    program = """
+        import itertools
+        import jax, jax.numpy as jnp, numpy as np
+        from freeadv_jax.devices import onednn
+
+        rng = np.random.default_rng(0)
+        sizes = [1, 2, 15, 64, 129]
+        for dtype, transposed, inner in itertools.product(
+            ("float32", "bfloat16"), (None, "left", "right"), (1, 7, 32, 3000)
+        ):
+            rows, columns = rng.choice(sizes, 2)
+            left = rng.standard_normal((rows, inner)).astype(dtype)
+            right = rng.standard_normal((inner, columns)).astype(dtype)
+            wanted = left.astype(float) @ right.astype(float)
+            left = left.T if transposed == "left" else left
+            right = right.T if transposed == "right" else right
+            print(dtype, transposed, rows, inner, columns, flush=True)
+            product = lambda x, y: onednn.product(x, y, transposed=transposed)
+            found = jax.jit(product)(jnp.asarray(left), jnp.asarray(right))
+            assert found.shape == wanted.shape and found.dtype == dtype
+            error = np.abs(np.asarray(found, float) - wanted).max()
+            bound = 1e-5 if dtype == "float32" else 8e-3
+            assert error < bound * np.abs(wanted).max(), error
+            several = jax.vmap(product, (0, None))(jnp.stack([left, left]), right)
+            assert several.shape == (2, *found.shape)
+            assert (several == found).all()
+    """
+    run_child(program)
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "left, right, transposed",
+    [
+        (jnp.ones((2, 3)), jnp.ones((2, 3)), None),
+        (jnp.ones((2, 3)), jnp.ones((3, 2)), "left"),
+        (jnp.ones((2, 3), jnp.float16), jnp.ones((3, 2), jnp.float16), None),
+        (jnp.ones((2, 3)), jnp.ones((3, 2), jnp.bfloat16), None),
+        (jnp.ones((0, 3)), jnp.ones((3, 2)), None),
+    ],
+)
+def test_products_that_were_not_tried_raise(left, right, transposed):
+    assert not onednn.multiplies(left, right, transposed=transposed)
+    with pytest.raises(ValueError, match="not tried"):
+        onednn.product(left, right, transposed=transposed)
+
+
 # ResNet-101 and -152 repeat the shapes of ResNet-50.
 NETWORKS = {
     "preact-resnet-18": (16, 32, 32, 3),
@@ -127,14 +178,15 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_call_of_every_network_ends_no_process(name, dtype):
     program = f"""
+        import json
         import jax, jax.extend, jax.numpy as jnp
+        from freeadv_jax.devices import onednn
         from freeadv_jax.models import build_model
 
         shape = {NETWORKS[name]}
         model = build_model(
             {name!r}, num_classes=10, image_shape=shape[1:], normalization="per_image",
             mean=(0.0,), std=(1.0,), dtype={dtype!r}, batch_norm_axis=None,
-            convolutions="onednn",
         )
         images = jax.ShapeDtypeStruct(shape, jnp.float32)
         key = jax.random.key(0)
@@ -152,7 +204,8 @@ def test_every_call_of_every_network_ends_no_process(name, dtype):
                     yield from calls(inner)
 
         gradients = jax.grad(loss, argnums=(0, 1), allow_int=True)
-        jaxpr = jax.make_jaxpr(gradients)(variables, images).jaxpr
+        with onednn.kernels("onednn"):
+            jaxpr = jax.make_jaxpr(gradients)(variables, images).jaxpr
         different = {{
             (str(equation.params), *(str(v.aval) for v in equation.invars)): equation
             for equation in calls(jaxpr)
@@ -163,7 +216,13 @@ def test_every_call_of_every_network_ends_no_process(name, dtype):
             call = lambda *x, e=equation: e.primitive.bind(*x, **e.params)
             (found,) = jax.jit(call)(*arguments)
             # With images and kernels of ones, each output counts its pixels and channels.
-            most = arguments[1][..., 0].size
+            settings = json.loads(equation.params["legacy_backend_config"])
+            if product := settings.get("onednn_matmul_config"):
+                # Each output counts the axis that the operands share.
+                most = arguments[1].shape[product["transpose_b"]]
+                assert float(found.min()) >= 0.99 * most
+            else:
+                most = arguments[1][..., 0].size
             assert 0 <= float(found.min()) and 0 < float(found.max()) <= 1.01 * most
     """
     run_child(program)
@@ -289,6 +348,30 @@ def test_an_untested_jaxlib_is_not_used(monkeypatch, fresh):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.99.0")
     assert onednn.unavailable() is not None
     assert onednn.choose("auto") == "xla"
+
+
+@pytest.mark.parametrize("name", [("Darwin", "x86_64"), ("Linux", "aarch64")])
+def test_other_platforms_are_left_alone(name, monkeypatch, fresh):
+    monkeypatch.delenv("FREEADV_ONEDNN", raising=False)
+    monkeypatch.setattr(platform, "system", lambda: name[0])
+    monkeypatch.setattr(platform, "machine", lambda: name[1])
+    assert onednn.unavailable() == "only jaxlib for x86-64 Linux contains it"
+    assert onednn.choose("auto") == "xla"
+
+
+def test_a_processor_with_avx2_alone_is_left_alone(monkeypatch, fresh):
+    monkeypatch.delenv("FREEADV_ONEDNN", raising=False)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: onednn.TRIED[0])
+    monkeypatch.setattr(onednn, "_processor_instructions", lambda: {"avx2", "fma"})
+    assert "the processor lacks avx512bw" in onednn.unavailable()
+    assert onednn.choose("auto") == "xla"
+
+
+def test_the_reason_is_in_the_environment_of_the_results(monkeypatch, fresh):
+    monkeypatch.setenv("FREEADV_ONEDNN", "0")
+    assert environment()["onednn"] == "FREEADV_ONEDNN=0"
 
 
 def test_an_unknown_choice_names_those_allowed():

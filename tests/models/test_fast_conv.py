@@ -12,7 +12,8 @@ from jax import lax
 
 from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
-from freeadv_jax.models.fast_conv import with_fast_convolutions
+from freeadv_jax.models.conv import Conv
+from freeadv_jax.models.fast_conv import convolution_flop, with_fast_convolutions
 
 KERNELS = [
     "xla",
@@ -191,3 +192,60 @@ def test_functions_with_a_gradient_of_their_own_are_not_changed():
 def test_unknown_kernels_are_refused():
     with pytest.raises(InputError, match="allowed: auto, xla, onednn"):
         with_fast_convolutions(lambda x: x, kernels="mkl")
+
+
+def test_without_a_name_the_kernels_are_those_chosen_where_it_is_traced(example):
+    fast = with_fast_convolutions(Network().apply, kernels=None)
+
+    def calls(name):
+        with onednn.kernels(name):
+            jaxpr = jax.make_jaxpr(loss(fast))(*example).jaxpr
+        return [e for e in equations(jaxpr) if e.primitive.name == "ffi_call"]
+
+    assert not calls("xla")
+    if onednn.unavailable() is None:
+        assert calls("onednn")
+
+
+@pytest.mark.parametrize("convolution", [nn.Conv, Conv])
+def test_the_flop_counted_are_those_of_the_convolutions(convolution):
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            if convolution is Conv:
+                hidden = Conv(5, 3)(images)
+                return Conv(4, 1, stride=2)(hidden)
+            hidden = nn.Conv(5, (3, 3), use_bias=False)(images)
+            return nn.Conv(4, (1, 1), strides=(2, 2), use_bias=False)(hidden)
+
+    images = jax.ShapeDtypeStruct((2, 8, 6, 3), jnp.float32)
+    variables = jax.eval_shape(Two().init, jax.random.key(0), images)
+    once = 2 * 2 * (8 * 6 * 9 * 3 * 5 + 4 * 3 * 5 * 4)
+    assert convolution_flop(Two().apply, variables, images) == once
+
+    def thrice(variables, images):
+        def body(total, _):
+            return total + Two().apply(variables, images).sum(), None
+
+        return lax.scan(body, 0.0, length=3)[0]
+
+    assert convolution_flop(thrice, variables, images) == 3 * once
+
+
+def test_grouped_convolutions_count_what_their_groups_compute():
+    images, kernel = (
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in ((1, 4, 4, 6), (3, 3, 2, 9))
+    )
+
+    def grouped(images, kernel):
+        return lax.conv_general_dilated(
+            images,
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=3,
+        )
+
+    assert convolution_flop(grouped, images, kernel) == 2 * 16 * 9 * 9 * 2

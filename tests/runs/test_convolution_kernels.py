@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_run import tiny_config, train_and_evaluate
 from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
 from freeadv_jax.runs.build import model_of
+from freeadv_jax.runs.fit import fit
 from freeadv_jax.runs.folder import open_run, read_run
 from freeadv_jax.runs.load import trained_state
 
@@ -36,6 +38,75 @@ def trained(tmp_path_factory):
     return train_and_evaluate(tmp_path_factory.mktemp("runs") / "whole", **FIELDS)
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """The shapes of the kernels with which oneDNN is called."""
+    shapes, call = [], onednn.convolution
+
+    def counting(images, kernel, **settings):
+        shapes.append(kernel.shape)
+        return call(images, kernel, **settings)
+
+    monkeypatch.setattr(onednn, "convolution", counting)
+    return shapes
+
+
+class Own(nn.Module):
+    """A user's model with Flax's own convolutions."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        hidden = nn.relu(nn.Conv(7, (3, 3))(images))
+        return nn.Dense(10)(hidden.mean(axis=(1, 2)))
+
+
+def fitted(workdir=None, **fields):
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((32, 8, 8, 1), np.float32), rng.integers(0, 10, 32)
+    fields = {"updates": 8, "replays": 2, "batch_size": 16} | fields
+    return fit(Own(), images, labels, workdir=workdir, **fields)
+
+
+def test_fit_gives_onednns_kernels_to_a_users_own_model(calls):
+    weights = {
+        name: fitted(convolutions=name, validation=16).variables["params"]
+        for name in ("xla", "auto", "onednn")
+    }
+    jax.tree.map(np.testing.assert_array_equal, weights["xla"], weights["auto"])
+    assert (3, 3, 1, 7) in calls
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5),
+        weights["xla"],
+        weights["onednn"],
+    )
+
+
+def test_a_short_fit_keeps_xlas_kernels(calls):
+    fitted()
+    assert not calls
+
+
+def test_a_fit_that_continues_keeps_its_kernels(tmp_path, calls):
+    whole = fitted(tmp_path / "whole", convolutions="onednn")
+    assert recorded(tmp_path / "whole") == "onednn"
+    part = shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(part / "checkpoints")
+    calls.clear()
+    again = fitted(part, convolutions="onednn")
+    assert calls
+    jax.tree.map(np.testing.assert_array_equal, whole.variables, again.variables)
+
+
+def test_the_environment_of_the_results_has_the_kernels(trained, tmp_path):
+    def environment(workdir):
+        return json.loads((workdir / "results.json").read_text())["environment"]
+
+    assert environment(trained)["onednn"] == "available"
+    assert environment(trained)["convolutions"] == "onednn"
+    short = train_and_evaluate(tmp_path, evaluation__attacks=("natural",))
+    assert environment(short)["convolutions"] == "xla"
+
+
 def test_a_run_that_continues_ends_in_the_same_bits(trained, tmp_path):
     whole = read_run(trained)
     assert whole.convolutions == recorded(trained) == "onednn"
@@ -55,11 +126,13 @@ def test_the_kernels_are_in_the_program_and_do_not_change_the_results(
     images = np.random.default_rng(0).random((64, 8, 8, 1), np.float32)
     variables = jax.tree.map(jnp.asarray, trained_state(run, "last").variables)
 
-    def logits(model):
-        return jax.jit(lambda x: model.apply(variables, x, train=False))
+    model = model_of(run)
+
+    def logits(x):
+        return model.apply(variables, x, train=False)
 
     ours, xlas = (
-        logits(model_of(run).clone(convolutions=name)) for name in ("onednn", "xla")
+        jax.jit(onednn.with_kernels(name, logits)) for name in ("onednn", "xla")
     )
     assert "__onednn$convolution" in ours.lower(images).as_text()
     assert "__onednn$convolution" not in xlas.lower(images).as_text()
@@ -96,6 +169,6 @@ def test_a_machine_without_onednn_continues_with_xla(tmp_path, monkeypatch, caps
     begin(tmp_path, **FIELDS)
     monkeypatch.setattr(onednn, "unavailable", lambda: "FREEADV_ONEDNN=0")
     run = begin(tmp_path, **FIELDS)
-    assert model_of(run).convolutions == "xla"
+    assert onednn.choose_again(run.convolutions) == "xla"
     assert recorded(tmp_path) == "onednn"
     assert "continues with XLA's" in capsys.readouterr().out
