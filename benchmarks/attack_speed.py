@@ -26,9 +26,11 @@ from benchmarks.peers.references import judged, reference
 from benchmarks.peers.torch_networks import torch_classifier
 from benchmarks.record import kept, measured_on, write_record
 from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.kernels import kernels_for, traced_with
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.devices import onednn
 from freeadv_jax.files import checksum, write_json
 from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.pixels import unit_range
@@ -43,21 +45,26 @@ PACKAGES = ("torch", "pyautoattack", "foolbox")
 class Ours:
     """Our attacks; each program is compiled at its first use."""
 
-    def __init__(self, run, variables, batch_size):
+    def __init__(self, run, variables, batch_size, images):
         self._logits_fn = logits_functions(model_of(run))(variables)
         self._campaign = Campaign(batch_size=batch_size)
+        self._images = images
+
+    def kernels(self, named):
+        """Return the kernels that `robust_accuracy` takes for an attack on all images."""
+        stages = named.stages.values()
+        return kernels_for(onednn.AUTO, stages, self._logits_fn, self._images)
 
     def attack(self, named, images, labels):
         """Return which images stay robust, bool[n], and the seconds of each stage."""
+        logits_fn = traced_with(self.kernels(named), self._logits_fn)
         seconds, begun = {}, time.perf_counter()
-        logits = self._campaign.logits(self._logits_fn, images)
+        logits = self._campaign.logits(logits_fn, images)
         robust = logits.argmax(axis=-1) == labels
         seconds["natural"] = time.perf_counter() - begun
         for name, stage in named.stages.items():
             begun = time.perf_counter()
-            robust = self._campaign.attack(
-                stage, self._logits_fn, images, labels, robust
-            )
+            robust = self._campaign.attack(stage, logits_fn, images, labels, robust)
             seconds[name] = time.perf_counter() - begun
         return robust, seconds
 
@@ -65,7 +72,7 @@ class Ours:
 class Theirs:
     """The same attacks on the same weights in PyTorch, for L-inf."""
 
-    def __init__(self, run, variables, batch_size):
+    def __init__(self, run, variables, batch_size, images):
         self._model = torch_classifier(run, variables)
         self._batch_size = batch_size
 
@@ -160,6 +167,7 @@ def measure(name, contenders, config, images, labels, *, parts, file, how):
         for who, taken in turns.items()
     }
     return {
+        "convolutions": contenders["ours"].kernels(named),
         "standing": {
             who: sum(turn["standing"] for turn in taken) for who, taken in turns.items()
         },
@@ -204,7 +212,7 @@ def main(argv):
     run = read_run(options.workdir)
     variables = trained_state(run, "last").variables
     contenders = {
-        who: kind(run, variables, options.batch_size)
+        who: kind(run, variables, options.batch_size, images)
         for who, kind in {"ours": Ours, "reference": Theirs}.items()
     }
     results = {

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.scaling import program_memory
 from freeadv_jax import recipes
 from freeadv_jax.config import base_config, passes, replays
-from freeadv_jax.devices import parallel
+from freeadv_jax.devices import onednn, parallel
 from freeadv_jax.errors import InputError
 from freeadv_jax.runs.build import (
     configured_optimizer,
@@ -170,9 +170,13 @@ def ours(run: Run, batches: Iterator, *, per_call: int | None = None) -> Contend
     per_call = per_call or minibatches_per_call(passes(run.config))
     groups = zip(*[batches] * per_call, strict=True)
     group = jax.block_until_ready(next(groups))
+    convolutions = onednn.choose_again(run.convolutions)
     started = time.perf_counter()
     steps = configured_steps(
-        run.config, model=model_of(run), tx=configured_optimizer(run.config)
+        run.config,
+        model=model_of(run),
+        tx=configured_optimizer(run.config),
+        convolutions=convolutions,
     ).program
     compiled = steps.lower(state, group, np.int32(per_call)).compile()
     compile_seconds = time.perf_counter() - started
@@ -195,6 +199,7 @@ def ours(run: Run, batches: Iterator, *, per_call: int | None = None) -> Contend
         updates,
         compile_seconds,
         peak_memory,
+        remarks={"convolutions": convolutions},
         program=compiled.as_text,
     )
 

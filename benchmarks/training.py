@@ -1,8 +1,8 @@
 """Measure the cost of a training update, also against PyTorch.
 
     python -m benchmarks.training --data=DIR [--networks ...] [--images=NAME]
-        [--methods ...] [--dtypes ...] [--batch_size=N] [--rounds=5] [--turn_seconds=2]
-        [--peer [NAME ...]] [--runs=DIR] [--out=FILE]
+        [--methods ...] [--dtypes ...] [--batch_size=N] [--convolutions=auto]
+        [--rounds=5] [--turn_seconds=2] [--peer [NAME ...]] [--runs=DIR] [--out=FILE]
 
 Every contender runs in its own process: its peak memory is then its own, and JAX and
 PyTorch need not share CUDA's libraries. (This costs no speed: on 2 CPU cores our step
@@ -11,7 +11,8 @@ of whole calls for --turn_seconds, at least as many updates as ours makes in one
 first turn is not counted; the record holds the medians of the others.
 
 Each network trains on its usual images, or on those of --images. CIFAR-10 and digits are
-drawn and augmented on the device as in training. Random pixels and classes take the place
+drawn and augmented on the device as in training. Our kernels are those that a training by
+the recipe takes. Random pixels and classes take the place
 of ImageNet and MNIST: benchmarks.input_rate measures the decoding of photographs. Results
 of finished networks are kept under --runs, so that the same command continues after an
 interruption; they are measured again with other settings, other code or on another
@@ -22,6 +23,7 @@ write it today and, in float32, in the style of the reference code: see
 benchmarks/peers/torch_training.py.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -40,11 +42,11 @@ from freeadv_jax.config import passes, replays
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.data.sampling import array_batches
 from freeadv_jax.data.split import Split
-from freeadv_jax.devices import parallel
+from freeadv_jax.devices import onednn, parallel
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import write_json
 from freeadv_jax.models import DTYPES
-from freeadv_jax.runs.build import model_of
+from freeadv_jax.runs.build import configured_convolutions, model_of
 from freeadv_jax.training.methods import METHODS
 from freeadv_jax.training.multistep import minibatches_per_call
 
@@ -108,15 +110,16 @@ def build(who, data, setting, method):
         pad=run.config.data.pad,
         flip=run.config.data.flip,
     )
-    return ours(run, batches(0))
+    chosen = configured_convolutions(run.config, run.image_shape)
+    return ours(dataclasses.replace(run, convolutions=chosen), batches(0))
 
 
 def configured_setting(setting, method):
     """Return the run of a method with the settings of a measurement."""
     how = {"images": setting["images"], "dtype": setting["dtype"]}
-    return configured_run(
-        setting["network"], method, batch_size=setting["batch"], **how
-    )
+    run = configured_run(setting["network"], method, batch_size=setting["batch"], **how)
+    run.config.model.convolutions = setting["convolutions"]
+    return run
 
 
 def training_images(run, data):
@@ -278,6 +281,7 @@ def settings(options):
                 "dtype": dtype,
                 "batch": run.config.batch_size,
                 "images": run.config.data.name,
+                "convolutions": options.convolutions,
                 "generated": run.config.data.name in GENERATED,
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "methods": list(options.methods),
@@ -325,6 +329,12 @@ def main(argv):
         "--batch_size",
         type=count,
         help="images in a batch; default: those of the recipes",
+    )
+    parser.add_argument(
+        "--convolutions",
+        choices=onednn.CHOICES,
+        default=onednn.AUTO,
+        help="kernels of our convolutions on a CPU; auto is what the recipe takes",
     )
     parser.add_argument("--rounds", type=count, default=5, help="turns to take")
     parser.add_argument(

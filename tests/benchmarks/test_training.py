@@ -14,6 +14,7 @@ from benchmarks.contender import Contender, Worker, configured_run
 from benchmarks.readme import results
 from benchmarks.scaling import forward_flop
 from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
 
 
@@ -143,6 +144,24 @@ def test_contenders_train_on_the_named_images(monkeypatch, tmp_path):
     run = training.configured_setting(setting, "free-8")
     assert (run.image_shape, run.config.batch_size) == ((28, 28, 1), 16)
     assert run.config.attack.replays == 8
+
+
+@pytest.mark.skipif(onednn.unavailable() is not None, reason="oneDNN is unavailable")
+@pytest.mark.parametrize(
+    ("images", "choice", "kernels"),
+    [
+        ("mnist", "auto", "onednn"),
+        ("mnist", "xla", "xla"),
+        ("digits", "auto", "xla"),
+        ("digits", "onednn", "onednn"),
+    ],
+)
+def test_our_side_has_the_kernels_of_a_training_by_the_recipe(images, choice, kernels):
+    setting = {"network": "small-cnn", "dtype": "float32", "batch": 128}
+    setting |= {"images": images, "convolutions": choice}
+    contender = training.build("ours", "", setting, "natural")
+    assert contender.costs()["convolutions"] == kernels
+    assert ("__onednn$convolution" in contender.program()) == (kernels == "onednn")
 
 
 def test_utilisation_is_a_share_of_the_rate_of_a_matrix_product():
