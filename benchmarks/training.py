@@ -333,6 +333,7 @@ def main(argv):
     parser.add_argument(
         "--convolutions",
         choices=onednn.CHOICES,
+        metavar="NAME",
         default=onednn.AUTO,
         help="kernels of our convolutions on a CPU; auto is what the recipe takes",
     )
