@@ -113,7 +113,8 @@ def num_classes_of(logits_fn, images) -> int:
     Raises InputError unless the output is one array [b, k] with k of 2 or more.
     """
     of_floats = jax.ShapeDtypeStruct(np.shape(images), np.float32)
-    logits = jax.eval_shape(logits_fn, of_floats)
+    # The lambda is for callables that JAX cannot wrap, such as equinox.filter_jit's.
+    logits = jax.eval_shape(lambda x: logits_fn(x), of_floats)
     if not isinstance(logits, jax.ShapeDtypeStruct):
         raise InputError(
             f"the model gives a {type(logits).__name__} of arrays: must be the logits "

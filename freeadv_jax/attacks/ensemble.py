@@ -142,6 +142,7 @@ def autoattack(
             keys_or_mean, as_pytree(arrays_as_leaves(logits_fn)), _EOT
         )
     num_classes = classes_of(logits_fn, examples)
+    logits_fn = arrays_as_leaves(logits_fn)
     attacks = cascade(version, norm=norm, epsilon=epsilon, num_classes=num_classes)
     warn_of_few_classes(num_classes, attacks)
     outcome = run(

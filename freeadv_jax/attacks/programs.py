@@ -90,11 +90,19 @@ def find_program(
         weights, flat = _from_captured(function, logits_fn, arguments, layout)
         weights = parallel.place(weights, REPLICATED)
 
-    made = parallel.spmd(flat, inputs=(REPLICATED, *layout), outputs=SPLIT)
-    code = made.lower(weights, *arguments).as_text()
+    made = parallel.spmd(
+        flat, inputs=(REPLICATED, *layout), outputs=SPLIT, keep_unused=True
+    )
+    lowered = made.lower(weights, *arguments)
+    code = lowered.as_text()
     # The code of a host callback does not say which Python function it calls.
     shareable = "callback" not in code and "host_transfer" not in code
-    digest = hashlib.sha256(code.encode()).digest(), jax.default_backend()
+    digest = (
+        hashlib.sha256(code.encode()).digest(),
+        # The code numbers the arrays; the structures say which of them are the weights.
+        (lowered.in_tree, lowered.out_tree),
+        jax.default_backend(),
+    )
     kept = _BY_CODE.find(digest) if shareable else None
     if kept is None and shareable:
         _BY_CODE.keep(digest, made)

@@ -61,12 +61,13 @@ def fetch(tree):
     return jax.tree.map(_whole, tree)
 
 
-def spmd(function, *, inputs, outputs, donate=()):
+def spmd(function, *, inputs, outputs, donate=(), keep_unused=False):
     """Run `function` on every device, each with its part of the SPLIT arguments.
 
     `inputs` (a tuple, one entry an argument) and `outputs` are prefixes with REPLICATED
     and SPLIT. Outside, arrays keep their global shapes, whatever the number of devices;
     inside, collectives run over AXIS. REPLICATED outputs must be equal on all devices.
+    With `keep_unused` the compiled code names the arguments that it does not use, too.
     """
     devices = jax.device_count()
 
@@ -93,7 +94,12 @@ def spmd(function, *, inputs, outputs, donate=()):
             out_specs=jax.tree.map(_spec, outputs, is_leaf=_is_none),
             check_vma=False,
         )
-    return jax.jit(whole, donate_argnums=donate, compiler_options=compiler_options())
+    return jax.jit(
+        whole,
+        donate_argnums=donate,
+        keep_unused=keep_unused,
+        compiler_options=compiler_options(),
+    )
 
 
 def compiler_options() -> dict | None:

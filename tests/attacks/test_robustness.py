@@ -143,7 +143,7 @@ MODELS = {
     "callable pytree": lambda: Pytree(STEEPNESS),
     "Haiku": haiku_like,
     "Classifier": classifier,
-    "Equinox": equinox_module,
+    "Equinox, without its layers": equinox_module,
 }
 
 
