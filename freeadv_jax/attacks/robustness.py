@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from freeadv_jax.attacks.campaign import Campaign, Images
@@ -391,8 +392,8 @@ class RobustAccuracy:
 
 def robust_accuracy(
     logits_fn: Callable,
-    images,
-    labels,
+    images: ArrayLike | Sequence,
+    labels: ArrayLike | Sequence[int],
     *,
     norm: str = "linf",
     epsilon: float = 8 / 255,
