@@ -126,7 +126,7 @@ def _pyautoattack(
     suite = pyautoattack.AutoAttack(
         model, norm=_PYAUTOATTACK_NORMS[norm], eps=epsilon, seed=seed, **options
     )
-    suite.apgd.n_restarts = 1  # As in the standard version; the default is 5.
+    suite.apgd.n_restarts = 1  # The standard version has one; the default is 5.
     adversarial, _ = suite.run_standard_evaluation(
         _to_torch(images),
         torch.from_numpy(labels.astype(np.int64)),

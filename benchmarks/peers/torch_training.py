@@ -78,7 +78,7 @@ def free_step(
 ) -> dict:
     """Make `replays` updates of the weights and, in place, of `delta` (Free-m).
 
-    One backward pass gives both gradients. That of delta passes through the clip, or
+    One backward pass gives both gradients. The gradient of delta passes through the clip, or
     straight past it with `straight_through`.
     """
     images, labels = batch

@@ -132,7 +132,7 @@ def autoattack(
         gradients are zero, if two passes differ, and if images influence one another.
 
     Raises:
-        InputError: for images, labels, settings or logits that cannot be.
+        InputError: for unusable images, labels, settings or logits.
     """
     require_choice("AutoAttack version", version, VERSIONS)
     check_threat(norm, epsilon)

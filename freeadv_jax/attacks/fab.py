@@ -174,7 +174,7 @@ def fab(
         An `Outcome`. All devices take part. Inside jax.jit all images are one batch.
 
     Raises:
-        InputError: for images, labels, settings or logits that cannot be.
+        InputError: for unusable images, labels, settings or logits.
     """
     require_choice("goal", goal, GOALS)
     attack = FAB(

@@ -106,7 +106,7 @@ def red_flags(
         A list of `Flag`.
 
     Raises:
-        InputError: for images, labels, settings or logits that cannot be.
+        InputError: for unusable images, labels, settings or logits.
     """
     check_threat(norm, epsilon)
     step_size = epsilon / 4 if step_size is None else step_size

@@ -138,7 +138,7 @@ def square(
         An `Outcome`. All devices take part. Inside jax.jit all images are one batch.
 
     Raises:
-        InputError: for images, labels, settings or logits that cannot be.
+        InputError: for unusable images, labels, settings or logits.
     """
     require_choice("norm", norm, _SEARCHES)
     attack = Square(norm, epsilon, queries, restarts, p_init, rescaled)

@@ -100,7 +100,7 @@ def choose(
     require_choice("convolutions", choice, CHOICES)
     if choice == ONEDNN and (reason := unavailable()):
         raise InputError(
-            f"convolutions 'onednn' cannot be had here: {reason}; allowed: auto, xla"
+            f"convolutions 'onednn' are unavailable: {reason}; allowed: auto, xla"
         )
     if choice != AUTO:
         return choice

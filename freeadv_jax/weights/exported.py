@@ -116,7 +116,7 @@ def new_folder(out) -> pathlib.Path:
 
 
 def write_exported(out: pathlib.Path, description: dict, tensors: dict) -> None:
-    """Write the folder as a whole, or nothing; raise InputError where it cannot be."""
+    """Write the folder as a whole, or nothing; raise InputError if it cannot be written."""
     partial = partial_path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -157,7 +157,7 @@ def test_a_bucket_is_refused_as_the_output_file():
 
 @pytest.fixture
 def exported(pair, tmp_path):
-    """The Free-2 run exported, and evaluated on the first 64 test images."""
+    """Export the Free-2 run, and evaluate it on the first 64 test images."""
     folder = tmp_path / "exported"
     export_run(pair[1], folder)
     images = first_examples(open_models(pair), data="", examples=64)

@@ -265,9 +265,7 @@ def test_the_last_images_move_to_a_smaller_batch_with_the_same_outcome():
 def test_several_steps_a_call_as_on_gpu_and_tpu_give_the_same_images(
     attack, monkeypatch
 ):
-    """Also if the last call has steps to spare, and if some images finish before
-    others.
-    """
+    """The last call has steps to spare, and some images finish before others."""
 
     def outcome():
         moved = IMAGES.copy()

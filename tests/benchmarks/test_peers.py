@@ -33,7 +33,7 @@ BALL = {"epsilon": 8 / 255, "step_size": 8 / 255}
 
 @pytest.fixture(scope="module")
 def problem():
-    """An untrained WRN-10-1 on noise: (run, variables, logits).
+    """Return (run, variables, logits) of an untrained WRN-10-1 on noise.
 
     Its predictions count as the labels, so that it classifies every image correctly.
     """

@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The shapes of the kernels with which oneDNN is called."""
+    """Return the shapes of the kernels with which oneDNN is called."""
     shapes, call = [], onednn.convolution
 
     def counting(images, kernel, **settings):
