@@ -273,16 +273,20 @@ def _onednn_kernel_gradient(images, shape, stride, padding, cotangent):
         return _onednn_product(*rows, "left").reshape(shape)
     if shape[0] * shape[1] == 1 or channels <= 4:
         return _kernel_gradient(*arguments)
+    pixels = cotangent.shape[1] * cotangent.shape[2]
+    batch = images.shape[0]
+    if batch < 8 and (not narrow or batch * pixels <= 4096):
+        # As a convolution the images are its channels, too few of them.
+        return _kernel_gradient_by_taps(*arguments)
     if narrow:
         # No loop over the parts: XLA is slow to transpose the slices of one in bfloat16.
         return _kernel_gradient_in_parts(
             *arguments, parts=(4, 32), loop=False, of_part=_kernel_gradient_of_part
         )
-    pixels = cotangent.shape[1] * cotangent.shape[2]
     if stride > 1 or pixels < 64 or channels <= 16 < features:
         return _kernel_gradient(*arguments)
     # Eigen slows down where a large batch no longer fits the last cache.
-    if channels >= 128 and images.shape[0] < 64:
+    if channels >= 128 and batch < 64:
         return _kernel_gradient(*arguments)
     if max(channels, features) <= 16 and pixels >= 256:
         # Some 2048 pixels at a time, whose shifted copies fit the second-level cache.
@@ -355,6 +359,27 @@ def _kernel_gradient_by_shifts(images, cotangent, *, shape, stride, padding):
     product = lax.dot_general(*factors, (((0,), (0,)), ((), ())))
     product = product.reshape(columns, channels, rows, features)
     return jnp.transpose(product, (2, 0, 1, 3))
+
+
+def _kernel_gradient_by_taps(images, shape, stride, padding, cotangent):
+    """Return the gradient as one matrix product by oneDNN for each tap."""
+    rows, columns, channels, features = shape
+    zero = jnp.zeros((), images.dtype)
+    images = lax.pad(images, zero, ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)))
+    height, width = ((side - 1) * stride + 1 for side in cotangent.shape[1:3])
+    flat = cotangent.reshape(-1, features)
+    products = [
+        _onednn_product(
+            images[
+                :, row : row + height : stride, column : column + width : stride
+            ].reshape(-1, channels),
+            flat,
+            "left",
+        )
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return jnp.stack(products).reshape(shape)
 
 
 def _kernel_gradient_of_part(images, cotangent, *, shape, stride, padding):
