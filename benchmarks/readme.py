@@ -61,6 +61,7 @@ TRAINING = {
 # The records of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
 BY_ONEDNN = ("convolutions_onednn_float32",)
 KERNELS = ("kernels_preact_resnet_18", "kernels_wrn_10_1")
+KERNELS_OF_ATTACKS = ("kernels_attack_preact_resnet_18",)
 CONVOLUTIONS = ("convolutions_avx2", "convolutions_avx512")
 NETWORKS_CONVOLUTIONS = (
     "convolutions_avx512_32",
@@ -340,10 +341,10 @@ def _convolutions_by_onednn(name):
     return _table(["layer", *_PASSES.values()], rows)
 
 
-def _kernels():
-    """Return the time of an update with XLA's and with oneDNN's convolutions."""
+def _kernels(records):
+    """Return the time of an update, or of a step, with XLA's and oneDNN's convolutions."""
     rows = []
-    for record in map(results, KERNELS):
+    for record in map(results, records):
         for name, row in record["rows"].items():
             times = [
                 f"{1000 * row['seconds_per_update'][side]['processor']:.0f} ms"
@@ -715,7 +716,8 @@ BLOCKS = {
     "waiting": _waiting,
     **{name: partial(_convolutions, name) for name in CONVOLUTIONS},
     **{name: partial(_convolutions_by_onednn, name) for name in BY_ONEDNN},
-    "kernels": _kernels,
+    "kernels": partial(_kernels, KERNELS),
+    "kernels_of_attacks": partial(_kernels, KERNELS_OF_ATTACKS),
     "convolutions_of_networks": _convolutions_of_networks,
     "channels_first": _channels_first,
     "profile": _profile,
