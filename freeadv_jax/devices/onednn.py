@@ -102,11 +102,17 @@ def choose(
         raise InputError(
             f"convolutions 'onednn' are unavailable: {reason}; allowed: auto, xla"
         )
-    if choice != AUTO:
-        return choice
-    if unavailable() or training_pixels < _LONG_TRAINING_PIXELS:
+    if choice == XLA:
         return XLA
-    return XLA if attack_flop() < _LONG_ATTACK_FLOP else ONEDNN
+    if choice == AUTO and (
+        unavailable()
+        or training_pixels < _LONG_TRAINING_PIXELS
+        or attack_flop() < _LONG_ATTACK_FLOP
+    ):
+        return XLA
+    # Here as well as at each call: a filter set while tracing may be gone when XLA compiles.
+    _silence_the_cache()
+    return ONEDNN
 
 
 def choose_again(recorded: str) -> str:

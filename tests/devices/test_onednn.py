@@ -281,6 +281,39 @@ def test_no_warning_of_the_compilation_cache_reaches_the_user(tmp_path):
 
 
 @needs_onednn
+def test_no_warning_reaches_the_user_of_fit_and_of_a_program_compiled_later(tmp_path):
+    program = """
+        import warnings
+        import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
+        import freeadv_jax as fa
+        from freeadv_jax.devices import onednn
+
+        warnings.simplefilter("always", UserWarning)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+        class Network(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return nn.Dense(3)(nn.Conv(4, (3, 3))(x).mean(axis=(1, 2)))
+
+        images, labels = np.ones((16, 6, 6, 1), np.float32), np.arange(16) % 3
+        how = {"convolutions": "onednn", "epsilon": 0.1}
+        classifier = fa.fit(
+            Network(), images, labels, updates=4, replays=2, batch_size=8, **how
+        )
+        fa.robust_accuracy(classifier, images, labels, attacks="pgd-2", **how)
+
+        warnings.resetwarnings()
+        call = onednn.with_kernels(onednn.choose("onednn"), classifier.logits_fn)
+        with warnings.catch_warnings():
+            lowered = jax.jit(lambda x: 2 * call(x)).lower(jnp.asarray(images))
+        lowered.compile()
+    """
+    done = run_child(program, JAX_COMPILATION_CACHE_DIR=str(tmp_path))
+    assert "bad_alloc" not in done.stderr + done.stdout
+
+
+@needs_onednn
 @pytest.mark.parametrize("batched", [(0, None), (None, 0), (0, 0)])
 def test_vmap_calls_once_for_each_element(batched):
     rng = np.random.default_rng(0)
