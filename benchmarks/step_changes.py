@@ -23,7 +23,7 @@ from benchmarks.record import write_record
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.devices import parallel
 from freeadv_jax.models import batch_norm, conv, preact_resnet, resnet
-from freeadv_jax.runs.folder import Run
+from freeadv_jax.runs import build as runs_build
 from freeadv_jax.training import state
 
 TURN_SECONDS = 2.0
@@ -115,8 +115,8 @@ def one_vector_all_reduced():
 
 
 def _one_vector():
-    optimizer = Run.optimizer
-    Run.optimizer = lambda run: optax.flatten(optimizer(run))
+    optimizer = runs_build.configured_optimizer
+    runs_build.configured_optimizer = lambda config: optax.flatten(optimizer(config))
 
 
 def _nothing():
