@@ -23,8 +23,7 @@ from benchmarks.record import write_record
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.devices import parallel
 from freeadv_jax.models import batch_norm, conv, preact_resnet, resnet
-from freeadv_jax.runs import build as runs_build
-from freeadv_jax.training import state
+from freeadv_jax.training import optim, state
 
 TURN_SECONDS = 2.0
 AS_IT_IS = "as it is"
@@ -115,8 +114,8 @@ def one_vector_all_reduced():
 
 
 def _one_vector():
-    optimizer = runs_build.configured_optimizer
-    runs_build.configured_optimizer = lambda config: optax.flatten(optimizer(config))
+    sgd = optim.sgd
+    optim.sgd = lambda *arguments, **options: optax.flatten(sgd(*arguments, **options))
 
 
 def _nothing():
