@@ -173,8 +173,11 @@ def _pointwise_kernel_gradient(images, shape, stride, padding, cotangent):
 def _onednn_convolution(images, kernel, stride, padding):
     """Return the convolution, by oneDNN where it can compute it and is not behind."""
     settings = {"stride": (stride, stride), "padding": padding}
-    if kernel.shape[:2] == (1, 1) and images.dtype.itemsize >= 4:
-        # oneDNN is level with Eigen's matrix product, or a little behind.
+    pixels = images.shape[0] * images.shape[1] * images.shape[2] // stride**2
+    single, few = kernel.shape[:2] == (1, 1), pixels <= max(kernel.shape[2:])
+    if images.dtype.itemsize >= 4 and (single or few):
+        # For 1x1 kernels oneDNN is level with Eigen's matrix product, or a little behind.
+        # With few pixels the kernel, which it reorders at each call, takes as long as they.
         return _plain_convolution(images, kernel, stride, padding)
     if _is_product(kernel.shape, padding):
         # As a convolution, up to two times slower where pixels are few.
