@@ -1,10 +1,12 @@
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from freeadv_jax.errors import InputError
-from freeadv_jax.pixels import unit_range
+from freeadv_jax.pixels import as_array, unit_range
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 
@@ -31,3 +33,27 @@ def test_floats_are_never_divided(array, dtype):
 def test_other_types_are_refused(dtype):
     with pytest.raises(InputError, match="must be uint8, or floats"):
         unit_range(LEVELS.astype(dtype))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_become_arrays_of_the_same_values(kind):
+    tensor = torch.linspace(0, 1, 9, dtype=kind)
+    wanted = tensor.to(torch.float64).numpy()
+    for given in (tensor, tensor.clone().requires_grad_()):
+        np.testing.assert_array_equal(as_array(given), wanted)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ([0, 3, 1], np.int64),
+        (torch.tensor([0, 3, 1], dtype=torch.uint8), np.uint8),
+        ([torch.tensor(0), torch.tensor(3), torch.tensor(1)], np.int64),
+        (jnp.array([0, 3, 1], jnp.int16), np.int16),
+    ],
+)
+def test_whole_numbers_of_any_library_keep_their_type(given, kind):
+    array = as_array(given)
+    assert array.dtype == kind
+    assert isinstance(array, jax.Array) == isinstance(given, jax.Array)
+    np.testing.assert_array_equal(array, [0, 3, 1])

@@ -1,12 +1,11 @@
 """Auto-PGD: ascent with momentum and a step size that adapts to the rise of the loss."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from freeadv_jax.attacks.attack import (
@@ -21,8 +20,9 @@ from freeadv_jax.attacks.attack import (
 from freeadv_jax.attacks.losses import TARGETED, UNTARGETED, stable_cross_entropy
 from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import Real, make_threat
-from freeadv_jax.attacks.user_model import arrays_as_leaves
+from freeadv_jax.attacks.user_model import arrays_as_leaves, check_randomized_model
 from freeadv_jax.errors import require_choice
+from freeadv_jax.pixels import Numbers
 
 GOALS = ("untargeted", "multi-target")
 MODELS = ("deterministic", "randomized")
@@ -231,8 +231,8 @@ class APGD:
 
 def apgd(
     logits_fn: Callable,
-    images: ArrayLike,
-    labels: ArrayLike | Sequence[int],
+    images: Numbers,
+    labels: Numbers,
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -282,9 +282,7 @@ def apgd(
     require_choice("goal", goal, GOALS)
     require_choice("model", model, MODELS)
     if model == "randomized":
-        logits_fn = jax.tree_util.Partial(
-            keys_or_mean, as_pytree(arrays_as_leaves(logits_fn)), eot
-        )
+        logits_fn = randomized(logits_fn, eot)
     attack = APGD(
         norm,
         epsilon,
@@ -307,7 +305,19 @@ def _window(period, halved, best_loss):
     return Window(period, none, none, halved, best_loss)
 
 
-def keys_or_mean(logits_fn, eot, images, keys=None):
+def randomized(logits_fn: Callable, eot: Count) -> Callable:
+    """Return a model of images and keys as one that also takes images alone.
+
+    Without keys it returns the mean of 20 `eot` samples. Raise InputError for a model
+    that takes no keys.
+    """
+    check_randomized_model(logits_fn)
+    return jax.tree_util.Partial(
+        _keys_or_mean, as_pytree(arrays_as_leaves(logits_fn)), eot
+    )
+
+
+def _keys_or_mean(logits_fn, eot, images, keys=None):
     """Return the logits of a randomised model; without keys, the mean of 20 eot samples."""
     if keys is not None:
         return logits_fn(images, keys)

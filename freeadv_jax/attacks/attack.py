@@ -72,10 +72,16 @@ def misclassified(
 def target_class(
     logits: Float[Array, "b k"], labels: Int[Array, " b"], rank: Int[Array, " b"]
 ) -> Int[Array, " b"]:
-    """Return the class of this rank among the other classes; rank 0 is the likeliest."""
+    """Return the class of this rank among the other classes; rank 0 is the likeliest.
+
+    Ranks count around, so that -1 is the least likely class. Classes masked by -inf are
+    left out: no image gets there.
+    """
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    falling = jnp.argsort(jnp.where(is_label, -jnp.inf, logits), axis=-1)[:, ::-1]
-    chosen = jnp.take_along_axis(falling, rank[:, None], axis=-1)[:, 0]
+    others = jnp.where(is_label, -jnp.inf, logits)
+    falling = jnp.argsort(others, axis=-1)[:, ::-1]
+    left = jnp.maximum(jnp.sum(others > -jnp.inf, axis=-1, dtype=rank.dtype), 1)
+    chosen = jnp.take_along_axis(falling, (rank % left)[:, None], axis=-1)[:, 0]
     return chosen.astype(labels.dtype)
 
 

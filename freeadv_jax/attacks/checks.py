@@ -85,10 +85,25 @@ def check_labels(labels, num_classes: int) -> None:
 
 
 def check_finite(logits: np.ndarray) -> None:
-    """Raise InputError for logits [n, k] of NaN or infinity, naming the first image."""
-    if not np.isfinite(logits).all():
-        row = int(np.argmin(np.isfinite(logits).all(axis=-1)))
-        raise InputError(f"the model's logits for image {row} are not finite")
+    """Raise InputError for logits [n, k] of NaN or infinity, naming the first image.
+
+    Classes may be masked by -inf, but not all classes of an image.
+    """
+    masked = np.isneginf(logits)
+    unusable = ~(np.isfinite(logits) | masked).all(axis=-1) | masked.all(axis=-1)
+    if unusable.any():
+        row = int(np.argmax(unusable))
+        raise InputError(
+            f"the model's logits for image {row} are not finite: only -inf is allowed, "
+            "for masked classes, and not for all classes"
+        )
+
+
+def largest_difference(logits: np.ndarray, others: np.ndarray) -> float:
+    """Return the largest difference between logits; masked classes, -inf, are equal."""
+    apart = np.zeros(logits.shape, logits.dtype)
+    np.subtract(logits, others, out=apart, where=logits != others)
+    return float(np.max(np.abs(apart)))
 
 
 def check_logits(logits: np.ndarray) -> None:
@@ -108,23 +123,44 @@ def is_probabilities(logits: np.ndarray) -> bool:
 
 
 def num_classes_of(logits_fn, images) -> int:
-    """Return the model's number of classes, from the shape of its output for `images`.
+    """Return the model's number of classes, from its output for `images`.
 
-    Raises InputError unless the output is one array [b, k] with k of 2 or more.
+    Raise InputError as `check_output` does.
     """
     of_floats = jax.ShapeDtypeStruct(np.shape(images), np.float32)
     # The lambda is for callables that JAX cannot wrap, such as equinox.filter_jit's.
     logits = jax.eval_shape(lambda x: logits_fn(x), of_floats)
+    return check_output(logits, len(images))
+
+
+def check_output(logits, images: int) -> int:
+    """Return k of the shape of a model's output for so many images.
+
+    Raise InputError unless the output is one array [images, k] of floats, with k of 2 or
+    more.
+    """
     if not isinstance(logits, jax.ShapeDtypeStruct):
         raise InputError(
             f"the model gives a {type(logits).__name__} of arrays: must be the logits "
             "alone"
         )
     shape = logits.shape
-    if len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
+    if shape in ((images,), (images, 1)):
+        together = "stack" if len(shape) == 1 else "concatenate"
         raise InputError(
-            f"the model gives {shape} for {len(images)} images: must be "
-            f"({len(images)}, classes), with two classes or more"
+            f"the model gives one output an image, {shape}: must be a logit for each "
+            "class; of two classes, with z before the sigmoid, they are "
+            f"jnp.{together}([jnp.zeros_like(z), z], axis=-1)"
+        )
+    if len(shape) != 2 or shape[0] != images or shape[1] < 2:
+        raise InputError(
+            f"the model gives {shape} for {images} images: must be ({images}, classes), "
+            "with two classes or more"
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise InputError(
+            f"the model gives logits of type {logits.dtype}, which has no gradient: must "
+            "be floats"
         )
     return shape[1]
 

@@ -1,16 +1,15 @@
 """AutoAttack: an ensemble of attacks without parameters to tune."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
-from freeadv_jax.attacks.apgd import APGD, keys_or_mean
-from freeadv_jax.attacks.attack import Attack, as_pytree
+from freeadv_jax.attacks.apgd import APGD, randomized
+from freeadv_jax.attacks.attack import Attack
 from freeadv_jax.attacks.campaign import Campaign
-from freeadv_jax.attacks.checks import check_threat
+from freeadv_jax.attacks.checks import check_threat, largest_difference
 from freeadv_jax.attacks.fab import FAB
 from freeadv_jax.attacks.red_flags import MISSED, NO_GRADIENT
 from freeadv_jax.attacks.runner import (
@@ -22,8 +21,8 @@ from freeadv_jax.attacks.runner import (
 )
 from freeadv_jax.attacks.square import Square
 from freeadv_jax.attacks.threat import Real
-from freeadv_jax.attacks.user_model import arrays_as_leaves
 from freeadv_jax.errors import require_choice
+from freeadv_jax.pixels import Numbers
 
 VERSIONS = ("standard", "plus", "rand")
 
@@ -94,8 +93,8 @@ def warn_of_few_classes(num_classes: int, stages: Iterable[str]) -> None:
 
 def autoattack(
     logits_fn: Callable,
-    images: ArrayLike,
-    labels: ArrayLike | Sequence[int],
+    images: Numbers,
+    labels: Numbers,
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -124,7 +123,8 @@ def autoattack(
             change the result.
         seed: the seed of all random choices.
         watch: is called as `watch(attack, done, standing)` during an attack, with its
-            name, the attempts decided, and bool[n]: the images not broken so far.
+            name, the attempts decided, with a fraction for those under way, and bool[n]:
+            the images not broken so far.
 
     Returns:
         An `Outcome`. All devices take part. Inside jax.jit all images are one batch. A
@@ -138,9 +138,7 @@ def autoattack(
     check_threat(norm, epsilon)
     examples = examples_of(images, labels)
     if version == "rand":
-        logits_fn = jax.tree_util.Partial(
-            keys_or_mean, as_pytree(arrays_as_leaves(logits_fn)), _EOT
-        )
+        logits_fn = randomized(logits_fn, _EOT)
     num_classes = classes_of(logits_fn, examples)
     logits_fn = arrays_as_leaves(logits_fn)
     attacks = cascade(version, norm=norm, epsilon=epsilon, num_classes=num_classes)
@@ -183,7 +181,7 @@ def _warn_of_square(standing):
 def _warn_of_model(campaign, logits_fn, images, labels):
     """Log a warning for a model whose gradients or logits AutoAttack cannot rely on."""
     logits, again = (campaign.logits(logits_fn, images) for _ in range(2))
-    apart = float(np.max(np.abs(logits - again)))
+    apart = largest_difference(logits, again)
     if apart > 0:
         _LOGGER.warning(
             "two passes over the same images differ by up to %.3g: the model is randomised, "
@@ -193,8 +191,8 @@ def _warn_of_model(campaign, logits_fn, images, labels):
         return
     # Without every second image, each image has other neighbours in its batch.
     among_others = campaign.logits(logits_fn, images[::2])
-    largest = max(1.0, float(np.max(np.abs(logits))))
-    apart = float(np.max(np.abs(logits[::2] - among_others)))
+    largest = max(1.0, float(np.max(np.abs(logits[np.isfinite(logits)]))))
+    apart = largest_difference(logits[::2], among_others)
     if apart > _MOST_ROUNDING * largest:
         _LOGGER.warning(
             "the logits of an image change by up to %.3g with the other images of its "

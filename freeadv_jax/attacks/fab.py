@@ -1,12 +1,11 @@
 """The fast adaptive boundary attack: the nearest point across the decision boundary."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from freeadv_jax.attacks.attack import (
@@ -21,6 +20,7 @@ from freeadv_jax.attacks.losses import targeted_margin
 from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import NORMS, Real, make_threat
 from freeadv_jax.errors import require_choice
+from freeadv_jax.pixels import Numbers
 
 GOALS = ("multi-target", "untargeted")
 
@@ -131,8 +131,8 @@ class FAB:
 
 def fab(
     logits_fn: Callable,
-    images: ArrayLike,
-    labels: ArrayLike | Sequence[int],
+    images: Numbers,
+    labels: Numbers,
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -202,7 +202,8 @@ def _nearest_boundary(logits_fn, labels, point, kind):
 
     def nearer(offset, best):
         towards = one_hot((labels + offset) % classes) - one_hot(labels)
-        f = jnp.sum(towards * logits, axis=-1)
+        # Not the product alone: 0 times the -inf of a masked class is NaN.
+        f = jnp.sum(jnp.where(towards == 0, 0, towards * logits), axis=-1)
         (w,) = pullback(towards)
         distance = jnp.abs(f) / (kind.dual_size(w) + _TINY)
         return where(distance < best[0], (distance, f, w), best)

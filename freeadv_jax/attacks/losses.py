@@ -61,7 +61,8 @@ def dlr(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, "
     """Return the margin divided by z_pi1 - z_pi3, where pi sorts the logits downwards.
 
     The difference of logits ratio does not change with shift or scale of the logits
-    (Croce & Hein, ICML 2020, equation (6)). It needs three classes.
+    (Croce & Hein, ICML 2020, equation (6)). It needs three classes, and is the margin
+    where fewer are left because the others are masked by -inf.
     """
     falling = jax.lax.top_k(logits, 3)[0]
     return margin(logits, labels) / _positive(falling[:, 0] - falling[:, 2])
@@ -87,7 +88,8 @@ def targeted_dlr(
 ) -> Float[Array, " b"]:
     """Return (z_t - z_y) / (z_pi1 - (z_pi3 + z_pi4) / 2), with pi as in `dlr`.
 
-    Croce & Hein (ICML 2020), equation (7). It needs four classes.
+    Croce & Hein (ICML 2020), equation (7). It needs four classes, and is z_t - z_y where
+    fewer are left because the others are masked by -inf.
     """
     falling = jax.lax.top_k(logits, 4)[0]
     scale = falling[:, 0] - (falling[:, 2] + falling[:, 3]) / 2
@@ -111,5 +113,5 @@ def _at(logits, classes):
 
 
 def _positive(scale):
-    """Return the scale of a ratio, or 1 where all its logits are equal."""
-    return jnp.where(scale > 0, scale, 1.0)
+    """Return the scale of a ratio, or 1 where its logits are equal or one is -inf."""
+    return jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1.0)

@@ -1,12 +1,11 @@
 """Projected gradient ascent inside the threat's ball and the pixel box [0, 1]."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from freeadv_jax.attacks.attack import (
@@ -22,6 +21,7 @@ from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
 from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import Real, Threat, make_threat
 from freeadv_jax.errors import require_choice
+from freeadv_jax.pixels import Numbers
 
 GOALS = ("untargeted", "least-likely", "random-target", "multi-target", "given-target")
 
@@ -108,10 +108,10 @@ class PGD:
         if self.goal in ("untargeted", "given-target"):
             return batch.labels
         logits = logits_fn(batch.images)
-        others = logits.shape[-1] - 1
         if self.goal == "least-likely":
-            rank = jnp.full_like(batch.attempt, others - 1)
+            rank = jnp.full_like(batch.attempt, -1)
         elif self.goal == "random-target":
+            others = logits.shape[-1] - 1
             rank = jax.vmap(lambda key: jax.random.randint(key, (), 0, others))(
                 batch.keys
             )
@@ -122,8 +122,8 @@ class PGD:
 
 def fgsm(
     logits_fn: Callable,
-    images: ArrayLike,
-    labels: ArrayLike | Sequence[int],
+    images: Numbers,
+    labels: Numbers,
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -140,8 +140,8 @@ def fgsm(
 
 def pgd(
     logits_fn: Callable,
-    images: ArrayLike,
-    labels: ArrayLike | Sequence[int],
+    images: Numbers,
+    labels: Numbers,
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -160,8 +160,9 @@ def pgd(
 
     Args:
         logits_fn: maps images f32[b, h, w, c] in [0, 1] to logits [b, k], normalisation
-            included. A callable pytree such as jax.tree_util.Partial hands over its
-            arrays; a second call with the same structure and shapes compiles nothing.
+            included; -inf masks a class. A callable pytree such as jax.tree_util.Partial
+            hands over its arrays; a second call with the same structure and shapes
+            compiles nothing.
         images: floats [n, h, w, c] in [0, 1].
         labels: n integers, an array or a list. For the goal 'given-target' they are the classes to reach.
         norm: 'linf' or 'l2'.

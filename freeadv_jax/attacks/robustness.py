@@ -8,27 +8,22 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import jax
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from freeadv_jax.attacks.campaign import Campaign, Images
-from freeadv_jax.attacks.checks import (
-    check_images,
-    check_labels,
-    check_logits,
-)
+from freeadv_jax.attacks.checks import check_labels, check_logits
 from freeadv_jax.attacks.ensemble import warn_of_few_classes
 from freeadv_jax.attacks.kernels import kernels_for, traced_with
 from freeadv_jax.attacks.named import NamedAttack, attack_by_name
 from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, Flag
 from freeadv_jax.attacks.red_flags import red_flags as find_red_flags
+from freeadv_jax.attacks.runner import examples_of
 from freeadv_jax.attacks.user_model import arrays_as_leaves, check_model
 from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
 from freeadv_jax.intervals import wilson
-from freeadv_jax.pixels import unit_range
+from freeadv_jax.pixels import Numbers, unit_range
 from freeadv_jax.progress import Progress
 
 __all__ = ["RobustAccuracy", "robust_accuracy"]
@@ -39,9 +34,9 @@ WORST_CASE = "worst-case"
 # Training measures robust accuracy on the validation images with this attack.
 VALIDATION_ATTACK = "pgd-10"
 
-# Called while an attack runs, with the name of the attack or stage, the attempts decided,
-# the attempts in all, and the accuracy so far.
-Watch = Callable[[str, int, int, float], None]
+# Called while an attack runs, with the name of the attack or stage, the attempts decided
+# and a fraction for those under way, the attempts in all, and the accuracy so far.
+Watch = Callable[[str, float, int, float], None]
 
 
 @dataclasses.dataclass
@@ -392,8 +387,8 @@ class RobustAccuracy:
 
 def robust_accuracy(
     logits_fn: Callable,
-    images: ArrayLike | Sequence,
-    labels: ArrayLike | Sequence[int],
+    images: Numbers | Images,
+    labels: Numbers,
     *,
     norm: str = "linf",
     epsilon: float = 8 / 255,
@@ -448,7 +443,7 @@ def robust_accuracy(
             finite or probabilities; a model in training mode or with further arguments;
             an unknown attack or norm; an epsilon that the norm does not allow.
     """
-    images, labels = _arrays(images, labels)
+    images, labels = examples_of(images, labels, raw=True)
     num_classes = check_model(logits_fn, images[:1])
     check_labels(labels, num_classes)
     logits_fn = arrays_as_leaves(logits_fn)
@@ -526,7 +521,7 @@ class ProgressLines:
         self._write = write
         self._attack: tuple[str, int] | None = None
 
-    def __call__(self, title: str, done: int, total: int, accuracy: float) -> None:
+    def __call__(self, title: str, done: float, total: int, accuracy: float) -> None:
         if self._attack != (title, total):
             self._attack = title, total
             self._progress = Progress(
@@ -537,18 +532,3 @@ class ProgressLines:
 
 def _to_standard_error(line):
     sys.stderr.write(f"{line}\n")
-
-
-def _arrays(images, labels):
-    """Images and int32 labels as checked arrays of NumPy.
-
-    A set that decodes its images part by part stays as it is.
-    """
-    lazy = isinstance(images, Images) and not isinstance(images, jax.Array)
-    if not (lazy and isinstance(images.dtype, np.dtype)):
-        images = np.asarray(images)
-    labels = np.asarray(labels)
-    if jax.numpy.issubdtype(images.dtype, np.floating):
-        images = unit_range(np.asarray(images))
-    check_images(images, labels, raw=True)
-    return images, labels.astype(np.int32)

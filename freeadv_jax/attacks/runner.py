@@ -1,13 +1,12 @@
 """The runner behind the public attacks: it checks the input and returns the outcome."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from freeadv_jax.attacks.attack import Attack, as_pytree
 from freeadv_jax.attacks.campaign import Campaign, Images
@@ -24,6 +23,7 @@ from freeadv_jax.attacks.kernels import kernels_for, traced_with
 from freeadv_jax.attacks.one_batch import Adversarial, attack_unbroken
 from freeadv_jax.attacks.user_model import arrays_as_leaves, check_model
 from freeadv_jax.devices import onednn
+from freeadv_jax.pixels import Numbers, as_array
 
 # The images attacked at a time: enough to keep a GPU busy with CIFAR-10 networks.
 BATCH_SIZE = 128
@@ -50,29 +50,32 @@ class Outcome(NamedTuple):
 
 
 def examples_of(
-    images: ArrayLike | Images, labels: ArrayLike | Sequence[int], *, raw: bool = False
+    images: Numbers | Images, labels: Numbers, *, raw: bool = False
 ) -> Examples:
     """Return images as float32 and labels as int32; raise InputError for unusable ones.
 
     Labels may be a list or an array of any integer type, images any array of floats in
-    [0, 1]. With `raw`, uint8 images are allowed and stay as they are, and so does a set
-    that decodes its images on demand. Traced arrays stay traced.
+    [0, 1], and both tensors of PyTorch. With `raw`, uint8 images are allowed and stay as
+    they are, and so does a set that decodes its images on demand. Traced arrays stay
+    traced.
     """
+    labels = _on_host(labels)
     if isinstance(images, jax.core.Tracer):
-        check_images(images, labels := _array(labels), raw=raw)
+        check_images(images, labels, raw=raw)
         return images.astype(np.float32), labels.astype(np.int32)
     # A set that decodes on demand has the dtype of NumPy; PyTorch's tensors do not.
     on_demand = isinstance(images, Images) and isinstance(images.dtype, np.dtype)
     if not on_demand or isinstance(images, jax.Array):
-        images = np.asarray(images)
-    check_images(images, labels := _array(labels), raw=raw)
+        images = _on_host(images)
+    check_images(images, labels, raw=raw)
     if images.dtype != np.uint8:
         images = np.asarray(images).astype(np.float32)
     return images, labels.astype(np.int32)
 
 
-def _array(labels):
-    return labels if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+def _on_host(values):
+    values = as_array(values)
+    return values if isinstance(values, jax.core.Tracer) else np.asarray(values)
 
 
 def classes_of(logits_fn: Callable, examples: Examples) -> int:
@@ -133,8 +136,8 @@ def run_one(
     name: str,
     attack: Attack,
     logits_fn: Callable,
-    images: ArrayLike,
-    labels: ArrayLike | Sequence[int],
+    images: Numbers,
+    labels: Numbers,
     *,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,

@@ -1,13 +1,12 @@
 """The Square Attack: random search with squares, which uses only a model's logits."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from freeadv_jax.attacks.attack import (
@@ -21,6 +20,7 @@ from freeadv_jax.attacks.losses import margin
 from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import Real, make_threat
 from freeadv_jax.errors import require_choice
+from freeadv_jax.pixels import Numbers
 
 Image = Float[Array, "h w c"]
 
@@ -102,8 +102,8 @@ class Square:
 
 def square(
     logits_fn: Callable,
-    images: ArrayLike,
-    labels: ArrayLike | Sequence[int],
+    images: Numbers,
+    labels: Numbers,
     *,
     norm: str = "linf",
     epsilon: Real,
@@ -179,7 +179,7 @@ def recolour(
     height, width, channels = image.shape
     place, colour = jax.random.split(key)
     rows, columns = _random_square(place, side, height, width)
-    signs = jax.random.rademacher(colour, (channels,), jnp.float32)
+    signs = _signs(colour, channels)
     within = _within(rows, columns, side, side)
     return jnp.where(within, image + epsilon * signs, best)
 
@@ -197,7 +197,7 @@ def tiles(key: Key[Array, ""], image: Image, epsilon: Real) -> Image:
     signs = jax.random.rademacher(colour, (down, 1, across, 1, channels), jnp.float32)
     # The axes: rows of tiles, rows in a tile, columns of tiles, columns in a tile,
     # channels.
-    delta = signs * jnp.where(turned, lying[:, None], upright[:, None])
+    delta = signs * jnp.where(turned, lying[None, :, None], upright[None, :, None])
     delta = delta.reshape(down * side, across * side, channels)
 
     spare = height - down * side, width - across * side
@@ -221,13 +221,19 @@ def move(
 
     turned = jax.random.bernoulli(turn)
     pattern = jnp.where(turned, eta(columns, rows, side), eta(rows, columns, side))
-    signs = jax.random.rademacher(colour, (channels,), jnp.float32)
+    signs = _signs(colour, channels)
     direction = signs * pattern + _unit(jnp.where(within, nu, 0))
 
     unused = jnp.maximum(epsilon**2 - jnp.sum(nu**2), 0)
-    mass = jnp.sum(jnp.where(within | emptied, nu, 0) ** 2, axis=(0, 1))
+    given = jnp.where(within | emptied, nu, 0)
+    mass = jnp.sum(given**2, axis=(0, 1), keepdims=True)
     content = jnp.sqrt(mass + unused / channels) * _unit(direction)
     return image + jnp.where(within, content, jnp.where(emptied, 0, nu))
+
+
+def _signs(key, channels):
+    """Return a random sign for each channel, [1, 1, channels]."""
+    return jax.random.rademacher(key, (channels,), jnp.float32)[None, None]
 
 
 class _Search(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from freeadv_jax.attacks.checks import num_classes_of
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, one_line
 
 
 def check_model(logits_fn, images) -> int:
@@ -19,47 +19,111 @@ def check_model(logits_fn, images) -> int:
     Raise InputError unless the model is a function of the images alone that JAX can
     differentiate, is in evaluation mode, and returns logits [b, k].
     """
-    if not callable(logits_fn):
-        raise InputError(
-            f"the model is a {type(logits_fn).__name__}: must be a function from images "
-            "[b, h, w, c] in [0, 1] to logits [b, k]"
-        )
-    if missing := _missing_arguments(logits_fn):
+    _check_kind(logits_fn)
+    if missing := _missing_arguments(logits_fn, given=1):
         raise InputError(
             f"the model needs {', '.join(missing)} beside the images: must take images "
-            "alone, such as functools.partial(model.apply, variables, train=False)"
+            "alone, such as functools.partial(model.apply, variables, train=False); a "
+            "model of images and random keys goes with version='rand' of autoattack"
         )
-    _check_mode(logits_fn)
+    return _num_classes(logits_fn, images)
+
+
+def check_randomized_model(logits_fn) -> None:
+    """Raise InputError unless the model is a function of images and of their keys."""
+    _check_kind(logits_fn)
+    missing = _missing_arguments(logits_fn, given=2)
+    if missing or not _takes_two(logits_fn):
+        needs = f"needs {', '.join(missing)} too" if missing else "takes images alone"
+        raise InputError(
+            f"the model {needs}: a randomised model must be a function of images "
+            "[b, h, w, c] and one key for each of them; a model that draws nothing goes "
+            "with version='standard' of autoattack, model='deterministic' of apgd"
+        )
+
+
+def _num_classes(logits_fn, images):
+    """The number of classes, or InputError in place of what the model raises."""
+    python = jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError
     try:
         return num_classes_of(logits_fn, images)
+    except InputError:
+        raise
     except jax.errors.TracerArrayConversionError as fault:
         raise InputError(
             "the model turns its images into NumPy arrays, which have no gradient: must "
             "be written in jax.numpy"
         ) from fault
+    except python as fault:
+        raise InputError(
+            "the model turns its images into Python numbers, or branches on them: must "
+            "be written in jax.numpy, with jnp.where for a branch"
+        ) from fault
+    except Exception as fault:  # A user's model may raise anything.
+        raise InputError(
+            f"the model fails on images of shape {list(np.shape(images))}: "
+            f"{one_line(fault)}"
+        ) from fault
 
 
-def _missing_arguments(logits_fn):
-    """The arguments without default that a call with images alone leaves open."""
-    try:
-        parameters = inspect.signature(logits_fn).parameters.values()
-    except (TypeError, ValueError):  # Some built-in callables have no signature.
-        return []
-    optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+def _missing_arguments(logits_fn, *, given):
+    """The arguments without default beyond so many `given` ones."""
     required = [
         parameter
-        for parameter in parameters
-        if parameter.default is parameter.empty and parameter.kind not in optional
+        for parameter in _parameters(logits_fn)
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     positional = [p for p in required if p.kind is not p.KEYWORD_ONLY]
-    return [p.name for p in required if p not in positional[:1]]
+    return [p.name for p in required if p not in positional[:given]]
+
+
+def _takes_two(logits_fn):
+    """Whether a call with two positional arguments is possible, as far as is known."""
+    parameters = _parameters(logits_fn)
+    positional = [p for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    rest = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return not parameters or rest or len(positional) >= 2
+
+
+def _parameters(logits_fn):
+    try:
+        return list(inspect.signature(logits_fn).parameters.values())
+    except (TypeError, ValueError):  # Some built-in callables have no signature.
+        return []
+
+
+def _check_kind(logits_fn):
+    """InputError for what is no model in evaluation mode: a class, a module of PyTorch."""
+    if not callable(logits_fn) or inspect.isclass(logits_fn):
+        kind = "class" if callable(logits_fn) else type(logits_fn).__name__
+        raise InputError(
+            f"the model is a {kind}: must be a function from images "
+            "[b, h, w, c] in [0, 1] to logits [b, k]"
+        )
+    if _is_module(logits_fn, "torch.nn"):
+        raise InputError(
+            "the model is a module of PyTorch: must be a function of JAX, which computes "
+            "the gradients"
+        )
+    if _is_module(logits_fn, "flax.linen") and logits_fn.scope is None:
+        raise InputError(
+            "the model is a Flax Linen module without variables: give "
+            "functools.partial(model.apply, variables), with train=False if it takes that"
+        )
+    if _is_module(logits_fn, "flax.nnx"):
+        _check_mode(logits_fn)
+
+
+def _is_module(logits_fn, library):
+    """Whether the model is a `Module` of a library that may not be imported."""
+    imported = sys.modules.get(library)
+    return imported is not None and isinstance(logits_fn, imported.Module)
 
 
 def _check_mode(logits_fn):
     """InputError for a Flax NNX module, or a part of one, in training mode."""
-    nnx = sys.modules.get("flax.nnx")  # Imported by everyone who has such a module.
-    if nnx is None or not isinstance(logits_fn, nnx.Module):
-        return
+    nnx = sys.modules["flax.nnx"]
     modes = {"deterministic": False, "use_running_average": False}
     for _, part in nnx.iter_graph(logits_fn):
         for name, training in modes.items():

@@ -4,15 +4,15 @@ import contextlib
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
+from freeadv_jax.attacks.checks import check_output
 from freeadv_jax.config import base_config, validate
 from freeadv_jax.console import say
 from freeadv_jax.data.arrays import ArrayDataset
@@ -22,6 +22,7 @@ from freeadv_jax.errors import InputError, one_line
 from freeadv_jax.files import sole_writer
 from freeadv_jax.models.imported import OBJECT
 from freeadv_jax.models.interface import FunctionModel, as_model
+from freeadv_jax.pixels import Numbers, as_array
 from freeadv_jax.runs.build import configured_convolutions, configured_optimizer
 from freeadv_jax.runs.folder import open_run
 from freeadv_jax.runs.load import saved_variables
@@ -38,8 +39,8 @@ _TURNS = {"step": (0.5, 0.75), "triangular": (0.5,), "cosine": ()}
 
 def fit(
     model,
-    images: ArrayLike,
-    labels: ArrayLike | Sequence[int],
+    images: Numbers,
+    labels: Numbers,
     *,
     method: str = "free",
     norm: str = "linf",
@@ -66,7 +67,7 @@ def fit(
     pad: int = 0,
     flip: bool = False,
     augment: Callable | None = None,
-    validation: tuple[ArrayLike, ArrayLike | Sequence[int]] | int = 0,
+    validation: tuple[Numbers, Numbers] | int = 0,
     validation_every_passes: float = 1.0,
     stop_on_collapse: bool = False,
     init=None,
@@ -268,7 +269,7 @@ def _dataset(network, images, labels, validation, config, *, augment):
 
 def _split(images, labels, name):
     """Checked images, uint8 or float32, and labels int32."""
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = (np.asarray(as_array(values)) for values in (images, labels))
     if images.ndim != 4 or not len(images):
         raise InputError(
             f"{name} of shape {list(images.shape)}: must be [n, height, width, channels], "
@@ -321,15 +322,8 @@ def _num_classes(network, image_shape):
         raise InputError(
             f"the model fails on images of shape {list(images.shape)}: {one_line(fault)}"
         ) from fault
-    for result in (trained, logits):
-        shape = getattr(result, "shape", None)
-        if shape is None or len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
-            said = type(result).__name__ if shape is None else list(shape)
-            raise InputError(
-                f"the model gives {said} for 2 images: must be logits [2, k] with two "
-                "classes or more"
-            )
-    return logits.shape[1]
+    check_output(trained, 2)
+    return check_output(logits, 2)
 
 
 def _given(init, network, dataset, config):

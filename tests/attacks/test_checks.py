@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from freeadv_jax.attacks.apgd import apgd
+from freeadv_jax.attacks.checks import check_finite, largest_difference
 from freeadv_jax.attacks.ensemble import autoattack
 from freeadv_jax.attacks.fab import fab
 from freeadv_jax.attacks.pgd import fgsm, pgd
@@ -130,11 +131,8 @@ def test_a_gradient_of_nan_moves_nothing():
     [
         (lambda x: linear(x) * jnp.nan, "logits for image 0 are not finite"),
         (lambda x: jax.nn.softmax(linear(x)), "returns probabilities"),
-        (lambda x: linear(x)[:, :1], "two classes or more"),
-        (
-            lambda x: linear(x).sum(-1),
-            r"gives \(1,\) for 1 images: must be \(1, classes",
-        ),
+        (lambda x: linear(x)[:, :1], r"output an image, \(1, 1\): must be a logit"),
+        (lambda x: linear(x)[:, :0], r"gives \(1, 0\) for 1 images: .*two classes"),
     ],
 )
 def test_models_that_return_no_logits_are_refused(model, message):
@@ -151,3 +149,20 @@ def test_every_attack_refuses_logits_of_another_shape(attack):
 def test_unknown_version_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="did you mean 'standard'"):
         autoattack(linear, IMAGES, LABELS, epsilon=0.1, version="standart")
+
+
+def test_classes_may_be_masked_but_not_all_of_an_image():
+    logits = np.array([[1, -np.inf], [-np.inf, 2]], np.float32)
+    check_finite(logits)
+    for unusable in (np.nan, np.inf, -np.inf):
+        broken = logits.copy()
+        broken[1, 1] = unusable
+        with pytest.raises(InputError, match="logits for image 1 are not finite"):
+            check_finite(broken)
+
+
+def test_masked_classes_make_no_difference_of_logits():
+    one = np.array([[1, -np.inf], [3, 2]], np.float32)
+    assert largest_difference(one, one) == 0
+    assert largest_difference(one, one - np.float32([[0], [0.5]])) == 0.5
+    assert largest_difference(one, one[:, ::-1]) == np.inf

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from freeadv_jax.attacks.attack import target_class
 from freeadv_jax.attacks.losses import (
     TARGETED,
     UNTARGETED,
@@ -144,3 +145,56 @@ def test_equal_logits_give_finite_losses_and_gradients():
     for loss in TARGETED.values():
         gradient = jax.grad(lambda z, loss=loss: loss(z, labels, labels).sum())(equal)
         assert np.isfinite(gradient).all()
+
+
+def with_masked_classes(logits):
+    """Classes 1 and 4 of seven are masked; the other five have these logits."""
+    masked = jnp.full(logits.shape[:1], -jnp.inf)
+    columns = list(logits.T)
+    return jnp.stack([*columns[:1], masked, *columns[1:3], masked, *columns[3:]], -1)
+
+
+# The classes of with_masked_classes that are not masked.
+LEFT = np.array([0, 2, 3, 5, 6])
+
+
+@pytest.mark.parametrize("name", TARGETED)
+def test_losses_and_gradients_are_those_of_a_model_without_the_masked_classes(name):
+    labels, targets = np.array([1, 2]), np.array([3, 0])
+    for loss, classes in (
+        (UNTARGETED[name], [labels]),
+        (TARGETED[name], [labels, targets]),
+        *([(stable_cross_entropy, [labels])] if name == "cross-entropy" else []),
+    ):
+        masked = [jnp.asarray(LEFT[chosen]) for chosen in classes]
+        few = [jnp.asarray(chosen) for chosen in classes]
+
+        def both(logits, chosen, loss=loss):
+            return loss(logits, *chosen), jax.grad(lambda z: loss(z, *chosen).sum())(
+                logits
+            )
+
+        for wanted, found in zip(
+            both(FIVE, few), both(with_masked_classes(FIVE), masked), strict=True
+        ):
+            found = found if found.ndim == 1 else found[:, LEFT]
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_dlr_is_the_margin_where_too_few_classes_are_left():
+    logits = jnp.array([[4.0, 1.0, -jnp.inf, -jnp.inf], [-jnp.inf, 2.0, 7.0, 3.0]])
+    labels, targets = jnp.array([0, 2]), jnp.array([1, 3])
+    np.testing.assert_allclose(dlr(logits, labels), [-3, -4 / 5])
+    np.testing.assert_allclose(targeted_dlr(logits, labels, targets), [-3, -4])
+
+
+def test_targets_are_the_other_classes_that_are_not_masked():
+    logits, labels = with_masked_classes(FIVE), jnp.asarray(LEFT[[1, 2]])
+
+    def targets(rank):
+        return target_class(logits, labels, jnp.full(2, rank, jnp.int32)).tolist()
+
+    falling = [targets(rank) for rank in range(4)]
+    assert falling == [[5, 5], [0, 6], [3, 0], [6, 2]]
+    assert [targets(rank) for rank in range(4, 8)] == falling
+    assert targets(-1) == falling[-1]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import freeadv_jax.attacks
 from freeadv_jax.attacks import Outcome, apgd, autoattack, fab, fgsm, pgd, square
@@ -146,6 +147,55 @@ def test_logits_of_half_precision_are_attacked(attack, kind):
     assert 2 < outcome.success.sum() < 21
 
 
+@EVERY
+def test_images_and_labels_may_be_tensors_of_pytorch(attack):
+    images = torch.tensor(IMAGES, requires_grad=True)
+    outcome = found(attack, images=images, labels=torch.tensor(LABELS))
+    np.testing.assert_array_equal(outcome.images, found(attack).images)
+
+
+@EVERY
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attacks_and_models_may_insist_on_the_rank_of_images(attack, norm):
+    def model(images):
+        def logits(image):
+            assert image.shape == (5, 4, 2)
+            return (image - 0.5).ravel() @ WEIGHTS
+
+        assert images.ndim == 4
+        return jax.vmap(logits)(images)
+
+    with jax.numpy_rank_promotion("raise"):
+        traced = jax.eval_shape(
+            lambda images: found(attack, model, images, norm=norm), IMAGES
+        )
+    assert traced.images.shape == IMAGES.shape
+
+
+def with_masked_classes(images):
+    """MODEL with two more classes in between, which no image gets."""
+    masked = jnp.full((len(images), 1), -jnp.inf)
+    first, others = jnp.split(MODEL(images), [1], axis=-1)
+    return jnp.concatenate([first, masked, others, masked], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [
+        (pgd, {}),
+        (pgd, {"goal": "least-likely"}),
+        (apgd, {"goal": "multi-target", "targets": 2}),
+        (fab, {"goal": "untargeted"}),
+        (square, {}),
+    ],
+)
+def test_masked_classes_change_no_success(attack, options):
+    labels = np.where(LABELS > 0, LABELS + 1, 0)
+    masked = found(attack, with_masked_classes, labels=labels, **options)
+    np.testing.assert_array_equal(masked.success, found(attack, **options).success)
+    assert np.isfinite(masked.images).all()
+
+
 def compilations(attack, model, **options):
     return found(attack, model, batch_size=8, **options).compilations
 
@@ -190,6 +240,31 @@ def test_a_plain_function_never_uses_numbers_of_an_earlier_call():
         outcomes.append(found(pgd, model).standing["natural"])
     assert outcomes[0] == 19
     assert outcomes[1] < 10
+
+
+def test_models_that_use_different_ones_of_their_weights_share_no_program():
+    def first(used, unused, images):
+        return linear(used, images)
+
+    def second(unused, used, images):
+        return linear(used, images)
+
+    forget_programs()
+    weights = WEIGHTS, -WEIGHTS
+    counts = [
+        found(fgsm, jax.tree_util.Partial(model, *weights)).standing["natural"]
+        for model in (first, second)
+    ]
+    assert counts[0] == 19
+    assert counts[1] < 10
+
+
+def test_a_start_that_needs_no_model_is_shared_by_no_other_number_of_weights():
+    """The start of untargeted FAB does not evaluate the model."""
+    forget_programs()
+    plain = found(fab, lambda images: MODEL(images), goal="untargeted")
+    handed_over = found(fab, MODEL, goal="untargeted")
+    np.testing.assert_array_equal(plain.success, handed_over.success)
 
 
 def test_python_callbacks_are_never_confused():

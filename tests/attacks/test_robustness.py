@@ -377,7 +377,10 @@ def with_random_dropout():
         ({"model": lambda images, key: None}, "the model needs key beside the images"),
         ({"model": lambda images, *, train: None}, "the model needs train beside"),
         ({"model": lambda images: (brightness(images), 0)}, "must be the logits alone"),
-        ({"model": lambda images: images.mean((1, 2, 3))}, "the model gives (1,)"),
+        (
+            {"model": lambda images: images.mean((1, 2, 3))},
+            "the model gives one output",
+        ),
         (
             {"model": lambda images: jax.nn.softmax(brightness(images))},
             "the model returns probabilities",

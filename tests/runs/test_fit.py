@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from flax import nnx
 
 import freeadv_jax as fa
@@ -117,6 +118,11 @@ def test_floats_and_uint8_train_to_the_same_weights():
         one.variables,
         other.variables,
     )
+
+
+def test_tensors_of_pytorch_train_as_their_arrays_do():
+    tensors = {"images": torch.tensor(IMAGES), "labels": torch.tensor(LABELS)}
+    assert_same(fa.fit(LINEAR, **tensors, **FEW), fa.fit(LINEAR, IMAGES, LABELS, **FEW))
 
 
 def test_the_seed_decides_everything():
@@ -241,7 +247,7 @@ BAD = {
     "three axes": ({"images": IMAGES[..., 0]}, "must be .n, height, width, channels"),
     "a model of one logit": (
         {"model": (initialize, lambda v, x: apply(v, x)[:, :1])},
-        "must be logits .2, k. with two classes or more",
+        "gives one output an image, .2, 1.: must be a logit for each class",
     ),
     "a model of other images": (
         {

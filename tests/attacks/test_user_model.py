@@ -1,0 +1,138 @@
+"""A model that cannot be attacked is refused by every function with one clear line."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import freeadv_jax
+from freeadv_jax.attacks import (
+    apgd,
+    autoattack,
+    fab,
+    fgsm,
+    pgd,
+    red_flags,
+    square,
+)
+from freeadv_jax.errors import InputError
+
+FUNCTIONS = (
+    fgsm,
+    pgd,
+    apgd,
+    fab,
+    square,
+    autoattack,
+    red_flags,
+    freeadv_jax.robust_accuracy,
+)
+IMAGES = np.random.default_rng(0).random((6, 4, 4, 1), np.float32)
+LABELS = np.zeros(6, np.int32)
+WEIGHTS = np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32)
+
+
+def linear(images):
+    return images.reshape(len(images), -1) @ WEIGHTS
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(3)(images.reshape(len(images), -1))
+
+
+class NNX(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+
+    def __call__(self, images, keys=None):
+        return linear(self.norm(images))
+
+
+MODELS = {
+    "a class": (Linen, "the model is a class: must be a function from images"),
+    "unbound Linen": (Linen(), "give functools.partial(model.apply, variables)"),
+    "NNX in training": (NNX(), "training mode (BatchNorm has use_running_average"),
+    "PyTorch": (torch.nn.Linear(16, 3), "module of PyTorch: must be a function of JAX"),
+    "keys": (lambda images, keys: linear(images), "goes with version='rand'"),
+    "a mode": (lambda images, *, train: linear(images), "needs train beside"),
+    "NumPy": (lambda images: np.tanh(images).sum(), "must be written in jax.numpy"),
+    "Python numbers": (lambda x: linear(x) * float(x.max()), "into Python numbers"),
+    "a branch": (lambda x: linear(x) if x.max() > 0 else x, "jnp.where for a branch"),
+    "another shape": (
+        lambda images: images @ WEIGHTS,
+        "the model fails on images of shape [1, 4, 4, 1]: dot_general requires",
+    ),
+    "a sigmoid": (
+        lambda images: linear(images)[:, 0],
+        "jnp.stack([jnp.zeros_like(z), z], axis=-1)",
+    ),
+    "a column": (
+        lambda images: linear(images)[:, :1],
+        "jnp.concatenate([jnp.zeros_like(z), z], axis=-1)",
+    ),
+    "a dict": (lambda images: {"logits": linear(images)}, "must be the logits alone"),
+    "integers": (lambda images: linear(images).astype(int), "type int32, which has no"),
+    "infinity": (lambda images: linear(images) / 0, "are not finite: only -inf"),
+}
+
+
+def refusal(function, logits_fn, **options):
+    with pytest.raises(InputError) as refused:
+        function(logits_fn, IMAGES, LABELS, epsilon=0.1, **options)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_every_function_refuses_what_it_cannot_attack_in_one_line(function, case):
+    model, message = MODELS[case]
+    assert message in refusal(function, model)
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [(autoattack, {"version": "rand"}), (apgd, {"model": "randomized"})],
+    ids=["autoattack", "apgd"],
+)
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (linear, "takes images alone: a randomised model must be a function of images"),
+        (lambda images, keys, train: linear(images), "the model needs train too"),
+        (
+            lambda images, key: images + jax.random.normal(key, images.shape),
+            "the model fails on images of shape [1, 4, 4, 1]: normal accepts a single",
+        ),
+        (NNX(), "call model.eval() first"),
+        (lambda images, keys: np.tanh(images), "must be written in jax.numpy"),
+        (lambda images, keys: linear(images)[:, 0], "one output an image"),
+    ],
+    ids=["no keys", "a mode", "one key", "training", "NumPy", "sigmoid"],
+)
+def test_a_randomised_model_is_a_function_of_images_and_keys(
+    function, options, model, message
+):
+    assert message in refusal(function, model, **options)
+
+
+def test_two_logits_of_a_sigmoid_are_attacked():
+    def logit(images):
+        return linear(images - 0.5)[:, :1]
+
+    def model(images):
+        return jnp.concatenate([jnp.zeros_like(logit(images)), logit(images)], axis=-1)
+
+    labels = np.asarray(logit(IMAGES)[:, 0] > 0).astype(np.int32)
+    outcome = pgd(model, IMAGES, labels, epsilon=0.1, steps=5)
+    assert outcome.standing["natural"] == 6
+    # A linear logit moves by epsilon times the L1 norm of its weights.
+    reach = 0.1 * np.abs(WEIGHTS[:, 0]).sum()
+    within = np.abs(logit(IMAGES))[:, 0] < 0.9 * reach
+    assert outcome.success[within].all()
+    assert within.any()
