@@ -1,6 +1,7 @@
 """Standard output: what the commands and runs tell a person."""
 
 import logging
+import os
 import sys
 
 
@@ -15,7 +16,11 @@ def warn(line: str) -> None:
 
 
 def show_library_messages() -> None:
-    """Show what the library logs: information as plain lines, warnings on stderr."""
+    """Show what the library logs: information as plain lines, warnings on stderr.
+
+    Where the environment has FREEADV_DEBUG, details such as Orbax's tracebacks are shown
+    on stderr too.
+    """
     logger = logging.getLogger("freeadv_jax")
     if logger.handlers:
         return
@@ -23,9 +28,10 @@ def show_library_messages() -> None:
     information.setFormatter(logging.Formatter("%(message)s"))
     information.addFilter(lambda record: record.levelno == logging.INFO)
     warnings = logging.StreamHandler(sys.stderr)
-    warnings.setLevel(logging.WARNING)
+    warnings.addFilter(lambda record: record.levelno != logging.INFO)
     logger.addHandler(information)
     logger.addHandler(warnings)
-    logger.setLevel(logging.INFO)
+    details = os.environ.get("FREEADV_DEBUG")
+    logger.setLevel(logging.DEBUG if details else logging.INFO)
     # Or a root handler, such as absl's, would write each line once more.
     logger.propagate = False

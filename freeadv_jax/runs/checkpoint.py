@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import pathlib
+import re
 from dataclasses import fields as fields_of
 from typing import Any
 
@@ -11,13 +12,37 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from freeadv_jax.devices import parallel
-from freeadv_jax.errors import InputError, TrainingStoppedError
+from freeadv_jax.errors import InputError, TrainingStoppedError, one_line
 from freeadv_jax.files import checksum
 
 _LOGGER = logging.getLogger(__name__)
 
+
+class _OneLineEach(logging.Filter):
+    """Turn what Orbax logs into details, seen at the level DEBUG of this package.
+
+    Its threads each log the traceback of one fault, 25 for a full disk, and its tasks that
+    no one waits for are logged by asyncio. Here the fault is caught and told in one line.
+    """
+
+    def filter(self, record):
+        """Return whether the logger of absl, asyncio or all goes on with a record."""
+        by_orbax = "orbax" in pathlib.Path(record.pathname).parts
+        fault = record.exc_info[1] if record.exc_info else None
+        if not by_orbax and "tensorstore" not in str(fault):
+            return True
+        if _LOGGER.isEnabledFor(logging.DEBUG):
+            _LOGGER.debug(record.getMessage(), exc_info=record.exc_info)
+        return False
+
+
+for _name in ("absl", "asyncio", "root"):
+    logging.getLogger(_name).addFilter(_OneLineEach())
+
 # The metric by which the best checkpoint is chosen: robust validation accuracy.
 BEST_METRIC = "robust"
+# The longest reason that is given for a fault, in characters.
+_LONGEST = 200
 
 
 class Checkpoints:
@@ -185,7 +210,14 @@ class Checkpoints:
 
 
 def _reason(fault):
-    return str(fault).strip().split("\n")[0][:200] or type(fault).__name__
+    """The end of the first line of the first fault, which is the most specific part."""
+    while fault.__cause__ is not None:
+        fault = fault.__cause__
+    # TensorStore appends its whole specification: ' [tensorstore_spec=...'.
+    parts = re.split(r" \[\w+(?:\[\d+\])?=", one_line(fault))[0].split(": ")
+    while len(": ".join(parts)) > _LONGEST and len(parts) > 1:
+        parts.pop(0)
+    return ": ".join(parts)[-_LONGEST:]
 
 
 def _stored(state) -> dict:

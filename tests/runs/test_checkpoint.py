@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from freeadv_jax.errors import InputError, TrainingStoppedError
-from freeadv_jax.runs.checkpoint import Checkpoints
+from freeadv_jax.runs.checkpoint import Checkpoints, _reason
 from freeadv_jax.training.state import TrainState
 
 
@@ -119,7 +119,13 @@ def test_damaged_newest_is_skipped_with_a_warning_and_can_be_made_again(
     with caplog.at_level(logging.WARNING):
         _, progress = again.restore(LIKE)
     assert progress == {"at": 1}
-    assert "checkpoint 2 is damaged and skipped" in caplog.text
+    ours, others = [], []
+    for record in caplog.records:
+        (ours if record.name.startswith("freeadv_jax") else others).append(record)
+    assert not others  # The tracebacks of Orbax are details.
+    skipped = ours[-1].getMessage()
+    assert "checkpoint 2 is damaged and skipped" in skipped
+    assert len(skipped) < len(str(tmp_path)) + 300
     save(again, 2, value=5.0)
     assert again.restore(LIKE)[0].params["kernel"][0, 0] == 5.0
     again.close()
@@ -153,6 +159,30 @@ def test_a_checkpoint_that_cannot_be_written_is_reported_in_one_line(tmp_path):
     with pytest.raises(TrainingStoppedError, match="cannot be written: .") as told:
         save(checkpoints, 2)
     assert "\n" not in str(told.value)
+
+
+def test_the_reason_is_the_end_of_the_first_fault_without_its_specification():
+    first = ValueError(
+        "OUT_OF_RANGE: Error reading: " + "x" * 300 + ": No space left [os_error='28']"
+    )
+    second = RuntimeError("a thread failed")
+    second.__cause__ = first
+    assert _reason(second) == "No space left"
+    assert _reason(KeyError()) == "KeyError"
+
+
+def test_what_orbax_logs_is_seen_as_details_alone(caplog):
+    path = "/site-packages/orbax/checkpoint/threads.py"
+    for level in (logging.INFO, logging.DEBUG):
+        caplog.clear()
+        with caplog.at_level(level, logger="freeadv_jax"):
+            logger = logging.getLogger("absl")
+            record = logger.makeRecord("absl", 40, path, 1, "a thread failed", (), None)
+            logger.handle(record)
+            logger.handle(logger.makeRecord("absl", 40, "a.py", 1, "mine", (), None))
+        said = [(found.name, found.getMessage()) for found in caplog.records]
+        details = [("freeadv_jax.runs.checkpoint", "a thread failed")]
+        assert said == details * (level == logging.DEBUG) + [("absl", "mine")]
 
 
 def test_folder_whose_every_checkpoint_is_damaged_is_refused(tmp_path, checkpoints):
