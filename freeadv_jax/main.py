@@ -22,7 +22,7 @@ from freeadv_jax.config import (
     without_effect,
 )
 from freeadv_jax.config_files import find_config, read_config
-from freeadv_jax.console import warn
+from freeadv_jax.console import say, warn
 from freeadv_jax.devices.processes import is_first, start
 from freeadv_jax.errors import InputError
 
@@ -46,8 +46,10 @@ def main(argv):
     from freeadv_jax.devices.parallel import check_batch_size
     from freeadv_jax.devices.processes import agreement, require_same
     from freeadv_jax.files import sole_writer
+    from freeadv_jax.runs.build import network_title, parameter_shapes
     from freeadv_jax.runs.folder import open_run, saved_updates
     from freeadv_jax.runs.load import initial_variables
+    from freeadv_jax.runs.provenance import devices_text
     from freeadv_jax.runs.results import configured_attacks, evaluate_run, table
     from freeadv_jax.runs.train import train_run
 
@@ -76,12 +78,20 @@ def main(argv):
         class_names=dataset.class_names,
         training_images=training_images,
     )
+    params = parameter_shapes(run)
+    updates, devices = f"{config.updates:,} updates", devices_text()
+    say(
+        f"training {network_title(config, params)} for {updates} on "
+        f"{training_images:,} images, on {devices}"
+    )
     keep_compiled(run.workdir)
     with sole_writer(run.workdir):
         state, training = train_run(run, dataset, variables=variables)
         results = evaluate_run(run, state.variables, dataset.test, training=training)
     print(table(results))
     print(f"written to {run.workdir / 'results.json'}")
+    print(f"evaluate with more attacks: freeadv-evaluate --workdir={run.workdir}")
+    print(f"compare models: freeadv-report {run.workdir} [OTHER ...]")
 
 
 def _parse(arguments):

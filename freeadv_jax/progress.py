@@ -23,14 +23,15 @@ class Progress:
     ):
         self._write = write
         self._name, self._total, self._unit = name, total, unit
-        self._begun: tuple[int, float] | None = None
+        self._begun: tuple[float, float] | None = None
         self._next = time.perf_counter() + 1
 
-    def show(self, done: int, **values: float | str) -> None:
+    def show(self, done: float, **values: float | str) -> None:
         """Write a line if the last is old enough, or the work is finished.
 
-        Numbers are shown with four decimals, and texts as they are. The rate counts from
-        the first call, because compilation comes before it.
+        `done` may have a fraction, for work that is under way. Numbers are shown with four
+        decimals, and texts as they are. The rate counts from the first call, because
+        compilation comes before it.
         """
         now = time.perf_counter()
         first, start = self._begun = self._begun or (done, now)
@@ -47,12 +48,14 @@ class Progress:
             rate = (done - first) / (now - start)
             left = duration((self._total - done) / rate)
             shown += f"  {rate:.3g} {self._unit}/s  {left} left"
-        share = f"{done}/{self._total} {self._unit} ({done / self._total:.0%})"
+        share = f"{int(done)}/{self._total} {self._unit} ({done / self._total:.0%})"
         self._write(f"{self._name} {share}{shown}")
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as h:mm:ss, or m:ss below an hour."""
+    """Return seconds as h:mm:ss, m:ss below an hour, or '85 s' below two minutes."""
+    if round(seconds) < 120:
+        return f"{round(seconds)} s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

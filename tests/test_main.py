@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.files import sole_writer
 from freeadv_jax.main import main
 from freeadv_jax.runs.folder import read_run
+from freeadv_jax.runs.load import trained_state
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 # Free-8 on digits in two minibatches.
@@ -362,6 +364,23 @@ def test_the_workdir_is_named_after_the_config_file(finished):
     assert results["evaluation"]["natural"]["examples"] == 64
     assert results["training"]["updates"] == 16
     assert [path.name for path in place.iterdir()] == ["runs"]
+
+
+def test_the_command_opens_with_what_it_does_and_ends_with_what_to_type_next(
+    finished, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    call(f"--config={finished[1]}", f"--workdir={run}")
+    first, *_, written, evaluate, compare = capsys.readouterr().out.splitlines()
+    params = trained_state(read_run(run), "last").params
+    size = sum(array.size for array in jax.tree.leaves(params))
+    assert first == (
+        f"training small-cnn ({size:,} parameters, Free-8 on digits with linf epsilon "
+        "0.2) for 16 updates on 1,347 images, on 8 cpu devices"
+    )
+    assert written == f"written to {run / 'results.json'}"
+    assert evaluate == f"evaluate with more attacks: freeadv-evaluate --workdir={run}"
+    assert compare == f"compare models: freeadv-report {run} [OTHER ...]"
 
 
 def test_the_same_command_again_keeps_the_attacks_made(

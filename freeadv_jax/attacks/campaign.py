@@ -122,7 +122,7 @@ class Campaign:
         `images` are [n, h, w, c], uint8 or floats in [0, 1]. `finished` bool[attempts, n]
         marks attempts made before; it is updated in place, and so are the attacked images
         in `adversarial` f32[n, h, w, c]. `watch(done, robust)` is called after each look
-        with the number of attempts decided.
+        with the number of attempts decided, and a fraction for those under way.
         """
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
         kind, numbers = split_numbers(attack)
@@ -170,7 +170,8 @@ class Campaign:
                 go_on = self._find(advance, logits_fn, smaller, layout)
             if watch:
                 decided = finished[:, attacked] | ~robust[attacked]
-                watch(int(decided.sum()), robust)
+                under_way = slots.iteration[slots.occupied].sum() / max(attack.steps, 1)
+                watch(float(decided.sum() + under_way), robust)
 
     def _find(self, function, logits_fn, arguments, layout):
         program = find_program(function, logits_fn, arguments, layout)

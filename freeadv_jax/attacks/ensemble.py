@@ -21,6 +21,7 @@ from freeadv_jax.attacks.runner import (
 )
 from freeadv_jax.attacks.square import Square
 from freeadv_jax.attacks.threat import Real
+from freeadv_jax.attacks.user_model import arrays_as_leaves
 from freeadv_jax.errors import require_choice
 from freeadv_jax.pixels import Numbers
 

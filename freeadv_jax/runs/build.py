@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from freeadv_jax.attacks.robustness import epsilon_text
 from freeadv_jax.attacks.threat import make_threat
 from freeadv_jax.devices import onednn, parallel
 from freeadv_jax.models import build_model
@@ -53,6 +54,19 @@ def configured_model(
     )
 
 
+def network_title(config: ConfigDict, params, *rest: str) -> str:
+    """Return which network this is, how it is trained and for which threat.
+
+    `params` are the trained arrays or their shapes; `rest` is put at the end.
+    """
+    size = sum(math.prod(array.shape) for array in jax.tree.leaves(params))
+    method = METHODS[config.method].title(config.attack)
+    attack = config.attack
+    threat = f"{attack.norm} epsilon {epsilon_text(attack.epsilon)}"
+    about = f"{size:,} parameters", f"{method} on {config.data.name} with {threat}"
+    return f"{config.model.name} ({', '.join([*about, *rest])})"
+
+
 def model_of(run):
     """Return the network of a `Run`."""
     return configured_model(
@@ -64,6 +78,13 @@ def configured_convolutions(config: ConfigDict, image_shape) -> str:
     """Return the kernels of the CPU's convolutions for a new training."""
     pixels = config.updates * config.batch_size * math.prod(image_shape[:2])
     return onednn.choose(config.model.convolutions, training_pixels=pixels)
+
+
+def parameter_shapes(run):
+    """Return the shapes of the trained arrays of a `Run`."""
+    model = as_model(model_of(run))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), run.image_shape))
+    return shapes["params"]
 
 
 def configured_learning_rate(config: ConfigDict) -> Callable:

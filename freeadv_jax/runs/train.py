@@ -176,6 +176,7 @@ class _RunListener(Listener):
             learning_rate=configured_learning_rate(config),
             saved=saved,
             write=write,
+            adversarial=METHODS[config.method].adversarial,
         )
         self.stops = stops
         self.spending = self._watch.clock.spending

@@ -17,10 +17,9 @@ from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import local_path, read_json
 from freeadv_jax.models.interface import logits_functions
-from freeadv_jax.runs.build import model_of
+from freeadv_jax.runs.build import model_of, network_title
 from freeadv_jax.runs.folder import read_run
 from freeadv_jax.runs.load import load, trained_state
-from freeadv_jax.training.methods import METHODS
 from freeadv_jax.weights.exported import EXPORTED
 
 
@@ -88,13 +87,11 @@ def _open_run(folder, checkpoint, data):
     if not training or training["updates"] != updates:
         training = {"updates": updates}
     threat = {"norm": config.attack.norm, "epsilon": config.attack.epsilon}
-    method = METHODS[config.method].title(config.attack)
     return TrainedModel(
         logits_fn=logits_functions(model_of(run))(state.variables),
         num_classes=run.num_classes,
         image_shape=run.image_shape,
-        title=f"{config.model.name} ({_size(state.variables)} parameters, {method} on "
-        f"{config.data.name} with {_text(threat)}, update {updates:,})",
+        title=network_title(config, state.variables["params"], f"update {updates:,}"),
         threat=threat,
         step_size=config.evaluation.step_size,
         test_set=test_set,

@@ -38,7 +38,10 @@ class Watch:
         learning_rate: Callable,
         saved: dict,
         write: Callable[[str], None],
+        adversarial: bool = True,
     ):
+        # The accuracy of a training step is on the images that it trained on.
+        self._accuracy = "accuracy on attacked images" if adversarial else "accuracy"
         self._log, self._replays, self._write = log, replays, write
         self._logs_at, self._learning_rate = logs_at, learning_rate
         self._since_line = Window(**saved.get("since_line", {}))
@@ -71,10 +74,10 @@ class Watch:
             )
         self._since_line.add(metrics)
         self._since_validation.add(metrics)
-        shown = {
-            name: f"{value:.2%}" if name == "accuracy" else value
-            for name, value in metrics.items()
-        }
+        shown = metrics
+        if "accuracy" in metrics:
+            loss = {name: metrics[name] for name in metrics if name != "accuracy"}
+            shown = loss | {self._accuracy: f"{metrics['accuracy']:.2%}"}
         self._shown.show(updates, **shown)
         if self._logs_at(step):
             self._log.write(
@@ -110,8 +113,8 @@ class Watch:
             return None
         message = (
             f"CATASTROPHIC OVERFITTING at update {now['updates']}: robust validation "
-            f"accuracy fell from {best[attack]:.4f} (update {best['updates']}) to "
-            f"{now[attack]:.4f} while the training loss fell from "
+            f"accuracy fell from {best[attack]:.2%} (update {best['updates']}) to "
+            f"{now[attack]:.2%} while the training loss fell from "
             f"{best['train_loss']:.4f} to {now['train_loss']:.4f}"
         )
         _LOGGER.warning("%s", message)

@@ -61,14 +61,27 @@ def test_progress_shows_share_rate_and_time_left(monkeypatch, capsys):
     progress.show(200, loss=0.25)
     assert capsys.readouterr().out == (
         "training 110/300 updates (37%)  loss 1.5000\n"
-        "training 200/300 updates (67%)  loss 0.2500  10 updates/s  0:10 left\n"
+        "training 200/300 updates (67%)  loss 0.2500  10 updates/s  10 s left\n"
+    )
+
+
+def test_work_under_way_moves_the_share_and_rounds_no_attempt_up(monkeypatch, capsys):
+    clock = iter([0.0, 1.0, 4.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    progress = Progress("square", total=4, unit="attempts", write=print)
+    progress.show(0.2)
+    progress.show(0.8)
+    assert capsys.readouterr().out == (
+        "square 0/4 attempts (5%)\n"
+        "square 0/4 attempts (20%)  0.2 attempts/s  16 s left\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (75, "1:15"), (3675.2, "1:01:15")]
+    ("seconds", "text"),
+    [(0.4, "0 s"), (119.4, "119 s"), (119.6, "2:00"), (3675.2, "1:01:15")],
 )
-def test_durations_read_as_clocks_do(seconds, text):
+def test_durations_are_seconds_at_first_and_then_read_as_clocks_do(seconds, text):
     assert duration(seconds) == text
 
 

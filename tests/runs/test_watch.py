@@ -13,7 +13,7 @@ def watch(tmp_path):
     return make_watch(tmp_path)
 
 
-def make_watch(folder, saved=None, first_step=0):
+def make_watch(folder, saved=None, first_step=0, **options):
     return Watch(
         MetricsLog(folder, last_step=first_step),
         replays=8,
@@ -22,6 +22,7 @@ def make_watch(folder, saved=None, first_step=0):
         learning_rate=lambda update: 0.1 if update < 16 else 0.01,
         saved=saved or {},
         write=print,
+        **options,
     )
 
 
@@ -47,6 +48,18 @@ def test_log_lines_hold_the_means_since_the_line_before(watch):
         {"step": 2, "updates": 16, "loss": 2.0, "learning_rate": 0.1} | common,
         {"step": 4, "updates": 32, "loss": 5.5, "learning_rate": 0.01} | common,
     ]
+
+
+@pytest.mark.parametrize(
+    ("adversarial", "title"),
+    [(True, "accuracy on attacked images"), (False, "accuracy")],
+)
+def test_lines_say_which_accuracy_is_on_attacked_images(
+    adversarial, title, tmp_path, capsys
+):
+    watch = make_watch(tmp_path, adversarial=adversarial)
+    step_of(watch, 100, loss=1.5, accuracy=0.125)
+    assert f"(100%)  loss 1.5000  {title} 12.50%" in capsys.readouterr().out
 
 
 def test_several_steps_at_once_are_logged_as_one_by_one(tmp_path):
@@ -101,7 +114,7 @@ def test_collapse_is_a_fall_by_more_than_a_fifth_while_the_loss_falls(watch, cap
     *before, found = validations(watch, [2.0, 1.5, 1.2, 0.9], [0.3, 0.45, 0.3, 0.2])
     assert before == [None, None, None]
     assert "CATASTROPHIC OVERFITTING at update 32" in found
-    assert "from 0.4500 (update 16) to 0.2000" in found
+    assert "from 45.00% (update 16) to 20.00%" in found
     assert found in caplog.text
 
 
