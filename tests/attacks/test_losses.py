@@ -148,7 +148,7 @@ def test_equal_logits_give_finite_losses_and_gradients():
 
 
 def with_masked_classes(logits):
-    """Classes 1 and 4 of seven are masked; the other five have these logits."""
+    """Return logits of seven classes: these five, and 1 and 4, which are masked."""
     masked = jnp.full(logits.shape[:1], -jnp.inf)
     columns = list(logits.T)
     return jnp.stack([*columns[:1], masked, *columns[1:3], masked, *columns[3:]], -1)

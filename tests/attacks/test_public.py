@@ -173,7 +173,7 @@ def test_attacks_and_models_may_insist_on_the_rank_of_images(attack, norm):
 
 
 def with_masked_classes(images):
-    """MODEL with two more classes in between, which no image gets."""
+    """Return the logits of MODEL and of two classes that no image gets."""
     masked = jnp.full((len(images), 1), -jnp.inf)
     first, others = jnp.split(MODEL(images), [1], axis=-1)
     return jnp.concatenate([first, masked, others, masked], axis=-1)
