@@ -171,11 +171,18 @@ NETWORKS = {
     "small-cnn-bn": (32, 28, 28, 1),
     "small-cnn": (32, 8, 8, 1),
 }
+LARGE = ("wrn-16-4", "wrn-32-10-madry", "resnet-50")
 
 
 @needs_onednn
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else [])
+        for name in NETWORKS
+    ],
+)
 def test_every_call_of_every_network_ends_no_process(name, dtype):
     program = f"""
         import json
