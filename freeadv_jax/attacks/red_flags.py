@@ -6,11 +6,10 @@ The questions are those of Athalye et al. (ICML 2018) and Carlini et al. (2019).
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from freeadv_jax.attacks.campaign import Campaign, Images
 from freeadv_jax.attacks.checks import (
@@ -18,6 +17,7 @@ from freeadv_jax.attacks.checks import (
     check_step_size,
     check_threat,
     is_probabilities,
+    largest_difference,
 )
 from freeadv_jax.attacks.kernels import kernels_for, traced_with
 from freeadv_jax.attacks.noise import Noise
@@ -27,6 +27,7 @@ from freeadv_jax.attacks.square import Square
 from freeadv_jax.attacks.threat import make_threat
 from freeadv_jax.attacks.user_model import arrays_as_leaves
 from freeadv_jax.devices import onednn
+from freeadv_jax.pixels import Numbers
 
 # A sample of this size is large enough for all questions.
 CHECKED_IMAGES = 200
@@ -75,8 +76,8 @@ class Flag:
 
 def red_flags(
     logits_fn: Callable,
-    images: ArrayLike | Images,
-    labels: ArrayLike | Sequence[int],
+    images: Numbers | Images,
+    labels: Numbers,
     *,
     norm: str = "linf",
     epsilon: float,
@@ -100,7 +101,8 @@ def red_flags(
         seed: the seed of all random choices.
         convolutions: 'auto', 'xla' or 'onednn', as for `robust_accuracy`.
         watch: is called as `watch(attack, done, standing)` during an attack, with its
-            name, the attempts decided, and bool[n]: the images not broken so far.
+            name, the attempts decided, with a fraction for those under way, and bool[n]:
+            the images not broken so far.
 
     Returns:
         A list of `Flag`.
@@ -143,13 +145,18 @@ def red_flags(
     after_noise = attack(noise)
     after_square = attack(square, left)
     missed = left & ~(after_noise & after_square)
+    still = _without_gradient(attack, pgd, images.shape, right)
+    gradients = _gradients(still, right, missed)
+    # These images have their own question.
+    excused = np.logical_and.reduce([*still.values(), ~missed])
+    excused &= not gradients.suspicious
     return [
         _steps_and_restarts(attack, pgd, one, several),
         _losses(one, by_margin),
-        _unbounded_attack(attack, pgd, largest),
+        _unbounded_attack(attack, pgd, largest, excused),
         _random_noise(noise, after_noise, one, left),
         _square(square, after_square, left),
-        _gradients(attack, pgd, images.shape, right, missed),
+        gradients,
         _forward_pass(logits, again),
         _epsilon_curve(attack, pgd, largest, right, one),
     ]
@@ -200,10 +207,11 @@ def _losses(cross_entropy, margin):
     )
 
 
-def _unbounded_attack(attack, pgd, largest):
-    """Ask whether an attack without bound breaks every image.
+def _unbounded_attack(attack, pgd, largest, excused):
+    """Ask whether an attack without bound breaks every image with a gradient.
 
-    It starts at the images themselves: random starts so far away break any model.
+    It starts at the images themselves: random starts so far away break any model. An image
+    at which every unit is off has nowhere to go from there, and is excused.
     """
     unbounded = functools.partial(
         pgd,
@@ -213,11 +221,13 @@ def _unbounded_attack(attack, pgd, largest):
         random_start=False,
     )
     left = attack(unbounded(loss="margin"), attack(unbounded()))
+    nowhere = int(np.sum(left & excused))
+    without = f"; {nowhere} have no gradient where they are" if nowhere else ""
     return Flag(
         "unbounded attack",
-        bool(left.any()),
+        bool(np.any(left & ~excused)),
         f"PGD with epsilon {largest:.4g} leaves {left.mean():.2%} ({left.sum()} of "
-        f"{len(left)} images)",
+        f"{len(left)} images{without})",
         {"epsilon": largest, "accuracy": left.mean()},
     )
 
@@ -249,24 +259,33 @@ def _square(square, standing, left):
     )
 
 
-def _gradients(attack, pgd, shape, right, missed):
-    """Ask from how many images a step of PGD leads nowhere."""
-    still, broken = {}, False
+def _without_gradient(attack, pgd, shape, right):
+    """Return, by the loss, the images from which a step of PGD leads nowhere, bool[n]."""
+    still = {}
     for loss in ("cross-entropy", "margin"):
         before, after = np.zeros((2, *shape), np.float32)
         step = functools.partial(pgd, loss=loss, random_start=False, last_iterate=True)
         attack(step(steps=0), adversarial=before)
         attack(step(steps=1, step_size=pgd().epsilon), adversarial=after)
         moved = abs(after - before).max(axis=(1, 2, 3)) > _ROUNDING
-        still[loss] = float(np.sum(right & ~moved) / max(1, right.sum()))
-        broken = broken or bool((missed & ~moved).any())
+        still[loss] = right & ~moved
+    return still
+
+
+def _gradients(still, right, missed):
+    """Ask at how many images the gradient is zero, and whether that hides successes."""
+    broken = any(np.any(missed & images) for images in still.values())
     limit = NO_GRADIENT if broken else MOST_WITHOUT_GRADIENT
+    zero = {
+        loss: float(images.sum() / max(1, right.sum()))
+        for loss, images in still.items()
+    }
     return Flag(
         "gradients",
-        max(still.values()) > limit,
-        f"zero in float32 at {still['cross-entropy']:.2%} of the images classified "
-        f"right for the cross-entropy, at {still['margin']:.2%} for the margin",
-        {"zero": still},
+        max(zero.values()) > limit,
+        f"zero in float32 at {zero['cross-entropy']:.2%} of the images classified "
+        f"right for the cross-entropy, at {zero['margin']:.2%} for the margin",
+        {"zero": zero},
     )
 
 
@@ -274,7 +293,7 @@ def _forward_pass(logits, again):
     """Ask whether two passes are equal, and whether the model returns logits."""
     equal = np.array_equal(logits, again, equal_nan=True)
     probabilities = is_probabilities(logits)
-    apart = float(np.max(np.abs(logits - again)))
+    apart = largest_difference(logits, again)
     passes = "are equal to the bit" if equal else f"differ by up to {apart:.3g}"
     kind = "probabilities, not logits," if probabilities else "logits"
     return Flag(

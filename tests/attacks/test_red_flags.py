@@ -253,3 +253,46 @@ def test_a_forward_pass_that_changes_is_caught(flags_of_trap):
     flag = flags["forward pass"]
     assert flag.suspicious, lines
     assert f"differ by up to {flag.numbers['difference']:.3g}" in flag.text
+
+
+# Grey images under a network whose units are all off at the six darkest of them.
+GREYS = np.array([0.1] * 6 + [0.5, 0.85] * 31, np.float32)
+SPECKLED = GREYS[:, None, None, None] + np.random.default_rng(1).uniform(
+    -0.02, 0.02, (len(GREYS), 4, 4, 1)
+).astype(np.float32)
+
+
+def units(images):
+    mean = images.mean((1, 2, 3))
+    return jax.nn.relu(20 * (mean[:, None] - jnp.array([0.3, 0.65])))
+
+
+def two_units(images):
+    """Return logits that are monotone in every pixel; bright images are of class 1."""
+    few, many = units(images).T
+    return jnp.stack([1 - 0.05 * few, many - 1], axis=-1)
+
+
+def test_dead_units_of_a_certified_network_raise_no_flag():
+    epsilon = 0.05
+    labels = np.asarray(two_units(SPECKLED)).argmax(axis=-1)
+    low, high = (
+        np.asarray(units(jnp.clip(SPECKLED + shift, 0, 1))).T
+        for shift in (-epsilon, epsilon)
+    )
+    # The bounds of the intervals certify every image.
+    least_lead = np.where(
+        labels == 0,
+        (1 - 0.05 * high[0]) - (high[1] - 1),
+        (low[1] - 1) - (1 - 0.05 * low[0]),
+    )
+    assert least_lead.min() > 0
+    flags = red_flags(two_units, SPECKLED, labels, epsilon=epsilon)
+    assert suspicious(flags) == set(), flags_as_text(flags_as_record(flags))
+    by_name = {flag.name: flag for flag in flags}
+    zero = by_name["gradients"].numbers["zero"]
+    assert zero == {loss: 6 / 68 for loss in ("cross-entropy", "margin")}
+    unbounded = by_name["unbounded attack"]
+    assert unbounded.text.endswith(
+        "(6 of 68 images; 6 have no gradient where they are)"
+    )
