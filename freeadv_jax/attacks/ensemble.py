@@ -83,7 +83,7 @@ def cascade(
 def warn_of_few_classes(num_classes: int, stages: Iterable[str]) -> None:
     """Log a warning if the margin replaces a DLR loss that needs more classes."""
     if any(num_classes < _CLASSES.get(name, 0) for name in stages):
-        lost = "targeted DLR" if num_classes == 3 else "DLR, targeted or not"
+        lost = "targeted DLR" if num_classes == 3 else "DLR"
         _LOGGER.warning(
             "on %d classes the %s loss of AutoAttack does not exist, the margin is "
             "attacked instead",
