@@ -60,7 +60,7 @@ TRAINING = {
 }
 # The records of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
 BY_ONEDNN = ("convolutions_onednn_float32",)
-KERNELS = ("kernels_preact_resnet_18", "kernels_wrn_10_1")
+KERNELS = ("kernels_preact_resnet_18", "kernels_wrn_10_1", "kernels_resnet_50")
 KERNELS_OF_ATTACKS = ("kernels_attack_preact_resnet_18",)
 CONVOLUTIONS = ("convolutions_avx2", "convolutions_avx512")
 NETWORKS_CONVOLUTIONS = (
