@@ -374,8 +374,8 @@ def stop_when_used_up(looks, monkeypatch):
     attack = Campaign.attack
 
     def attack_and_cut(self, *arguments, watch, **fields):
-        def watch_and_cut(*progress):
-            watch(*progress)
+        def watch_and_cut(done, standing):
+            watch(done, standing)
             if not looks:
                 raise Cut
             looks.pop()
