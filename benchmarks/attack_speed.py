@@ -1,6 +1,6 @@
 """Time PGD-100 and the whole AutoAttack, ours and PyTorch's.
 
-    python -m benchmarks.attack_speed --workdir=RUN --data=DIR [--examples=256 --parts=2]
+    python -m benchmarks.attack_speed --workdir=RUN [--data=DIR --examples=256 --parts=2]
         [--attacks pgd-100 autoattack] [--out=FILE]
 
 The peers are Foolbox's PGD and pyautoattack, the AutoAttack of its authors, both on
@@ -187,7 +187,11 @@ def main(argv):
         required=True,
         help="the run to attack",
     )
-    add("--data", metavar="DIR", required=True, help="the folder of CIFAR-10")
+    add(
+        "--data",
+        metavar="DIR",
+        help="the folder of the data set; default: that of the training",
+    )
     add(
         "--attacks",
         nargs="+",
@@ -206,10 +210,11 @@ def main(argv):
         help="the record to write",
     )
     options = parser.parse_args(argv[1:])
-    dataset = load_arrays("cifar10", options.data, validation_examples=0).test
+    run = read_run(options.workdir)
+    folder = options.data or run.config.data.dir
+    dataset = load_arrays(run.config.data.name, folder, validation_examples=0).test
     images = unit_range(dataset.images[: options.examples])
     labels = dataset.labels[: options.examples]
-    run = read_run(options.workdir)
     variables = trained_state(run, "last").variables
     contenders = {
         who: kind(run, variables, options.batch_size, images)

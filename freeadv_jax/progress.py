@@ -23,18 +23,26 @@ class Progress:
     ):
         self._write = write
         self._name, self._total, self._unit = name, total, unit
-        self._begun: tuple[float, float] | None = None
+        self._begun: tuple[float, float, float] | None = None
         self._next = time.perf_counter() + 1
 
-    def show(self, done: float, **values: float | str) -> None:
+    def show(
+        self,
+        done: float,
+        *,
+        work: tuple[float, float] | None = None,
+        **values: float | str,
+    ) -> None:
         """Write a line if the last is old enough, or the work is finished.
 
         `done` may have a fraction, for work that is under way. Numbers are shown with four
         decimals, and texts as they are. The rate counts from the first call, because
-        compilation comes before it.
+        compilation comes before it. `work` is (made, left), where units take different
+        times: the time left follows it then.
         """
         now = time.perf_counter()
-        first, start = self._begun = self._begun or (done, now)
+        made, to_come = work or (done, self._total - done)
+        first, start, made_first = self._begun = self._begun or (done, now, made)
         if now < self._next and done < self._total:
             return
         # Every second at first, then ever more rarely, up to every half minute.
@@ -45,9 +53,10 @@ class Progress:
         }
         shown = "".join(f"  {name} {text}" for name, text in texts.items())
         if done > first:
-            rate = (done - first) / (now - start)
-            left = duration((self._total - done) / rate)
-            shown += f"  {rate:.3g} {self._unit}/s  {left} left"
+            shown += f"  {(done - first) / (now - start):.3g} {self._unit}/s"
+        if made > made_first:
+            left = to_come * (now - start) / (made - made_first)
+            shown += f"  {duration(left)} left"
         share = f"{int(done)}/{self._total} {self._unit} ({done / self._total:.0%})"
         self._write(f"{self._name} {share}{shown}")
 

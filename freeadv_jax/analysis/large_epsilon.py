@@ -125,7 +125,9 @@ def make(
             labels,
             np.ones(len(labels), bool),
             adversarial=attacked,
-            watch=lambda done, _, progress=progress: progress.show(done),
+            watch=lambda done, _, work, progress=progress: progress.show(
+                done, work=work
+            ),
         )
         arrays[row] = attacked
         arrays[f"{row} logits"] = campaign.logits(model.logits_fn, attacked)

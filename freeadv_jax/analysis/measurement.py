@@ -155,7 +155,9 @@ class _Measuring:
             self.kept.arrays["image"],
             self.kept.arrays["label"],
             attempted,
-            watch=lambda done, robust: progress.show(done, accuracy=robust.mean()),
+            watch=lambda done, robust, work: progress.show(
+                done, work=work, accuracy=robust.mean()
+            ),
             **options,
         )
 

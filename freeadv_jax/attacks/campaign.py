@@ -1,9 +1,12 @@
-"""Attacks on whole sets: broken images leave the batch, and others take their place."""
+"""Attacks on whole sets: broken images leave the batch, and others take their place.
+
+A batch is as large as the attempts that remain, up to the size that was asked for.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +23,27 @@ from freeadv_jax.attacks.attack import (
     where,
 )
 from freeadv_jax.attacks.losses import UNTARGETED
-from freeadv_jax.attacks.programs import find_program
+from freeadv_jax.attacks.programs import find_program, program_cost
 from freeadv_jax.devices import parallel
 from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.pixels import unit_range
 
-# The steps between two looks at which images are broken. On CPU, a loop would slow down
-# the convolutions of other libraries (jax-ml/jax#12868), and a call costs little.
-_STEPS_A_CALL = 10
 # New images start only when at least this part of the batch is free, because a start
 # costs a pass of the whole batch.
 _REFILLED_PART = 8
-# When at most this share of the batch is in use and no image waits, the last images move
-# to a smaller batch, a multiple of this part of the full one. They do so only if this
-# many steps are left, which pay for another compilation.
-_SHARE_IN_USE, _PART_OF_FULL, _MANY_STEPS = 0.6, 16, 50
+# Most images break in their first steps, and a broken image waits for the end of the call.
+# A call on a CPU therefore makes a small part of the steps that the youngest image has
+# made. It takes at most a second or so, in which nothing is shown or saved.
+_PART_OF_STEPS, _MOST_STEPS_A_CALL, _SECONDS_A_CALL = 8, 50, 1.0
+# The steps of a call on GPU and TPU.
+_STEPS_A_CALL = 10
+
+
+class Work(NamedTuple):
+    """Hold the steps of single images that an attack has made, and has `left` at most."""
+
+    made: int
+    left: int
 
 
 @runtime_checkable
@@ -77,8 +86,9 @@ class Campaign:
         """Return how many programs this campaign compiled.
 
         A first campaign compiles one program for the logits, two for each kind of attack,
-        and one for each smaller batch in which an attack ended. A later campaign with the
-        same model structure, shapes and kinds of attack finds them (see `programs`).
+        and one for each smaller batch to which an attack moved its last images. A later
+        campaign with the same model structure, shapes and kinds of attack finds them (see
+        `programs`).
         """
         return self._compilations
 
@@ -95,13 +105,14 @@ class Campaign:
     def _in_batches(self, function, logits_fn, *sets):
         """Return `function(logits_fn, *parts)` of the whole sets."""
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
-        program, found, size = None, [], self._batch_size
+        size = _fitting_size(len(sets[0]), self._batch_size)
+        program, found, runs = None, [], len(sets[0]) / size
         for first in range(0, len(sets[0]), size):
             parts = [np.asarray(array[first : first + size]) for array in sets]
             batch = tuple(parallel.place(_padded(part, size), SPLIT) for part in parts)
             if program is None:
                 bound, layout = functools.partial(function), (SPLIT,) * len(sets)
-                program = self._find(bound, logits_fn, batch, layout)
+                program = self._find(bound, logits_fn, batch, layout, runs=runs)
             found.append(parallel.fetch(program(*batch))[: len(parts[0])])
         return np.concatenate(found)
 
@@ -121,37 +132,41 @@ class Campaign:
 
         `images` are [n, h, w, c], uint8 or floats in [0, 1]. `finished` bool[attempts, n]
         marks attempts made before; it is updated in place, and so are the attacked images
-        in `adversarial` f32[n, h, w, c]. `watch(done, robust)` is called after each look
-        with the number of attempts decided, and a fraction for those under way.
+        in `adversarial` f32[n, h, w, c]. `watch(done, robust, work)` is called after each
+        look with the number of attempts decided, a fraction for those under way, and the
+        `Work` so far and to come.
         """
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
         kind, numbers = split_numbers(attack)
         settings = {"attack": numbers, "seed": self._seed}
         settings = parallel.place(settings, REPLICATED)
-        steps = _steps_a_call()
-        begin = functools.partial(_begin, kind=kind)
-        advance = functools.partial(_advance, kind=kind, steps=steps)
-        layout = REPLICATED, SPLIT, SPLIT
-        slots = _Slots(images, labels, self._batch_size)
-        state = _no_state(kind, logits_fn, settings, slots.batch)
-        example = settings, slots.on_devices(), state
-        start_fresh = self._find(begin, logits_fn, example, layout)
-        go_on = self._find(advance, logits_fn, example, layout)
-
         attempts = attack.attempts
         if finished is None:
             finished = np.zeros((attempts, len(labels)), bool)
         attacked, robust = robust.copy(), robust.copy()
+        undecided = int((~finished[:, attacked]).sum())
+        if not undecided:
+            return robust
+        counts = undecided, finished.size
+        slots = self._slots(attack, logits_fn, settings, images, labels, *counts)
+        start_fresh, state = self._starter(
+            kind, logits_fn, settings, slots, finished.size
+        )
+        runs = finished.size * attack.steps
+        go_on = self._stepper(kind, logits_fn, settings, slots, state, runs)
         pending = _pending(attempts, attacked, robust, finished)
+        made = 0
         while True:
             if slots.fill(pending):
                 batch = slots.on_devices()
                 state = start_fresh(settings, batch, state)
             if not slots.occupied.any():
                 return robust
+            steps = _steps_a_call(go_on, slots.youngest, attack.steps)
             batch |= slots.on_devices("iteration")
-            state = go_on(settings, batch, state)
+            state = go_on(settings, _on_devices(steps), batch, state)
             slots.batch["iteration"] += steps
+            made += steps * len(slots.occupied)
 
             broken = slots.occupied & parallel.fetch(state.broken)
             robust[slots.index[broken]] = False
@@ -163,18 +178,66 @@ class Campaign:
                 for rows in (done & ~broken, broken):
                     adversarial[slots.index[rows]] = found[rows]
             slots.release(done | ~robust[slots.index])
-            if size := slots.smaller_size(attack.steps):
+            if size := slots.smaller_size(attack.steps, go_on.cost):
                 state = _taken(state, slots.shrink(size))
                 batch = slots.on_devices()
-                smaller = settings, batch, state
-                go_on = self._find(advance, logits_fn, smaller, layout)
+                runs = (attack.steps - slots.youngest) * size
+                go_on = self._stepper(kind, logits_fn, settings, slots, state, runs)
             if watch:
-                decided = finished[:, attacked] | ~robust[attacked]
+                undecided = int((~finished[:, attacked & robust]).sum())
+                decided = attempts * int(attacked.sum()) - undecided
                 under_way = slots.iteration[slots.occupied].sum() / max(attack.steps, 1)
-                watch(float(decided.sum() + under_way), robust)
+                left = slots.work_left(undecided, attack.steps)
+                watch(float(decided + under_way), robust, Work(made, left))
 
-    def _find(self, function, logits_fn, arguments, layout):
-        program = find_program(function, logits_fn, arguments, layout)
+    def _slots(self, attack, logits_fn, settings, images, labels, undecided, of):
+        """Return the places of a batch for `undecided` attempts `of` so many in all.
+
+        The batch is as large as all attempts need, however many images are robust, so that
+        a later call finds its programs. It fits the undecided ones where that saves more
+        than another compilation costs.
+        """
+        slots = _Slots(images, labels, _fitting_size(of, self._batch_size))
+        size = _fitting_size(undecided, self._batch_size)
+        if size == len(slots.occupied):
+            return slots
+        kind, _ = split_numbers(attack)
+        state = _no_state(kind, logits_fn, settings, slots.batch)
+        cost = program_cost(
+            *_step_program(kind, logits_fn, settings, slots, state),
+            otherwise=_step_without_loop(kind),
+        )
+        if _pays(size / len(slots.occupied), attack.steps, cost):
+            return _Slots(images, labels, size)
+        return slots
+
+    def _starter(self, kind, logits_fn, settings, slots, starts):
+        """Return the program that starts the fresh places, and a state to begin with.
+
+        `starts` is the number of images that it starts at most.
+        """
+        state = _no_state(kind, logits_fn, settings, slots.batch)
+        # Where many images break, a refill starts only a part of the batch.
+        runs = 1 + 2 * starts / len(slots.occupied)
+        program = self._find(
+            functools.partial(_begin, kind=kind),
+            logits_fn,
+            (settings, slots.on_devices(), state),
+            (REPLICATED, SPLIT, SPLIT),
+            runs=runs,
+        )
+        return program, state
+
+    def _stepper(self, kind, logits_fn, settings, slots, state, steps):
+        """Return the program that makes steps, of which single images need `steps`."""
+        return self._find(
+            *_step_program(kind, logits_fn, settings, slots, state),
+            runs=steps / len(slots.occupied),
+            otherwise=_step_without_loop(kind),
+        )
+
+    def _find(self, function, logits_fn, arguments, layout, **options):
+        program = find_program(function, logits_fn, arguments, layout, **options)
         self._compilations += program.compiled
         return program
 
@@ -201,7 +264,6 @@ class _Slots:
     def __init__(self, images, labels, size):
         self._images, self._labels = images, labels
         self._exhausted = False
-        self._unit = parallel.multiple_of_devices(size // _PART_OF_FULL)
         self.occupied = np.zeros(size, bool)
         self.batch = {
             "image": np.zeros((size, *images.shape[1:]), images.dtype),
@@ -232,14 +294,31 @@ class _Slots:
         self._exhausted = not self.occupied.all()
         return bool(self.batch["fresh"].any())
 
-    def smaller_size(self, steps) -> int:
-        """Return the batch size that holds the last images, or 0 to stay as it is."""
-        in_use = int(self.occupied.sum())
-        if not self._exhausted or not 0 < in_use <= _SHARE_IN_USE * len(self.occupied):
+    @property
+    def youngest(self) -> int:
+        """Return the number of steps that the image started last has made."""
+        return int(self.iteration[self.occupied].min())
+
+    def work_left(self, undecided, steps) -> int:
+        """Return the steps of single images to come at most, those of free places too."""
+        in_use, size = self.iteration[self.occupied], len(self.occupied)
+        waiting = undecided - len(in_use)
+        if waiting:
+            # The last ones may be alone in the batch.
+            return (waiting + size) * steps + int((steps - in_use).sum())
+        return (steps - self.youngest) * size if undecided else 0
+
+    def smaller_size(self, steps, cost) -> int:
+        """Return the batch size to which the last images should move, or 0 to stay.
+
+        They move if the steps that are left cost more than another compilation.
+        """
+        in_use, size = int(self.occupied.sum()), len(self.occupied)
+        if not self._exhausted or not in_use:
             return 0
-        left = steps - self.iteration[self.occupied].min()
-        size = -(-in_use // self._unit) * self._unit
-        return size if left >= _MANY_STEPS and size < len(self.occupied) else 0
+        smaller = _fitting_size(in_use, size)
+        left = steps - self.youngest
+        return smaller if _pays(smaller / size, left, cost) else 0
 
     def shrink(self, size) -> np.ndarray:
         """Keep the occupied places, and free ones up to `size`; return their rows."""
@@ -273,8 +352,47 @@ class _Slots:
         self.occupied &= ~places
 
 
-def _steps_a_call():
-    return 1 if jax.default_backend() == "cpu" else _STEPS_A_CALL
+def _fitting_size(count: int, most: int) -> int:
+    """Return the batch size for `count` images: a little more, at most `most`.
+
+    There are four sizes between a power of two and the next, and few programs hence.
+    """
+    each = max(1, -(-count // jax.device_count()))
+    unit = 2 ** max(0, each.bit_length() - 3)
+    return min(most, parallel.multiple_of_devices(1) * -(-each // unit) * unit)
+
+
+def _pays(part: float, steps: int, cost) -> bool:
+    """Return whether a program for this part of a batch saves more than it costs."""
+    saved = steps * (cost.run() - cost.run(scale=part))
+    return saved > cost.compilation(steps)
+
+
+def _steps_a_call(program, youngest, steps):
+    """Return how many steps the next call makes."""
+    most = steps - youngest
+    if jax.default_backend() != "cpu":
+        return min(_STEPS_A_CALL, most)
+    if not program.first_choice:
+        return 1
+    quick = int(_SECONDS_A_CALL / program.cost.run())
+    return max(1, min(youngest // _PART_OF_STEPS, quick, _MOST_STEPS_A_CALL, most))
+
+
+def _step_program(kind, logits_fn, settings, slots, state):
+    """Return what `find_program` takes for the steps of an attack."""
+    function = functools.partial(_advance, kind=kind, loop=True)
+    arguments = settings, _on_devices(1), slots.on_devices(), state
+    return function, logits_fn, arguments, (REPLICATED, REPLICATED, SPLIT, SPLIT)
+
+
+def _step_without_loop(kind):
+    cpu = jax.default_backend() == "cpu"
+    return functools.partial(_advance, kind=kind, loop=False) if cpu else None
+
+
+def _on_devices(number):
+    return parallel.place(np.int32(number), REPLICATED)
 
 
 def _logits(logits_fn, images):
@@ -339,8 +457,11 @@ def _begin(logits_fn, settings, slots, state, *, kind):
     return where(slots["fresh"], _start(logits_fn, settings, slots, kind=kind), state)
 
 
-def _advance(logits_fn, settings, slots, state, *, kind, steps):
-    """Return the state `steps` steps later; broken and finished images stay as they are."""
+def _advance(logits_fn, settings, steps, slots, state, *, kind, loop):
+    """Return the state `steps` steps later, or one where there is no loop.
+
+    Broken and finished images stay as they are.
+    """
     attack, batch = _attack_and_batch(kind, settings, slots)
     logits_fn = _as_float32(logits_fn)
 
@@ -348,6 +469,4 @@ def _advance(logits_fn, settings, slots, state, *, kind, steps):
         at = batch._replace(iteration=batch.iteration + number)
         return step_unfinished(attack, logits_fn, at, state)
 
-    if steps == 1:
-        return step(0, state)
-    return jax.lax.fori_loop(0, steps, step, state)
+    return jax.lax.fori_loop(0, steps, step, state) if loop else step(0, state)

@@ -154,7 +154,7 @@ def autoattack(
     )
     if isinstance(outcome.images, jax.core.Tracer):
         return outcome
-    campaign = Campaign(batch_size=min(batch_size, len(outcome.success)), seed=seed)
+    campaign = Campaign(batch_size=batch_size, seed=seed)
     _warn_of_square(outcome.standing)
     if version != "rand":
         _warn_of_model(campaign, logits_fn, *examples)
@@ -190,8 +190,9 @@ def _warn_of_model(campaign, logits_fn, images, labels):
             apart,
         )
         return
-    # Without every second image, each image has other neighbours in its batch.
-    among_others = campaign.logits(logits_fn, images[::2])
+    # With every second image twice, each image has other neighbours in its batch.
+    twice = images[np.arange(len(images)) // 2 * 2]
+    among_others = campaign.logits(logits_fn, twice)[::2]
     largest = max(1.0, float(np.max(np.abs(logits[np.isfinite(logits)]))))
     apart = largest_difference(logits[::2], among_others)
     if apart > _MOST_ROUNDING * largest:

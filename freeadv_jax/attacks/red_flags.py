@@ -122,7 +122,7 @@ def red_flags(
     longest = [pgd(restarts=RESTARTS), square]
     kernels = kernels_for(convolutions, longest, logits_fn, images)
     logits_fn = traced_with(kernels, logits_fn)
-    campaign = Campaign(batch_size=min(batch_size, len(labels)), seed=seed)
+    campaign = Campaign(batch_size=batch_size, seed=seed)
     logits, again = (campaign.logits(logits_fn, images) for _ in range(2))
     check_finite(logits)
     right = logits.argmax(axis=-1) == labels
@@ -131,7 +131,8 @@ def red_flags(
     def attack(attack, of=right, **options):
         """Return which of the images are not broken, bool[n]."""
         if watch:
-            options["watch"] = functools.partial(watch, type(attack).__name__)
+            name = type(attack).__name__
+            options["watch"] = lambda done, robust, _: watch(name, done, robust)
         return campaign.attack(attack, logits_fn, images, labels, of, **options)
 
     one = attack(pgd())

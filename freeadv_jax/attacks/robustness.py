@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from freeadv_jax.attacks.campaign import Campaign, Images
+from freeadv_jax.attacks.campaign import Campaign, Images, Work
 from freeadv_jax.attacks.checks import check_labels, check_logits
 from freeadv_jax.attacks.ensemble import warn_of_few_classes
 from freeadv_jax.attacks.kernels import kernels_for, traced_with
@@ -35,8 +35,9 @@ WORST_CASE = "worst-case"
 VALIDATION_ATTACK = "pgd-10"
 
 # Called while an attack runs, with the name of the attack or stage, the attempts decided
-# and a fraction for those under way, the attempts in all, and the accuracy so far.
-Watch = Callable[[str, float, int, float], None]
+# and a fraction for those under way, the attempts in all, the accuracy so far, and the
+# work made and to come.
+Watch = Callable[[str, float, int, float, Work], None]
 
 
 @dataclasses.dataclass
@@ -159,11 +160,11 @@ class Evaluation:
     def _stage(self, stage, title, state, *, before, watch):
         total = stage.attempts * int(state.robust.sum())
 
-        def update(done, robust):
+        def update(done, robust, work):
             state.robust[:] = robust
             if watch:
                 accuracy = (robust.sum() + before) / len(self.labels)
-                watch(title, done, total, float(accuracy))
+                watch(title, done, total, float(accuracy), work)
 
         state.robust[:] = self.campaign.attack(
             stage,
@@ -521,13 +522,15 @@ class ProgressLines:
         self._write = write
         self._attack: tuple[str, int] | None = None
 
-    def __call__(self, title: str, done: float, total: int, accuracy: float) -> None:
+    def __call__(
+        self, title: str, done: float, total: int, accuracy: float, work: Work
+    ) -> None:
         if self._attack != (title, total):
             self._attack = title, total
             self._progress = Progress(
                 title, total=total, unit="attempts", write=self._write
             )
-        self._progress.show(done, accuracy=f"{accuracy:.2%}")
+        self._progress.show(done, work=work, accuracy=f"{accuracy:.2%}")
 
 
 def _to_standard_error(line):

@@ -1,6 +1,7 @@
 """The runner behind the public attacks: it checks the input and returns the outcome."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from freeadv_jax.attacks.attack import Attack, as_pytree
+from freeadv_jax.attacks.attack import Attack, as_pytree, split_numbers
 from freeadv_jax.attacks.campaign import Campaign, Images
 from freeadv_jax.attacks.checks import (
     check_counts,
@@ -110,11 +111,12 @@ def run(
     images, labels = examples
     kernels = kernels_for(onednn.AUTO, attacks.values(), logits_fn, images)
     logits_fn = traced_with(kernels, logits_fn)
-    campaign = Campaign(batch_size=min(batch_size, len(labels)), seed=seed)
+    campaign = Campaign(batch_size=batch_size, seed=seed)
     logits = campaign.logits(logits_fn, images)
     check_logits(logits)
     first = next(iter(attacks.values()))
-    success = first.success(jnp.asarray(logits), jnp.asarray(labels))
+    kind, _ = split_numbers(first)
+    success = _success(kind, logits, labels)
     standing = ~np.asarray(success)
     counts = {"natural": int(standing.sum())}
     adversarial = images.copy()
@@ -126,10 +128,17 @@ def run(
             labels,
             standing,
             adversarial=adversarial,
-            watch=watch and (lambda *progress, name=name: watch(name, *progress)),
+            watch=watch
+            and (lambda done, robust, work, name=name: watch(name, done, robust)),
         )
         counts[name] = int(standing.sum())
     return Outcome(adversarial, ~standing, counts, campaign.compilations)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _success(kind, logits, labels):
+    """Return where logits are what the attack wants, from one program, not one a step."""
+    return kind.success(logits, labels)
 
 
 def run_one(

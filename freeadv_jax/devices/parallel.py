@@ -61,13 +61,14 @@ def fetch(tree):
     return jax.tree.map(_whole, tree)
 
 
-def spmd(function, *, inputs, outputs, donate=(), keep_unused=False):
+def spmd(function, *, inputs, outputs, donate=(), keep_unused=False, optimised=True):
     """Run `function` on every device, each with its part of the SPLIT arguments.
 
     `inputs` (a tuple, one entry an argument) and `outputs` are prefixes with REPLICATED
     and SPLIT. Outside, arrays keep their global shapes, whatever the number of devices;
     inside, collectives run over AXIS. REPLICATED outputs must be equal on all devices.
     With `keep_unused` the compiled code names the arguments that it does not use, too.
+    Without `optimised`, a CPU compiles several times faster and runs slower.
     """
     devices = jax.device_count()
 
@@ -98,33 +99,46 @@ def spmd(function, *, inputs, outputs, donate=(), keep_unused=False):
         whole,
         donate_argnums=donate,
         keep_unused=keep_unused,
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(optimised=optimised),
     )
 
 
-def compiler_options() -> dict | None:
+def compiler_options(*, optimised: bool = True) -> dict | None:
     """Return the compiler options of this backend, besides XLA's defaults.
 
     On GPU they exclude kernels that add in another order in each run.
     """
     if jax.default_backend() == "gpu":
         return {"xla_gpu_exclude_nondeterministic_ops": True}
-    return _away_from_ynnpack() if jax.default_backend() == "cpu" else None
+    return _cpu_options(optimised) if jax.default_backend() == "cpu" else None
+
+
+# YNNPACK's kernel gradients are 2 to 4 times slower from 64 channels up (jaxlib 0.10.2 to
+# 0.12.0); this keeps convolutions away from it.
+_AWAY_FROM_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# LLVM's optimisations take two thirds of a compilation, and the newer emitters half of
+# the rest.
+_UNOPTIMISED = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 @functools.cache
-def _away_from_ynnpack():
-    """Return the option that keeps CPU convolutions away from YNNPACK, or None.
+def _cpu_options(optimised):
+    options = _AWAY_FROM_YNNPACK | ({} if optimised else _UNOPTIMISED)
+    accepted = {name: value for name, value in options.items() if _accepts(name, value)}
+    return accepted or None
 
-    YNNPACK's kernel gradients are 2 to 4 times slower from 64 channels up (jaxlib 0.10.2
-    to 0.12.0). Releases without the option refuse it, so the option is tried out first.
-    """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+@functools.cache
+def _accepts(name, value):
+    """Return whether this release has the option; others refuse to compile."""
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return None
-    return options
+        return False
+    return True
 
 
 def mean_over_devices(tree, axis_name):
@@ -209,9 +223,10 @@ def shapes_on_a_device(tree, layout):
     """Return the shapes that one device sees of `tree`; `layout` is a prefix of it."""
 
     def shape(axis, x):
-        shape, dtype = jax.typeof(x).shape, jax.typeof(x).dtype
+        kind = jax.typeof(x)
+        shape = kind.shape
         if axis is not REPLICATED:
             shape = (shape[0] // jax.device_count(), *shape[1:])
-        return jax.ShapeDtypeStruct(shape, dtype)
+        return jax.ShapeDtypeStruct(shape, kind.dtype, weak_type=kind.weak_type)
 
     return _by_layout(shape, layout, tree)

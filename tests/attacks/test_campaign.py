@@ -4,6 +4,7 @@ full.
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 
 from freeadv_jax.attacks import campaign as campaign_module
 from freeadv_jax.attacks.apgd import APGD
-from freeadv_jax.attacks.campaign import Campaign, _Slots
+from freeadv_jax.attacks.campaign import Campaign, _fitting_size, _Slots
+from freeadv_jax.attacks.cost import Cost
 from freeadv_jax.attacks.fab import FAB
 from freeadv_jax.attacks.one_batch import run_attack
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.attacks.programs import forget_programs
 from freeadv_jax.attacks.square import Square
+from freeadv_jax.models.conv import Conv
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((77, 5, 4, 2), np.float32)
@@ -107,7 +110,7 @@ def test_broken_images_leave_the_batch_and_others_take_their_places():
         IMAGES,
         LABELS,
         right,
-        watch=lambda done, robust: looks.append((done, robust.sum())),
+        watch=lambda done, robust, _: looks.append((done, robust.sum())),
     )
     jax.effects_barrier()
     assert found.sum() == 0
@@ -131,7 +134,7 @@ def test_attempts_on_one_image_fill_the_batch_and_end_when_it_is_broken():
         IMAGES[1:2],
         LABELS[1:2],
         np.ones(1, bool),
-        watch=lambda done, robust: looks.append(done),
+        watch=lambda done, *_: looks.append(done),
     )
     assert looks == pytest.approx([1.6, 3.2, 4.8, 6.4, 8, 8.2, 8.4, 8.6, 8.8, 9])
 
@@ -228,8 +231,12 @@ def test_a_device_reads_the_iteration_of_its_own_step():
         assert (np.abs(moved - IMAGES).max((1, 2, 3)) > 0.05).all()
 
 
-def test_the_last_images_move_to_a_smaller_batch_with_the_same_outcome():
-    """On eight devices five images need eight places, not all 64."""
+def test_the_last_images_move_to_a_smaller_batch_with_the_same_outcome(monkeypatch):
+    """On eight devices five images need eight places, not all 64.
+
+    Compilation is free here, so that the images move although the model is small.
+    """
+    monkeypatch.setattr(Cost, "compilation", lambda self, runs: 0)
     attack = PGD("linf", 0.03, 120, 0.001)
     expected = robust_under(attack, batch_size=16)
     forget_programs()
@@ -243,16 +250,107 @@ def test_the_last_images_move_to_a_smaller_batch_with_the_same_outcome():
     model = jax.tree_util.Partial(sized, WEIGHTS)
     right = campaign.logits(model, IMAGES).argmax(axis=-1) == LABELS
     few = right & (np.cumsum(expected) <= 5)
+    sizes.clear()
     adversarial = IMAGES.copy()
     found = campaign.attack(attack, model, IMAGES, LABELS, few, adversarial=adversarial)
     np.testing.assert_array_equal(found, expected & few)
-    # The model is traced with the whole batch to ask for shapes, and with one device's
-    # part to compile: first the full batch's part, then ever smaller ones.
-    parts = {shape[0] for shape in sizes} - {64}
-    assert {8, 1} <= parts
-    assert campaign.compilations == 2 + len(parts) <= 6
+    # The whole batch where shapes are asked for, else a device's part of one: of the
+    # first batch, and of ever smaller ones.
+    fitting = _fitting_size(int(few.sum()), 64)
+    parts = {shape[0] for shape in sizes} - {64, fitting}
+    assert {fitting // 8, 1} <= parts
+    assert 2 + len({fitting // 8, 1}) <= campaign.compilations <= 6
     wrong = np.argmax(LOGITS_FN(adversarial), axis=-1) != LABELS
     np.testing.assert_array_equal(wrong[few], ~found[few])
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+def test_few_images_are_never_computed_as_a_whole_batch(steps):
+    sizes = []
+
+    def sized(weights, images):
+        sizes.append(len(images))
+        return network(weights, images)
+
+    model = jax.tree_util.Partial(sized, WEIGHTS)
+    campaign = Campaign(batch_size=200)
+    campaign.logits(model, IMAGES[:10])
+    attack = PGD("linf", 1e-3, steps=steps, step_size=1e-3)
+    campaign.attack(attack, model, IMAGES[:10], LABELS[:10], np.ones(10, bool))
+    assert 2 <= max(sizes) <= 16
+
+
+def test_batches_have_few_sizes_that_hold_little_more_than_asked_for():
+    sizes = [_fitting_size(count, 10_000) for count in range(1, 8_000)]
+    for count, size in enumerate(sizes, 1):
+        assert count <= size <= 1.25 * count + 8
+        assert size % 8 == 0
+    assert len(set(sizes)) < 45
+    assert _fitting_size(300, 200) == 200
+
+
+def test_the_last_images_stay_where_another_compilation_costs_more_than_it_saves():
+    slots = _Slots(np.zeros((64, 1, 1, 1), np.float32), np.zeros(64, np.int32), 64)
+    slots.fill((0, index) for index in range(64))
+    slots.release(np.arange(64) >= 10)
+    slots.fill(iter(()))
+    small, large = (Cost(200, n, 0, True) for n in (1e5, 1e10))
+    assert slots.smaller_size(100, small) == 0
+    assert slots.smaller_size(100, large) == 16
+    assert slots.smaller_size(1, large) == 16
+
+
+def test_the_work_left_never_rises():
+    """Images break at different steps, wait for places, and have two attempts each."""
+    attack = PGD("linf", 0.03, steps=23, step_size=0.002, restarts=2)
+    looks = []
+    robust_under(attack, watch=lambda *look: looks.append((look[0], *look[2])))
+    done, made, left = np.transpose(looks)
+    assert (np.diff(left) <= 0).all() and left[-1] == 0
+    assert (np.diff(made) > 0).all() and (np.diff(done) >= 0).all()
+    # Before the first step of 77 images: no more than all their steps.
+    assert made[-1] < made[0] + left[0] <= 23 * (2 * 77 + 24)
+
+
+class Own(nn.Module):
+    """A network with Flax's convolutions, or with ours."""
+
+    conv: type
+
+    @nn.compact
+    def __call__(self, images):
+        size = 3 if self.conv is Conv else (3, 3)
+        hidden = nn.relu(self.conv(4, size)(images))
+        return nn.Dense(3)(nn.relu(self.conv(4, size)(hidden)).mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("attack", "conv", "together"),
+    [
+        (PGD("linf", 1e-4, steps=60, step_size=1e-5), Conv, True),
+        (PGD("linf", 1e-4, steps=60, step_size=1e-5), nn.Conv, False),
+        # Forward passes alone are fast in loops.
+        (Square("linf", 1e-4, steps=60), nn.Conv, True),
+    ],
+    ids=["ours", "flax", "flax-forward"],
+)
+def test_a_cpu_makes_several_steps_a_call_unless_convolutions_are_slow_in_loops(
+    attack, conv, together
+):
+    model = Own(conv)
+    weights = model.init(jax.random.key(0), jnp.asarray(IMAGES[:1]))
+    logits_fn = jax.tree_util.Partial(model.apply, weights)
+    labels = np.asarray(logits_fn(jnp.asarray(IMAGES[:8])).argmax(-1), np.int32)
+    looks = []
+    Campaign(batch_size=8).attack(
+        attack,
+        logits_fn,
+        IMAGES[:8],
+        labels,
+        np.ones(8, bool),
+        watch=lambda *look: looks.append(look),
+    )
+    assert (len(looks) < 30) if together else (len(looks) == 60)
 
 
 @pytest.mark.parametrize(
@@ -265,9 +363,7 @@ def test_the_last_images_move_to_a_smaller_batch_with_the_same_outcome():
     ],
     ids=lambda attack: type(attack).__name__.lower(),
 )
-def test_several_steps_a_call_as_on_gpu_and_tpu_give_the_same_images(
-    attack, monkeypatch
-):
+def test_several_steps_a_call_give_the_same_images(attack, monkeypatch):
     """The last call has steps to spare, and some images finish before others."""
 
     def outcome():
@@ -277,12 +373,13 @@ def test_several_steps_a_call_as_on_gpu_and_tpu_give_the_same_images(
             attack,
             batch_size=32,
             adversarial=moved,
-            watch=lambda done, _: looks.append(done),
+            watch=lambda done, *_: looks.append(done),
         )
         return found, moved, len(looks)
 
+    monkeypatch.setattr(campaign_module, "_steps_a_call", lambda *_: 1)
     stands, moved, looks = outcome()
-    monkeypatch.setattr(campaign_module, "_steps_a_call", lambda: 10)
+    monkeypatch.setattr(campaign_module, "_steps_a_call", lambda *_: 10)
     together, moved_together, fewer_looks = outcome()
     assert fewer_looks < looks / 4
     assert 0 < stands.sum() < 77
@@ -304,7 +401,6 @@ def test_a_process_reads_only_its_own_images(
     assert not slots.batch["image"][:8].any()
     slots.release(np.arange(16) >= 6)
     slots.fill(iter(()))
-    assert slots.smaller_size(steps=100) == 8
     slots.shrink(8)
     np.testing.assert_array_equal(slots.batch["image"][4:], images[slots.index[4:]])
     assert list(slots.index[:6]) == [0, 1, 2, 3, 4, 5]

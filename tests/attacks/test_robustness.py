@@ -311,7 +311,7 @@ def test_evaluation_continues_from_the_states_of_one_that_was_cut_off():
     calls = []
 
     def run(states, *, most):
-        def watch(title, done, total, accuracy):
+        def watch(title, done, total, accuracy, work):
             calls.append(title)
             if len(calls) == most:
                 raise Cut

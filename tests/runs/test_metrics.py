@@ -77,6 +77,20 @@ def test_work_under_way_moves_the_share_and_rounds_no_attempt_up(monkeypatch, ca
     )
 
 
+def test_the_time_left_follows_the_work_where_units_take_different_times(
+    monkeypatch, capsys
+):
+    """Ninety of a hundred images break in two steps, the others take a hundred each."""
+    clock = iter([0.0, 0.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    progress = Progress("pgd-100", total=100, unit="attempts", write=print)
+    progress.show(0, work=(100, 9_900))
+    progress.show(90, work=(300, 980))
+    assert capsys.readouterr().out == (
+        "pgd-100 90/100 attempts (90%)  9 attempts/s  49 s left\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (119.4, "119 s"), (119.6, "2:00"), (3675.2, "1:01:15")],
