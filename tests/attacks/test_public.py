@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 import freeadv_jax.attacks
 from freeadv_jax.attacks import Outcome, apgd, autoattack, fab, fgsm, pgd, square
@@ -148,7 +147,9 @@ def test_logits_of_half_precision_are_attacked(attack, kind):
 
 
 @EVERY
+@pytest.mark.torch
 def test_images_and_labels_may_be_tensors_of_pytorch(attack):
+    torch = pytest.importorskip("torch")
     images = torch.tensor(IMAGES, requires_grad=True)
     outcome = found(attack, images=images, labels=torch.tensor(LABELS))
     np.testing.assert_array_equal(outcome.images, found(attack).images)

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 import freeadv_jax
@@ -57,7 +56,6 @@ MODELS = {
     "a class": (Linen, "the model is a class: must be a function from images"),
     "unbound Linen": (Linen(), "give functools.partial(model.apply, variables)"),
     "NNX in training": (NNX(), "training mode (BatchNorm has use_running_average"),
-    "PyTorch": (torch.nn.Linear(16, 3), "module of PyTorch: must be a function of JAX"),
     "keys": (lambda images, keys: linear(images), "goes with version='rand'"),
     "a mode": (lambda images, *, train: linear(images), "needs train beside"),
     "NumPy": (lambda images: np.tanh(images).sum(), "must be written in jax.numpy"),
@@ -93,6 +91,13 @@ def refusal(function, logits_fn, **options):
 def test_every_function_refuses_what_it_cannot_attack_in_one_line(function, case):
     model, message = MODELS[case]
     assert message in refusal(function, model)
+
+
+@pytest.mark.torch
+def test_a_module_of_pytorch_is_refused():
+    torch = pytest.importorskip("torch")
+    message = refusal(fgsm, torch.nn.Linear(16, 3))
+    assert "module of PyTorch: must be a function of JAX" in message
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_sigterm_to_one_process_saves_and_ends_both(tmp_path):
     workdir = tmp_path / "run"
     long = {"updates": 64_000, "checkpoint__every_updates": 64_000}
     pair = start([workdir] * 2, **long)
-    next(line for line in pair[0].stdout if line.startswith("training"))
+    next(line for line in pair[0].stdout if re.match(r"training \d", line))
     pair[1].send_signal(signal.SIGTERM)
     (status, output, _), (other, *_) = finish(pair)
     assert (status, other) == (0, 0)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from flax import nnx
 
 import freeadv_jax as fa
@@ -120,7 +119,9 @@ def test_floats_and_uint8_train_to_the_same_weights():
     )
 
 
+@pytest.mark.torch
 def test_tensors_of_pytorch_train_as_their_arrays_do():
+    torch = pytest.importorskip("torch")
     tensors = {"images": torch.tensor(IMAGES), "labels": torch.tensor(LABELS)}
     assert_same(fa.fit(LINEAR, **tensors, **FEW), fa.fit(LINEAR, IMAGES, LABELS, **FEW))
 

@@ -3,6 +3,7 @@ import itertools
 import json
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import time
@@ -148,7 +149,7 @@ def test_sigterm_saves_and_exits_with_0_and_the_same_command_continues(tmp_path,
         text=True,
     )
     for line in process.stdout:
-        if line.startswith("training"):
+        if re.match(r"training \d", line):
             break
     process.send_signal(signal.SIGTERM)
     signalled = time.monotonic()
@@ -215,7 +216,7 @@ def test_run_killed_ten_times_ends_in_the_same_bits(tmp_path):
         if kill % 4 == 0:
             time.sleep(rng.uniform(0.2, 3))
         else:
-            next(line for line in process.stdout if line.startswith("training"))
+            next(line for line in process.stdout if re.match(r"training \d", line))
             while kill % 4 > 1 and newest_saved() == newest[-1]:
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.4))
