@@ -1,5 +1,6 @@
 """The interface of an attack, and the helpers that all attacks share."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from freeadv_jax.attacks.threat import Real
+from freeadv_jax.errors import InputError, one_line
 
 # The numbers of an attack may be traced, so that one compilation serves all values.
 Count = int | Int[Array, ""]
@@ -110,8 +112,23 @@ def value_and_gradient(objective: Callable, point: Float[Array, "b h w c"]):
         losses, logits = objective(point)
         return losses.sum(), (losses, logits)
 
-    gradient, (losses, logits) = jax.grad(total, has_aux=True)(point)
+    with differentiating():
+        gradient, (losses, logits) = jax.grad(total, has_aux=True)(point)
     return losses, logits, jnp.where(jnp.isnan(gradient), 0, gradient)
+
+
+@contextlib.contextmanager
+def differentiating():
+    """Raise InputError in place of what JAX raises for a model without a gradient."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, NotImplementedError) as fault:
+        raise InputError(
+            f"JAX cannot differentiate the model ({one_line(fault)}): attack it with "
+            "Square, which needs no gradient, or give it one with jax.custom_vjp"
+        ) from fault
 
 
 def where(condition: Bool[Array, " b"], yes, no):

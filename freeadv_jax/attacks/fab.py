@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from freeadv_jax.attacks.attack import (
     Batch,
     Count,
+    differentiating,
     misclassified,
     target_class,
     value_and_gradient,
@@ -192,6 +193,7 @@ def fab(
     return run_one("fab", attack, logits_fn, images, labels, **options)
 
 
+@differentiating()
 def _nearest_boundary(logits_fn, labels, point, kind):
     """Return f and w of the other class with the least |f| / dual norm of w."""
     logits, pullback = jax.vjp(logits_fn, point)

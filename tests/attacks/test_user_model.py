@@ -100,6 +100,66 @@ def test_a_module_of_pytorch_is_refused():
     assert "module of PyTorch: must be a function of JAX" in message
 
 
+def on_the_host(images):
+    """Return the logits of a model that JAX only calls."""
+    logits = jax.ShapeDtypeStruct((len(images), 3), np.float32)
+    return jax.pure_callback(
+        lambda x: np.asarray(x).reshape(-1, 16) @ WEIGHTS, logits, images
+    )
+
+
+def with_a_while_loop(images):
+    return jax.lax.while_loop(
+        lambda logits: jnp.any(logits < 0), lambda logits: logits + 1, linear(images)
+    )
+
+
+WITHOUT_GRADIENT = {
+    on_the_host: "differentiate the model (Pure callbacks do not support JVP",
+    with_a_while_loop: "differentiate the model (Reverse-mode differentiation does not",
+}
+
+
+@pytest.mark.parametrize("model", WITHOUT_GRADIENT, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (fgsm, {}),
+        (pgd, {}),
+        (apgd, {}),
+        (fab, {}),
+        (fab, {"goal": "untargeted"}),
+        (autoattack, {}),
+        (red_flags, {}),
+        (freeadv_jax.robust_accuracy, {"attacks": "natural,pgd-1"}),
+    ],
+    ids=[
+        "fgsm",
+        "pgd",
+        "apgd",
+        "fab",
+        "fab-untargeted",
+        "autoattack",
+        "flags",
+        "robust",
+    ],
+)
+def test_attacks_by_gradients_refuse_a_model_without_one(function, options, model):
+    said = refusal(function, model, **options)
+    assert WITHOUT_GRADIENT[model] in said
+    assert said.endswith(
+        "with Square, which needs no gradient, or give it one with jax.custom_vjp"
+    )
+
+
+def test_square_attacks_a_model_without_a_gradient():
+    labels = np.asarray(linear(IMAGES).argmax(axis=-1))
+    outcome = square(on_the_host, IMAGES, labels, epsilon=0.5, queries=20)
+    assert outcome.success.any()
+    wrong = on_the_host(outcome.images).argmax(axis=-1) != labels
+    np.testing.assert_array_equal(outcome.success, wrong)
+
+
 @pytest.mark.parametrize(
     ("function", "options"),
     [(autoattack, {"version": "rand"}), (apgd, {"model": "randomized"})],
