@@ -6,6 +6,7 @@ logits, collections = model.train_logits(variables, images, key)
 logits = model.logits(variables, images)
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -15,10 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx, traverse_util
+from flax import errors, nnx, traverse_util
 from jaxtyping import Array, Float, Key
 
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, one_line
 from freeadv_jax.models.fast_conv import with_fast_convolutions
 from freeadv_jax.models.normalized import NormalizedNetwork
 
@@ -159,17 +160,26 @@ class LinenModel:
 
     def train_logits(self, variables, images, key):
         collections = [name for name in variables if name != "params"]
+        # Flax draws from "params" for every name that has no key of its own.
+        keys = {"dropout": key, "params": jax.random.fold_in(key, 1)}
         logits, changed = self.module.apply(
             variables,
             images,
             **_flags(self.modes, train=True),
             mutable=collections,
-            rngs={"dropout": key},
+            rngs=keys,
         )
         return logits, {name: changed.get(name, {}) for name in collections}
 
     def logits(self, variables, images):
-        return self.module.apply(variables, images, **_flags(self.modes, train=False))
+        with _without_keys(
+            "the model draws random numbers in evaluation mode",
+            "must draw them in training mode alone, such as "
+            "nn.Dropout(rate, deterministic=not train), with `train` as an argument",
+        ):
+            return self.module.apply(
+                variables, images, **_flags(self.modes, train=False)
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +218,8 @@ class NNXModel:
 
     def train_logits(self, variables, images, key):
         module = self._merged(self.training, variables, key)
-        logits = module(images, **_flags(self.modes, train=True))
+        with _without_keys("the model draws random numbers", "give its layers rngs"):
+            logits = module(images, **_flags(self.modes, train=True))
         collections = _with_text_keys(_split(module)["collections"])
         return logits, {"collections": collections}
 
@@ -244,10 +255,27 @@ class FunctionModel:
         return {"params": self.initialize(key, image_shape)}
 
     def train_logits(self, variables, images, key):
-        return self.apply(variables["params"], images), {}
+        return self.logits(variables, images), {}
 
     def logits(self, variables, images):
-        return self.apply(variables["params"], images)
+        with _without_keys(
+            "`apply` of the pair (init, apply) draws random numbers",
+            "give the Flax module in place of the pair",
+        ):
+            return self.apply(variables["params"], images)
+
+
+@contextlib.contextmanager
+def _without_keys(fault, cure):
+    """InputError with the cure in place of what Flax raises for dropout without a key."""
+    try:
+        yield
+    except (errors.InvalidRngError, ValueError) as raised:
+        said = one_line(raised).split(" (http")[0]
+        # NNX has no type of its own for it.
+        if not isinstance(raised, errors.InvalidRngError) and "`rngs`" not in said:
+            raise
+        raise InputError(f"{fault} without a key ({said}): {cure}") from raised
 
 
 def _mode_keywords(module):

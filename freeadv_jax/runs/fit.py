@@ -318,6 +318,8 @@ def _num_classes(network, image_shape):
     try:
         trained, _ = jax.eval_shape(network.train_logits, variables, images, key)
         logits = jax.eval_shape(network.logits, variables, images)
+    except InputError:
+        raise
     except Exception as fault:  # A user's model may raise anything.
         raise InputError(
             f"the model fails on images of shape {list(images.shape)}: {one_line(fault)}"

@@ -139,6 +139,84 @@ def test_other_models_are_refused_in_one_line(model, message):
     assert "\n" not in str(raised.value)
 
 
+class Noisy(nn.Module):
+    """A module with noise under a name of its own."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        pixels = images.reshape(len(images), -1)
+        if train:
+            pixels += jax.random.normal(self.make_rng("noise"), pixels.shape)
+        return nn.Dense(3)(nn.Dropout(0.5)(pixels, deterministic=not train))
+
+
+def test_noise_of_any_name_is_drawn_from_the_key():
+    model = as_model(Noisy())
+    variables = model.init(KEY, (6, 6, 1))
+    logits, same, other = (
+        model.train_logits(variables, IMAGES, key)[0]
+        for key in (KEY, KEY, jax.random.key(8))
+    )
+    np.testing.assert_array_equal(logits, same)
+    assert np.abs(logits - other).max() > 0.01
+
+
+class AlwaysDropout(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        pixels = images.reshape(len(images), -1)
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=False)(pixels))
+
+
+class NoStreams(nnx.Module):
+    def __init__(self):
+        self.dropout = nnx.Dropout(0.5)
+        self.dense = nnx.Linear(36, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, images):
+        return self.dense(self.dropout(images.reshape(len(images), -1)))
+
+
+PAIR = (
+    lambda key, shape: AlwaysDropout().init(
+        {"params": key, "dropout": key}, jnp.zeros((1, *shape))
+    ),
+    AlwaysDropout().apply,
+)
+
+
+@pytest.mark.parametrize("form", [as_model, loop_model])
+@pytest.mark.parametrize(
+    ("network", "mode", "message"),
+    [
+        (AlwaysDropout(), "evaluation", "nn.Dropout(rate, deterministic=not train)"),
+        (NoStreams(), "training", "give its layers rngs"),
+        (PAIR, "training", "give the Flax module in place of the pair"),
+        (PAIR, "evaluation", "give the Flax module in place of the pair"),
+    ],
+    ids=["linen", "nnx", "pair-training", "pair-evaluation"],
+)
+def test_dropout_without_a_key_is_refused_in_one_line(form, network, mode, message):
+    model = form(network)
+    variables = model.init(KEY, (6, 6, 1))
+    with pytest.raises(InputError) as raised:
+        if mode == "training":
+            model.train_logits(variables, IMAGES, KEY)
+        else:
+            model.logits(variables, IMAGES)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_fault_of_the_model_itself_stays_what_it_is():
+    def apply(variables, images):
+        raise ValueError("mine")
+
+    model = as_model((lambda key, shape: {}, apply))
+    with pytest.raises(ValueError, match=r"^mine$"):
+        model.logits({"params": {}}, IMAGES)
+
+
 def test_only_convolutions_of_other_models_are_replaced():
     ours = NormalizedNetwork(SmallCNN(3, batch_norm=False), "per_image")
     assert loop_model(ours).module is ours
