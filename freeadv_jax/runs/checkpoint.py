@@ -4,6 +4,7 @@ import contextlib
 import logging
 import pathlib
 import re
+import sys
 from dataclasses import fields as fields_of
 from typing import Any
 
@@ -39,6 +40,23 @@ class _OneLineEach(logging.Filter):
 for _name in ("absl", "asyncio", "root"):
     logging.getLogger(_name).addFilter(_OneLineEach())
 
+
+def _show_unraisable(unraisable, *, otherwise=sys.unraisablehook):
+    """Show an exception that nobody can catch, unless it is a detail of a fault.
+
+    Orbax closes its event loop at the first array that cannot be read. TensorStore, whose
+    threads read the others, then fails to report to it, and has no object to name.
+    """
+    fault = unraisable.exc_value
+    closed = isinstance(fault, RuntimeError) and str(fault) == "Event loop is closed"
+    if closed and unraisable.object is None:
+        _LOGGER.debug("a read ended after its event loop", exc_info=fault)
+    else:
+        otherwise(unraisable)
+
+
+sys.unraisablehook = _show_unraisable
+
 # The metric by which the best checkpoint is chosen: robust validation accuracy.
 BEST_METRIC = "robust"
 # The longest reason that is given for a fault, in characters.
@@ -48,10 +66,17 @@ _LONGEST = 200
 class Checkpoints:
     """The newest `keep` states of a run and the best one, saved asynchronously.
 
-    Without `keep` they are open for reading only.
+    Without `keep` they are open for reading only. Without `accuracies` none is read, and
+    there is no best one.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int | None = None):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        keep: int | None = None,
+        accuracies: bool = True,
+    ):
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             directory.resolve(),
@@ -68,7 +93,7 @@ class Checkpoints:
             # Removes checkpoints that a killed run left half-written. That happens in the
             # background, and no two openers may do it at the same time.
             cleanup_tmp_directories=keep is not None,
-            # The metrics are read by `reload` below.
+            # The accuracies are read by `reload` below.
             lightweight_initialize=True,
         )
         # `processes.preemption` alone asks whether a SIGTERM came. Orbax would ask the same
@@ -78,7 +103,7 @@ class Checkpoints:
         manager.reached_preemption = lambda step: False
         self._directory = directory
         self._metrics_of = manager._get_metrics
-        manager._get_metrics = self._whole_metrics
+        manager._get_metrics = self._whole_metrics if accuracies else lambda step: None
         self._checkpointer.reload()
 
     def _whole_metrics(self, step):

@@ -86,7 +86,8 @@ def saved_updates(workdir, config: ConfigDict) -> int:
     folder = local_path(workdir) / CHECKPOINTS
     if not folder.is_dir():
         return 0
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+    # Whoever reads the accuracies warns of damaged ones.
+    with contextlib.closing(Checkpoints(folder, accuracies=False)) as checkpoints:
         return max(checkpoints.steps, default=0) * replays(config)
 
 

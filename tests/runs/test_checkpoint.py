@@ -1,12 +1,15 @@
 import logging
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from freeadv_jax.errors import InputError, TrainingStoppedError
-from freeadv_jax.runs.checkpoint import Checkpoints, _reason
+from freeadv_jax.recipes import digits
+from freeadv_jax.runs.checkpoint import Checkpoints, _reason, _show_unraisable
+from freeadv_jax.runs.folder import CHECKPOINTS, saved_updates
 from freeadv_jax.training.state import TrainState
 
 
@@ -151,6 +154,16 @@ def test_a_damaged_accuracy_is_left_out_with_a_warning(content, tmp_path, caplog
     again.close()
 
 
+def test_a_damaged_accuracy_is_not_told_by_counting_the_updates(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path / CHECKPOINTS, keep=3)
+    save(checkpoints, 2, robust=0.2)
+    checkpoints.close()
+    (tmp_path / CHECKPOINTS / "2" / "metrics" / "metrics").write_text("")
+    with caplog.at_level(logging.WARNING):
+        assert saved_updates(tmp_path, digits()) == 16
+    assert not caplog.records
+
+
 def test_a_checkpoint_that_cannot_be_written_is_reported_in_one_line(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     save(checkpoints, 1)
@@ -183,6 +196,23 @@ def test_what_orbax_logs_is_seen_as_details_alone(caplog):
         said = [(found.name, found.getMessage()) for found in caplog.records]
         details = [("freeadv_jax.runs.checkpoint", "a thread failed")]
         assert said == details * (level == logging.DEBUG) + [("absl", "mine")]
+
+
+@pytest.mark.parametrize(
+    ("message", "by", "shown"),
+    [
+        ("Event loop is closed", None, False),
+        ("Event loop is closed", "a task of the user", True),
+        ("mine", None, True),
+    ],
+)
+def test_reads_that_end_after_their_event_loop_are_details(message, by, shown, caplog):
+    others = []
+    fault = types.SimpleNamespace(exc_value=RuntimeError(message), object=by)
+    with caplog.at_level(logging.DEBUG, logger="freeadv_jax"):
+        _show_unraisable(fault, otherwise=others.append)
+    assert others == [fault] * shown
+    assert len(caplog.records) == (not shown)
 
 
 def test_folder_whose_every_checkpoint_is_damaged_is_refused(tmp_path, checkpoints):
