@@ -1,6 +1,11 @@
 """Import TensorFlow where it is needed, and keep it away from the accelerator."""
 
+import contextlib
 import importlib
+import os
+import re
+import sys
+import tempfile
 
 from freeadv_jax.errors import InputError, one_line
 
@@ -15,6 +20,12 @@ _NEEDED = {
     "imagenet": "TensorFlow, tensorflow-datasets and Pillow",
 }
 
+_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+# "I0000 00:00:1795996944.226219    8168 port.cc:153] oneDNN custom operations are on. ..."
+_NOTE = re.compile(
+    rb"[IW]\d{4} \d\d:\d\d:[\d.]+ |WARNING: All log messages before absl"
+)
+
 
 def import_tensorflow(name: str, *, extra: str):
     """Return (tensorflow, tensorflow_datasets) for the data set `name`.
@@ -24,8 +35,9 @@ def import_tensorflow(name: str, *, extra: str):
     JAX.
     """
     try:
-        for module in _MODULES[extra]:
-            importlib.import_module(module)
+        with without_notes():
+            for module in _MODULES[extra]:
+                importlib.import_module(module)
     except ImportError as error:
         raise InputError(
             f"{name!r} needs {_NEEDED[extra]} ({one_line(error)}); "
@@ -36,3 +48,34 @@ def import_tensorflow(name: str, *, extra: str):
 
     tf.config.set_visible_devices([], "GPU")
     return tf, tfds
+
+
+@contextlib.contextmanager
+def without_notes():
+    """Import TensorFlow without its notes about itself, from I0000 to W0000.
+
+    They are shown where the environment has TF_CPP_MIN_LOG_LEVEL=0. The other lines of
+    standard error follow at the end.
+    """
+    level = os.environ.get(_LEVEL)
+    if level == "0" or "tensorflow" in sys.modules:
+        yield
+        return
+    # JAX sets it to 1, which shows warnings.
+    if level in (None, "1"):
+        os.environ[_LEVEL] = "2"
+    # While TensorFlow's libraries are loaded they write whatever that level is.
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as written:
+        shown = os.dup(2)
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            written.seek(0)
+            for line in written:
+                if not _NOTE.match(line):
+                    os.write(2, line)

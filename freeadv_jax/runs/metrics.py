@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 
+from freeadv_jax.data.tf_import import without_notes
 from freeadv_jax.devices.processes import is_first
 from freeadv_jax.errors import InputError
 
@@ -109,7 +110,8 @@ def _tensorboard_writer(workdir):
     if importlib.util.find_spec("tensorflow") is None:
         return None
     try:
-        from clu import metric_writers
+        with without_notes():
+            from clu import metric_writers
     except ImportError as missing:
         _LOGGER.warning(
             "no TensorBoard files: %s; pip install 'freeadv_jax[tensorboard]'", missing

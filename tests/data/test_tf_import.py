@@ -1,0 +1,43 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from freeadv_jax.data.tf_import import without_notes
+
+NOTES = """\
+WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+I0000 00:00:1795996944.226219    8168 port.cc:153] oneDNN custom operations are on.
+W0000 00:00:1795996944.226220    8168 cuda.cc:1] no driver
+"""
+OTHERS = "E0000 00:00:1795996944.226221    8168 port.cc:1] a fault\nwarning: mine\n"
+
+
+@pytest.mark.parametrize(("level", "shown"), [("1", ""), ("0", NOTES)])
+def test_only_notes_are_kept_from_standard_error(level, shown, monkeypatch, capfd):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    with pytest.raises(ImportError), without_notes():
+        os.write(2, (NOTES + OTHERS).encode())
+        raise ImportError
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == shown + OTHERS + "after\n"
+
+
+@pytest.mark.tensorflow
+def test_tensorflow_is_imported_and_used_without_a_note():
+    pytest.importorskip("tensorflow_datasets")
+    script = (
+        "from freeadv_jax.data.tf_import import import_tensorflow\n"
+        "tf, _ = import_tensorflow('folder:x', extra='imagenet')\n"
+        "tf.constant([1.0]) + 1.0"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
