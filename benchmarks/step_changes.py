@@ -95,7 +95,7 @@ def _gradients_by_xla():
 
 
 def _ynnpack():
-    parallel.compiler_options = lambda: None
+    parallel.compiler_options = lambda **_: None
 
 
 def _without_donation():

@@ -116,10 +116,10 @@ def test_a_killed_process_ends_the_other_within_a_minute_and_both_resume(
     assert status == 1
     assert said.splitlines()[-1].startswith("error: the job lost one of its processes")
     step = int(state_of(workdir).step)
-    (status, output, _), (other, *_) = run_two(
+    (status, output, fault), (other, _, other_fault) = run_two(
         workdir, **long | {"updates": 2 * step + 2}
     )
-    assert (status, other) == (0, 0)
+    assert (status, other) == (0, 0), fault + other_fault
     assert f"resumed at update {2 * step}" in output
 
 
