@@ -124,6 +124,8 @@ def differentiating():
         yield
     except InputError:
         raise
+    # JAX has no exception of its own for this: callbacks and loops of open length raise
+    # ValueError, primitives without a rule NotImplementedError.
     except (ValueError, NotImplementedError) as fault:
         raise InputError(
             f"JAX cannot differentiate the model ({one_line(fault)}): attack it with "

@@ -195,9 +195,9 @@ def evaluate(
 
     `images` are [n, h, w, c], uint8 or floats in [0, 1]; `labels` are int32[n]. The
     outcome depends on `seed`, not on `batch_size` or the number of devices. For
-    `convolutions` see `robust_accuracy`. `states` holds
-    the state of each attack by name: states that are found there are continued, the others
-    are added. Raise InputError as `Evaluation.begin` does.
+    `convolutions` see `robust_accuracy`. `states` holds the state of each attack by name:
+    states that are found there are continued, the others are added. Raise InputError as
+    `Evaluation.begin` does.
     """
     attacks = list(attacks)
     evaluation = Evaluation.begin(
