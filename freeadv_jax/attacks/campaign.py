@@ -355,7 +355,7 @@ class _Slots:
 def _fitting_size(count: int, most: int) -> int:
     """Return the batch size for `count` images: a little more, at most `most`.
 
-    There are four sizes between a power of two and the next, and few programs hence.
+    Four sizes lie between a power of two and the next, so that few programs are compiled.
     """
     each = max(1, -(-count // jax.device_count()))
     unit = 2 ** max(0, each.bit_length() - 3)
