@@ -1,7 +1,11 @@
+import sys
+
 import pytest
 
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import (
+    as_path,
+    buckets,
     partial_path,
     read_json,
     sole_writer,
@@ -42,3 +46,19 @@ def test_folder_has_one_writer_at_a_time(tmp_path):
     with sole_writer(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("scheme", "client"), [("gs", "gcsfs"), ("s3", "s3fs")])
+def test_a_bucket_without_its_client_names_the_extra(scheme, client, monkeypatch):
+    monkeypatch.setitem(sys.modules, client, None)
+    buckets._store.cache_clear()
+    with pytest.raises(
+        InputError, match=f"^{scheme}:// needs {client}.*jax.buckets.'$"
+    ):
+        as_path(f"{scheme}://bucket/run")
+
+
+@pytest.mark.parametrize("address", ["gs://", "s3:///run", "az://bucket/run"])
+def test_an_address_that_is_no_bucket_is_refused(address):
+    with pytest.raises(InputError, match="must be .*://BUCKET/FOLDER"):
+        as_path(address)
