@@ -3,8 +3,8 @@
     python -m benchmarks.input_rate --data=DIR [--updates=64] [--rounds=3] [--out=FILE]
 
 DIR holds JPEGs as train/<class>/* and val/<class>/*. They are read, cropped at random,
-resized to 224 pixels and placed on the devices as in training, where Free-m replays a
-batch m times. Images are counted in the decoder.
+resized to 224 pixels and placed on the devices as in training, by each `data.reader` in
+turns. Free-m replays a batch m times; tf.data's images are counted in the decoder.
 """
 
 import os
@@ -18,6 +18,7 @@ from benchmarks.record import write_record
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data import jpeg
 from freeadv_jax.data.dataset import load_dataset
+from freeadv_jax.data.encoded import CODECS, TF_DATA
 from freeadv_jax.recipes import imagenet
 
 BATCH = 32
@@ -45,16 +46,19 @@ class Counter:
             self.images += 1
 
 
-def rate(dataset, images):
-    """Return images a second, after the batches made in advance are used up."""
+def measured(dataset, images):
+    """Return the rate, after the batches made in advance are used up."""
     batches = dataset.batches(BATCH, seed=0)(0)
     for _ in range(8):  # These are made in advance, and during the start.
         next(batches)
-    started = time.perf_counter()
-    steps = -(-images // BATCH)
-    for _ in range(steps):
+    started, worked = time.perf_counter(), time.process_time()
+    drawn = -(-images // BATCH) * BATCH
+    for _ in range(drawn // BATCH):
         jax.block_until_ready(next(batches))
-    return steps * BATCH / (time.perf_counter() - started)
+    return {
+        "images_per_second": drawn / (time.perf_counter() - started),
+        "processor_seconds_per_image": (time.process_time() - worked) / drawn,
+    }
 
 
 def draw(dataset, updates, replays):
@@ -100,10 +104,20 @@ def main(argv):
     )
     options = parser.parse_args(argv[1:])
     config = imagenet()
-    dataset = load_dataset(**config.data.to_dict() | {"name": f"folder:{options.data}"})
+    datasets = {
+        reader: load_dataset(
+            **config.data.to_dict()
+            | {"name": f"folder:{options.data}", "reader": reader}
+        )
+        for reader in CODECS
+    }
+    dataset = datasets[TF_DATA]
     files = dataset.train.images.items
     shapes = [jpeg_shape(file.read_bytes()) for file in files]
-    rates = [rate(dataset, 512) for _ in range(options.rounds)]
+    rounds = [
+        {reader: measured(each, 512) for reader, each in datasets.items()}
+        for _ in range(options.rounds)
+    ]
     results = {
         "jpegs": {
             "number": len(files),
@@ -115,8 +129,14 @@ def main(argv):
         "processors": os.cpu_count(),
         # The other work of the machine meanwhile, in running programs.
         "load_average": os.getloadavg()[0],
-        "images_per_second": statistics.median(rates),
-        "all_images_per_second": rates,
+        "readers": {
+            reader: {
+                name: statistics.median(each[reader][name] for each in rounds)
+                for name in rounds[0][reader]
+            }
+            for reader in datasets
+        },
+        "rounds": rounds,
         "batch": BATCH,
         "updates": options.updates,
         "methods": {
@@ -124,13 +144,17 @@ def main(argv):
             for name, replays in METHODS.items()
         },
     }
-    print(f"{results['images_per_second']:.0f} images a second")
+    for reader, row in results["readers"].items():
+        print(
+            f"{reader:8} {row['images_per_second']:.0f} images a second, "
+            f"{1000 * row['processor_seconds_per_image']:.1f} ms of processors each"
+        )
     for name, row in results["methods"].items():
         print(
             f"{name:8} {row['images_drawn_per_update']:5.1f} images an update, "
             f"{row['images_decoded']} decoded in {options.updates}"
         )
-    write_record(options.out, results, packages=("tensorflow-cpu",))
+    write_record(options.out, results, packages=("tensorflow-cpu", "grain", "pillow"))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from freeadv_jax.data.cifar import read_cifar
 from freeadv_jax.data.idx import read_idx_set
-from freeadv_jax.data.npz import NPZ, read_npz
-from freeadv_jax.data.sampling import TrainingBatch, array_batches, steps_per_pass
+from freeadv_jax.data.npz import NPZ, read_extra, read_npz
+from freeadv_jax.data.sampling import (
+    Extra,
+    TrainingBatch,
+    array_batches,
+    steps_per_pass,
+)
 from freeadv_jax.data.split import Split, held_out, labelled
 from freeadv_jax.data.tfds_arrays import read_tfds
 from freeadv_jax.errors import InputError, unknown_choice
+from freeadv_jax.files import AnyPath
 
 _DIGITS = tuple("0123456789")
 _FASHION = (
@@ -75,6 +80,8 @@ class ArrayDataset:
     flip: bool
     # A function of the user's, (key, images) -> images; see `array_batches`.
     augment: Callable | None = None
+    # Images beside the training set, and their share of a batch.
+    extra: Extra | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -82,8 +89,12 @@ class ArrayDataset:
         return self.train.images.shape[1:]
 
     def steps_per_pass(self, batch_size: int) -> int:
-        """Return the whole batches in a pass; raise InputError if there is none."""
-        return steps_per_pass(len(self.train.labels), batch_size)
+        """Return the whole batches in a pass; raise InputError if there is none.
+
+        The pass is over `train`; extra images have passes of their own.
+        """
+        extra_rows = self.extra.rows(batch_size) if self.extra else 0
+        return steps_per_pass(len(self.train.labels), batch_size - extra_rows)
 
     def batches(
         self, batch_size: int, *, seed: int
@@ -96,17 +107,20 @@ class ArrayDataset:
             pad=self.pad,
             flip=self.flip,
             augment=self.augment,
+            extra=self.extra,
         )
 
 
 def load_arrays(
     name: str,
-    directory: str | Path,
+    directory: str | AnyPath,
     *,
     validation_examples: int,
     test_examples: int = 0,
     pad: int = 0,
     flip: bool = False,
+    extra: str = "",
+    extra_fraction: float = 0.5,
 ) -> ArrayDataset:
     """Return the data set `name`, with `validation_examples` training images held out.
 
@@ -121,10 +135,14 @@ def load_arrays(
     The choice of held-out images depends only on their number, never on a run's seed, and
     a smaller held-out set is the start of a larger one. The remaining training images
     keep the order of the files. `pad` and `flip` augment the batches, as in
-    `array_batches`. Raise InputError naming an unusable value or file.
+    `array_batches`. `extra`, npz:<file>, names images that take `extra_fraction` of each
+    training batch (see `read_extra`). Raise InputError naming an unusable value or file.
     """
     train, test, class_names = _load(name, directory, test_examples)
     kept, held = held_out(validation_examples, examples=len(train.labels), name=name)
+    joining = extra and Extra(
+        read_extra(extra, directory, train, len(class_names)), extra_fraction
+    )
     return ArrayDataset(
         name=name,
         train=train.take(kept),
@@ -133,11 +151,12 @@ def load_arrays(
         class_names=class_names,
         pad=pad,
         flip=flip,
+        extra=joining or None,
     )
 
 
 def _load(
-    name: str, directory: str | Path, test_examples: int
+    name: str, directory: str | AnyPath, test_examples: int
 ) -> tuple[Split, Split, tuple[str, ...]]:
     if name.startswith(NPZ) and name != NPZ:
         return read_npz(name, directory, test_examples=test_examples)

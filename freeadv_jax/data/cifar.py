@@ -6,7 +6,6 @@ in memory; nothing is extracted to disk.
 
 import gzip
 import io
-import pickle
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ import numpy as np
 
 from freeadv_jax.data.split import Split, existing_directory, labelled
 from freeadv_jax.errors import InputError, one_line
+from freeadv_jax.files import AnyPath, local_copy
+from freeadv_jax.pickles import unpickle_arrays
 
 _PIXELS = 3 * 32 * 32
 _TRAIN_RECORDS = 50_000
@@ -79,7 +80,7 @@ _FORMS = {
 
 
 def read_cifar(
-    name: str, directory: str | Path, *, num_classes: int
+    name: str, directory: str | AnyPath, *, num_classes: int
 ) -> tuple[Split, Split]:
     """Return the training and test part of 'cifar10' or 'cifar100' (fine labels).
 
@@ -110,7 +111,7 @@ def read_cifar(
     return train, test
 
 
-def _locate(forms: tuple[_Form, ...], root: Path) -> tuple[_Form | None, Path]:
+def _locate(forms: tuple[_Form, ...], root: AnyPath) -> tuple[_Form | None, AnyPath]:
     for form in forms:
         if (root / form.folder).is_dir():
             return form, root / form.folder
@@ -122,7 +123,7 @@ def _locate(forms: tuple[_Form, ...], root: Path) -> tuple[_Form | None, Path]:
     return None, root
 
 
-def _read_folder(form: _Form, folder: Path) -> dict[str, bytes]:
+def _read_folder(form: _Form, folder: AnyPath) -> dict[str, bytes]:
     files = {}
     for file in form.train + form.test:
         path = folder / file
@@ -136,11 +137,11 @@ def _read_folder(form: _Form, folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _read_archive(form: _Form, archive: Path) -> dict[str, bytes]:
+def _read_archive(form: _Form, archive: AnyPath) -> dict[str, bytes]:
     files = {}
     try:
         # Not tarfile's own "r|gz", which does not verify the gzip checksum.
-        with gzip.open(archive) as stream:
+        with local_copy(archive) as copy, gzip.open(copy) as stream:
             with tarfile.open(fileobj=stream, mode="r|") as members:
                 for member in members:
                     file = Path(member.name).name
@@ -166,7 +167,7 @@ def _listed(form: _Form) -> str:
     return ", ".join(form.train + form.test)
 
 
-def _check_size(size: int, form: _Form, file: str, location: Path) -> None:
+def _check_size(size: int, form: _Form, file: str, location: AnyPath) -> None:
     records = form.records(file)
     if isinstance(form.label, int):
         record = form.label + _PIXELS
@@ -183,7 +184,7 @@ def _check_size(size: int, form: _Form, file: str, location: Path) -> None:
 
 
 def _decode(
-    content: bytes, form: _Form, file: str, location: Path, num_classes: int
+    content: bytes, form: _Form, file: str, location: AnyPath, num_classes: int
 ) -> Split:
     source = str(location / file)
     if isinstance(form.label, int):
@@ -197,35 +198,13 @@ def _decode(
     )
 
 
-_ALLOWED_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Read a pickle, allowing only the three global names of the official files.
-
-    Any other name could run code when it is unpickled.
-    """
-
-    def find_class(self, module_name, global_name):
-        try:
-            return _ALLOWED_GLOBALS[module_name, global_name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it asks for {module_name}.{global_name}, which is not allowed"
-            ) from None
-
-
 def _unpickle(
     content: bytes, label_key: bytes, records: int, source: str
 ) -> tuple[np.ndarray, np.ndarray]:
     allowed = f"must be the official pickle of {records:,} images"
     try:
         # The files were written by Python 2, whose strings are bytes.
-        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        batch = unpickle_arrays(io.BytesIO(content), encoding="bytes")
         rows, labels = batch[b"data"], np.asarray(batch[label_key], np.int64)
     except Exception as error:  # A damaged pickle raises nearly anything.
         reason = f"{type(error).__name__}: {one_line(error)}"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.data.encoded import TF_DATA
 from freeadv_jax.data.folder import FOLDER, load_folder
 from freeadv_jax.data.imagenet import load_imagenet
 from freeadv_jax.data.sampling import TrainingBatch
@@ -51,6 +52,9 @@ def load_dataset(
     image_size: int,
     prefetch: int,
     max_corrupt: float,
+    extra: str = "",
+    extra_fraction: float = 0.5,
+    reader: str = TF_DATA,
 ) -> Dataset:
     """Return the data set that the fields of `config.data` describe (see config.py).
 
@@ -61,6 +65,7 @@ def load_dataset(
         "image_size": image_size,
         "flip": flip,
         "prefetch": prefetch,
+        "reader": reader,
     }
     if name == "imagenet":
         return load_imagenet(dir, manual_dir=manual_dir, **encoded)
@@ -73,4 +78,6 @@ def load_dataset(
         test_examples=test_examples,
         pad=pad,
         flip=flip,
+        extra=extra,
+        extra_fraction=extra_fraction,
     )

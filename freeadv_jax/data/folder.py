@@ -3,22 +3,24 @@
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
-from freeadv_jax.data import jpeg
-from freeadv_jax.data.encoded import EncodedImages
+from freeadv_jax.data.encoded import CODECS, GRAIN, TF_DATA, EncodedImages
+from freeadv_jax.data.grain_stream import grain_batches, import_grain
+from freeadv_jax.data.order import Order
 from freeadv_jax.data.sampling import TrainingBatch, steps_per_pass
 from freeadv_jax.data.split import Split, existing_directory, held_out
 from freeadv_jax.data.stream import decoded_batches, device_batches
 from freeadv_jax.data.tf_import import import_tensorflow
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError, shortened
+from freeadv_jax.files import AnyPath, BucketPath, files_below, listed_once
 from freeadv_jax.progress import Progress
 
 _LOGGER = logging.getLogger(__name__)
@@ -33,8 +35,6 @@ _LAYOUT = "train/<class>/ and val/<class>/ with images"
 _INNER = "images"
 _BOXES = "_boxes.txt"
 _ANNOTATIONS = "val_annotations.txt"
-# A large number, unlike those that other modules combine with the same seed.
-_SHUFFLE = 3_446_203_747
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,7 @@ class FolderDataset:
     image_shape: tuple[int, int, int]
     flip: bool
     prefetch: int
+    reader: str = TF_DATA
 
     def steps_per_pass(self, batch_size: int) -> int:
         """Return the whole batches in a pass; raise InputError if there is none."""
@@ -61,27 +62,45 @@ class FolderDataset:
 
         The files of the steps before `first_step` are not read.
         """
+        order = Order(len(self.train.labels), batch_size, seed)
+        if self.reader == GRAIN:
+            return grain_batches(
+                list(zip(self.train.images.items, self.train.labels, strict=True)),
+                order=order,
+                name=self.name,
+                size=self.image_shape[0],
+                flip=self.flip,
+                ahead=self.prefetch,
+            )
         import tensorflow as tf
 
-        steps = self.steps_per_pass(batch_size)
         own = parallel.rows(batch_size)
-        files = tf.constant([os.fsencode(path) for path in self.train.images.items])
+        paths = self.train.images.items
+        if any(isinstance(path, BucketPath) for path in paths):
+            # TensorFlow reads no s3://, and gs:// with credentials of its own.
+            def content(index):
+                encoded = tf.numpy_function(
+                    lambda number: paths[number].read_bytes(), [index], tf.string
+                )
+                encoded.set_shape([])
+                return encoded
+
+        else:
+            files = tf.constant([os.fsencode(path) for path in paths])
+
+            def content(index):
+                return tf.io.read_file(files[index])
+
         labels = tf.constant(self.train.labels)
 
         def draws(first_step):
             """Yield this process's images of each step, and the numbers of the draws."""
             for step in itertools.count(first_step):
-                pass_number, position = divmod(step, steps)
-                if position == 0 or step == first_step:
-                    rng = np.random.default_rng([_SHUFFLE, seed, pass_number])
-                    order = rng.permutation(len(self.train.labels))
-                batch = order[position * batch_size :][:batch_size]
-                numbers = np.arange(step * batch_size, (step + 1) * batch_size)
-                yield batch[own], numbers[own]
+                yield order.batch(step)[own], order.draws(step)[own]
 
         def read(index, draw):
             return {
-                "image": tf.io.read_file(files[index]),
+                "image": content(index),
                 "label": labels[index],
                 "draw": draw,
             }
@@ -112,6 +131,7 @@ def load_folder(
     flip: bool,
     prefetch: int,
     max_corrupt: float,
+    reader: str = TF_DATA,
 ) -> FolderDataset:
     """Return the images of the data set `name`, 'folder:' and a path.
 
@@ -119,7 +139,8 @@ def load_folder(
     sorted by name. `test` holds the images of val/, in a fixed random order.
 
     Every image is decoded once here. Damaged images are named in a warning and left out,
-    up to a share of `max_corrupt` of train/ and of val/. Files of other endings than
+    up to a share of `max_corrupt` of train/ and of val/. The `reader` is 'tf.data' or
+    'grain', which needs no TensorFlow and draws the same crops of the same images. Files of other endings than
     SUFFIXES, and files in nested folders, are counted and named in a warning. The layout
     of Tiny ImageNet is read too: train/<class>/images/, and val/images/ with the classes
     in val/val_annotations.txt.
@@ -127,14 +148,14 @@ def load_folder(
     Raise InputError for an unusable folder, too many damaged images, or more
     `validation_examples` than training images.
     """
-    import_tensorflow(name, extra="imagenet")
+    if reader == GRAIN:
+        import_grain(name)
+    else:
+        import_tensorflow(name, extra="imagenet")
     path = directory or name.removeprefix(FOLDER)
-    if "://" in path:
-        raise InputError(
-            f"{path!r} is no folder of this machine: copy or mount it first; among the "
-            "data sets only imagenet and tfds:<name> are read from a bucket"
-        )
-    root = existing_directory(path, name=FOLDER + "<path>", contents=_LAYOUT)
+    root = listed_once(
+        existing_directory(path, name=FOLDER + "<path>", contents=_LAYOUT)
+    )
     class_names = _classes(root / "train")
     if len(class_names) < 2:
         raise InputError(
@@ -145,8 +166,10 @@ def load_folder(
     for part in ("train", "val"):
         found = _find(root / part, class_names)
         found.warn_of_left_out()
-        sound = _sound(found.files, name=str(root / part), max_corrupt=max_corrupt)
-        images = EncodedImages.of(found.files, size=image_size)
+        sound = _sound(
+            found.files, name=str(root / part), max_corrupt=max_corrupt, reader=reader
+        )
+        images = EncodedImages.of(found.files, size=image_size, reader=reader)
         parts.append(Split(images, np.array(found.labels, np.int32)).take(sound))
     train, test = parts
     kept, held = held_out(validation_examples, examples=len(train.labels), name=name)
@@ -159,10 +182,11 @@ def load_folder(
         image_shape=(image_size, image_size, 3),
         flip=flip,
         prefetch=prefetch,
+        reader=reader,
     )
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
+def _classes(folder: AnyPath) -> tuple[str, ...]:
     existing_directory(folder, name=FOLDER + "<path>", contents="a folder a class")
     return tuple(sorted(path.name for path in _visible(folder) if path.is_dir()))
 
@@ -171,17 +195,17 @@ def _classes(folder: Path) -> tuple[str, ...]:
 class _Found:
     """The images of train/ or val/ with their labels, and the files left out."""
 
-    folder: Path
-    files: list[Path] = dataclasses.field(default_factory=list)
+    folder: AnyPath
+    files: list[AnyPath] = dataclasses.field(default_factory=list)
     labels: list[int] = dataclasses.field(default_factory=list)
     # The reason why a file is left out, and the file.
-    left_out: list[tuple[str, Path]] = dataclasses.field(default_factory=list)
+    left_out: list[tuple[str, AnyPath]] = dataclasses.field(default_factory=list)
 
-    def add(self, files: list[Path], label: int) -> None:
+    def add(self, files: list[AnyPath], label: int) -> None:
         self.files += files
         self.labels += [label] * len(files)
 
-    def leave_out(self, files: list[Path], where: str) -> None:
+    def leave_out(self, files: list[AnyPath], where: str) -> None:
         """Note `files`: those that could be images for `where`, others for their end."""
         for file in files:
             end = file.suffix.lower()
@@ -207,7 +231,7 @@ class _Found:
             )
 
 
-def _find(folder: Path, class_names: tuple[str, ...]) -> _Found:
+def _find(folder: AnyPath, class_names: tuple[str, ...]) -> _Found:
     """Return the images of train/ or val/, sorted by class and name.
 
     A class may be missing from val/. Raise InputError if a folder of a class holds no
@@ -230,7 +254,7 @@ def _find(folder: Path, class_names: tuple[str, ...]) -> _Found:
     return found
 
 
-def _find_class(folder: Path, label: int, found: _Found) -> None:
+def _find_class(folder: AnyPath, label: int, found: _Found) -> None:
     """Add the images of a class to `found`; raise InputError if there are none."""
     images = _images_in(folder)
     if not images and (folder / _INNER).is_dir():
@@ -239,7 +263,7 @@ def _find_class(folder: Path, label: int, found: _Found) -> None:
     others.leave_out(
         [
             file
-            for file in sorted({*_files_below(folder)} - {*images})
+            for file in sorted({*files_below(folder)} - {*images})
             if not file.name.endswith(_BOXES)
         ],
         "in nested folders",
@@ -254,14 +278,14 @@ def _find_class(folder: Path, label: int, found: _Found) -> None:
     found.add(images, label)
 
 
-def _find_annotated(folder: Path, class_names: tuple[str, ...]) -> _Found:
+def _find_annotated(folder: AnyPath, class_names: tuple[str, ...]) -> _Found:
     """Return Tiny ImageNet's validation images, sorted by class and name.
 
     A line of val_annotations.txt holds a file of images/, its class and a box, separated
     by tabs. Raise InputError for other lines, unknown classes and missing files.
     """
     table = folder / _ANNOTATIONS
-    files: dict[str, list[Path]] = {name: [] for name in class_names}
+    files: dict[str, list[AnyPath]] = {name: [] for name in class_names}
     lines = table.read_text(errors="surrogateescape").splitlines()
     for number, line in enumerate(filter(None, lines), start=1):
         file, *rest = line.split("\t")
@@ -285,16 +309,16 @@ def _find_annotated(folder: Path, class_names: tuple[str, ...]) -> _Found:
             f"'{table}' names {len(missing)} files that '{folder / _INNER}' lacks: "
             f"{shortened(missing)}"
         )
-    others = {*_files_below(folder)} - {*found.files, table}
+    others = {*files_below(folder)} - {*found.files, table}
     found.leave_out(sorted(others), f"without a line in {_ANNOTATIONS}")
     return found
 
 
-def _visible(folder: Path) -> list[Path]:
+def _visible(folder: AnyPath) -> list[AnyPath]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
-def _images_in(folder: Path) -> list[Path]:
+def _images_in(folder: AnyPath) -> list[AnyPath]:
     return sorted(
         path
         for path in _visible(folder)
@@ -302,16 +326,9 @@ def _images_in(folder: Path) -> list[Path]:
     )
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield every file below `folder` that is neither hidden nor in a hidden folder."""
-    for location, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                yield Path(location) / name
-
-
-def _sound(files: list[Path], *, name: str, max_corrupt: float) -> np.ndarray:
+def _sound(
+    files: list[AnyPath], *, name: str, max_corrupt: float, reader: str
+) -> np.ndarray:
     """Return the indices of the files that can be decoded; warn of the others.
 
     Raise InputError if they are more than a share of `max_corrupt`.
@@ -319,7 +336,8 @@ def _sound(files: list[Path], *, name: str, max_corrupt: float) -> np.ndarray:
     sound = np.zeros(len(files), bool)
     progress = Progress(f"checking {name}", total=len(files), unit="images")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        for index, is_sound in enumerate(threads.map(_decodes, files)):
+        checked = threads.map(functools.partial(_decodes, codec=CODECS[reader]), files)
+        for index, is_sound in enumerate(checked):
             sound[index] = is_sound
             progress.show(index + 1)
     damaged = [str(path) for path, is_sound in zip(files, sound) if not is_sound]
@@ -334,9 +352,13 @@ def _sound(files: list[Path], *, name: str, max_corrupt: float) -> np.ndarray:
     return np.flatnonzero(sound)
 
 
-def _decodes(path: Path) -> bool:
+def _decodes(path: AnyPath, codec) -> bool:
     try:
-        jpeg.whole_decoder()(path.read_bytes())
-    except (jpeg.undecodable(), OSError):
+        codec.whole_decoder()(path.read_bytes())
+    except codec.undecodable():
+        return False
+    except OSError:
+        if isinstance(path, BucketPath):  # The store failed, not the image.
+            raise
         return False
     return True

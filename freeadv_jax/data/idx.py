@@ -6,19 +6,19 @@ Source of the format: http://yann.lecun.com/exdb/mnist ("FILE FORMATS").
 import gzip
 import math
 import zlib
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from freeadv_jax.data.split import Split, existing_directory, labelled
 from freeadv_jax.errors import InputError, one_line
+from freeadv_jax.files import AnyPath, local_copy
 
 _SIDE = 28
 _CLASSES = 10
 
 
-def read_idx_set(name: str, directory: str | Path) -> tuple[Split, Split]:
+def read_idx_set(name: str, directory: str | AnyPath) -> tuple[Split, Split]:
     """Return the training and test part of data set `name`, images [n, 28, 28, 1].
 
     Raise InputError naming a file that is missing or damaged.
@@ -32,7 +32,7 @@ def read_idx_set(name: str, directory: str | Path) -> tuple[Split, Split]:
     return _read_part(folder, "train"), _read_part(folder, "t10k")
 
 
-def _read_part(folder: Path, part: str) -> Split:
+def _read_part(folder: AnyPath, part: str) -> Split:
     images_path = _find(folder, f"{part}-images", "idx3-ubyte")
     labels_path = _find(folder, f"{part}-labels", "idx1-ubyte")
     images = read_idx(images_path, rank=3)
@@ -51,7 +51,7 @@ def _read_part(folder: Path, part: str) -> Split:
     )
 
 
-def _find(folder: Path, stem: str, kind: str) -> Path:
+def _find(folder: AnyPath, stem: str, kind: str) -> AnyPath:
     names = [f"{stem}{dash}{kind}{end}" for dash in "-." for end in ("", ".gz")]
     for name in names:
         if (folder / name).is_file():
@@ -59,7 +59,7 @@ def _find(folder: Path, stem: str, kind: str) -> Path:
     raise InputError(f"'{folder}' lacks {names[0]}: must hold {' or '.join(names)}")
 
 
-def read_idx(path: Path, *, rank: int) -> UInt8[np.ndarray, "..."]:
+def read_idx(path: AnyPath, *, rank: int) -> UInt8[np.ndarray, "..."]:
     """Return the bytes of an idx file of `rank` dimensions, gzipped if it ends in .gz.
 
     Raise InputError for another magic number, or if the file is longer or shorter than
@@ -67,7 +67,7 @@ def read_idx(path: Path, *, rank: int) -> UInt8[np.ndarray, "..."]:
     """
     opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rb") as stream:
+        with local_copy(path) as copy, opened(copy, "rb") as stream:
             content = stream.read()
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(

@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from freeadv_jax.data.encoded import EncodedImages
+from freeadv_jax.data.encoded import TF_DATA, EncodedImages
+from freeadv_jax.data.grain_stream import import_grain
+from freeadv_jax.data.imagenet_records import ImageNetRecords
 from freeadv_jax.data.sampling import TrainingBatch, steps_per_pass
 from freeadv_jax.data.split import Split, check_held_out
 from freeadv_jax.data.stream import (
@@ -207,18 +209,28 @@ def load_imagenet(
     image_size: int,
     flip: bool,
     prefetch: int,
-) -> ImageNet:
+    reader: str = TF_DATA,
+) -> ImageNet | ImageNetRecords:
     """Return the set imagenet2012 of tensorflow-datasets in its data_dir `directory`.
 
     '' is tensorflow-datasets' own folder. A set that is not there yet is prepared from
-    the two official archives in `manual_dir`. Raise InputError naming missing files.
+    the two official archives in `manual_dir`. The `reader` 'grain' takes a set in the
+    format array_record, and needs TensorFlow only to prepare it. Raise InputError naming
+    missing files.
     """
-    tf, tfds = import_tensorflow("imagenet", extra="imagenet")
+    if reader != TF_DATA and "://" in directory:
+        raise InputError(
+            f"data.dir = '{directory}' is in a bucket, from which data.reader = "
+            f"'{TF_DATA}' reads 'imagenet': mount or copy it for '{reader}'"
+        )
+    prepares = reader == TF_DATA or bool(manual_dir)
+    tfds = _import_datasets(needs_tensorflow=prepares)
     where = os.path.expanduser(directory) or None
+    kind = {} if reader == TF_DATA else {"file_format": "array_record"}
     try:
-        builder = tfds.builder("imagenet2012", data_dir=where)
+        builder = tfds.builder("imagenet2012", data_dir=where, **kind)
         if not builder.is_prepared():
-            _prepare(tf, tfds, builder, os.path.expanduser(manual_dir))
+            _prepare(tfds, builder, os.path.expanduser(manual_dir))
     except InputError:
         raise
     except Exception as error:  # Nearly anything, depending on the file system.
@@ -239,7 +251,8 @@ def load_imagenet(
     check_held_out(
         validation_examples, examples=_examples(builder, "train"), name="imagenet"
     )
-    return ImageNet(
+    form = ImageNet if reader == TF_DATA else ImageNetRecords
+    return form(
         builder=builder,
         validation_examples=validation_examples,
         image_size=image_size,
@@ -248,8 +261,22 @@ def load_imagenet(
     )
 
 
-def _prepare(tf, tfds, builder, manual_dir: str) -> None:
-    """Write the TFRecord files of the set from the archives in `manual_dir`."""
+def _import_datasets(*, needs_tensorflow):
+    if needs_tensorflow:
+        return import_tensorflow("imagenet", extra="imagenet")[1]
+    import_grain("imagenet")
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise InputError(
+            f"'imagenet' needs tensorflow-datasets ({one_line(error)}); "
+            "pip install 'freeadv_jax[grain]'"
+        ) from error
+    return tfds
+
+
+def _prepare(tfds, builder, manual_dir: str) -> None:
+    """Write the files of the set from the archives in `manual_dir`."""
     steps = (
         f"register at https://image-net.org/download-images, download "
         f"{' and '.join(_ARCHIVES)} (145 GB) into one folder, and give that folder "
@@ -257,6 +284,8 @@ def _prepare(tf, tfds, builder, manual_dir: str) -> None:
     )
     if not manual_dir:
         raise InputError(f"'imagenet' is not prepared in {builder.data_dir}: {steps}")
+    import tensorflow as tf
+
     missing = [
         archive
         for archive in _ARCHIVES

@@ -15,25 +15,18 @@ imported by these functions and not before.
 """
 
 import functools
-import io
 import math
 
-import numpy as np
-from jaxtyping import UInt8
+from freeadv_jax.data import pillow
+from freeadv_jax.data.pillow import AREA, RATIO, RESIZED, TRIES
 
-from freeadv_jax.errors import one_line
-
-# A random resized crop: its part of the area, and its width over its height (Szegedy et
-# al., CVPR 2015; the same numbers as torchvision's RandomResizedCrop).
-AREA = (0.08, 1.0)
-RATIO = (3 / 4, 4 / 3)
-TRIES = 10
-# The short side before a center crop of 224.
-RESIZED = 256 / 224
 # Pillow's pixels; TensorFlow's own choice is the faster and less exact IFAST.
 _DCT = "INTEGER_ACCURATE"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CMYK_CHANNELS = 4
+# The formats of a folder's files that TensorFlow does not decode. TensorFlow hands
+# Pillow's error on as one of the `undecodable` errors, for it is a ValueError.
+_PILLOWS = ("JPEG", "GIF", "BMP", "WEBP")
 
 
 def random_crop(encoded, seed, *, size: int, flip: bool):
@@ -171,23 +164,10 @@ def _decode_other(encoded):
         lambda: tf.io.decode_png(encoded, channels=3),
         # Not numpy_function, which outside of a graph cuts zeros off the end.
         lambda: tf.py_function(
-            lambda image: _decode_by_pillow(image.numpy()), [encoded], tf.uint8
+            lambda image: pillow.decode(image.numpy(), _PILLOWS), [encoded], tf.uint8
         ),
     )
     return tf.ensure_shape(pixels, [None, None, 3])
-
-
-def _decode_by_pillow(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    from PIL import Image
-
-    try:
-        # The formats of the file names that a folder data set reads.
-        formats = ("JPEG", "GIF", "BMP", "WEBP")
-        with Image.open(io.BytesIO(encoded), formats=formats) as image:
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow raises nearly anything for damaged files.
-        # TensorFlow hands a ValueError on as one of the `undecodable` errors.
-        raise ValueError(one_line(error)) from error
 
 
 def _resize(pixels, sides):

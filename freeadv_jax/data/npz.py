@@ -1,6 +1,5 @@
 """Images and labels of a user's .npz file."""
 
-import pathlib
 import zipfile
 import zlib
 
@@ -8,6 +7,8 @@ import numpy as np
 
 from freeadv_jax.data.split import Split, labelled
 from freeadv_jax.errors import InputError, one_line, shortened
+from freeadv_jax.files import AnyPath, as_path, local_copy
+from freeadv_jax.pixels import channels_first
 
 NPZ = "npz:"
 # The names under which people keep (images, labels), the usual ones first.
@@ -19,12 +20,10 @@ TRAIN = (
 )
 TEST = (("x_test", "y_test"), ("test_images", "test_labels"))
 CLASSES = "class_names"
-# A first axis after the batch no longer than this counts channels, not rows.
-_MOST_CHANNELS = 4
 
 
 def read_npz(
-    name: str, directory: str | pathlib.Path = "", *, test_examples: int = 0
+    name: str, directory: str | AnyPath = "", *, test_examples: int = 0
 ) -> tuple[Split, Split, tuple[str, ...]]:
     """Return (training images, test images, class names) of the file of 'npz:FILE'.
 
@@ -72,17 +71,51 @@ def read_npz(
     return splits[0], splits[1].shuffled(), classes
 
 
+def read_extra(name: str, directory: str | AnyPath, like: Split, classes: int) -> Split:
+    """Return the images and labels of the file of 'npz:FILE' that join the split `like`.
+
+    The arrays are named as in TRAIN; the published sets of generated images have `image`
+    and `label`. Raise InputError where the file cannot be read, has no labels, or holds
+    images of another shape or type than `like`, or labels outside its classes.
+    """
+    path = _path(name, directory)
+    arrays = _read(path)
+    pair = _pair(path, arrays, TRAIN)
+    if pair is None:
+        raise InputError(
+            f"{path} holds {shortened(sorted(arrays)) or 'no arrays'}: must hold images "
+            f"and labels, {_names(TRAIN)}"
+        )
+    images, labels, source = pair
+    split = labelled(
+        images, labels, num_classes=classes, source=f"{path}, array {source}"
+    )
+    found, wanted = images.shape[1:], like.images.shape[1:]
+    if found != wanted:
+        raise InputError(
+            f"{path}: extra images are {list(found)} and the training images "
+            f"{list(wanted)}: must be of one shape"
+        )
+    if images.dtype != like.images.dtype:
+        raise InputError(
+            f"{path}: extra images are {images.dtype} and the training images "
+            f"{like.images.dtype}: must be of one type"
+        )
+    return split
+
+
 def _path(name, directory):
-    file = pathlib.Path(name.removeprefix(NPZ)).expanduser()
+    file = as_path(name.removeprefix(NPZ))
     if not directory:
         return file
-    folder = pathlib.Path(directory).expanduser()
-    return folder / file if (folder / file).exists() else folder / file.name
+    folder = as_path(directory)
+    inside = file if file.is_absolute() else folder / file
+    return inside if inside.exists() else folder / file.name
 
 
 def _read(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with local_copy(path) as copy, np.load(copy, allow_pickle=False) as file:
             arrays = {}
             for name in file.files:
                 if name in {*(n for pair in (*TRAIN, *TEST) for n in pair), CLASSES}:
@@ -143,7 +176,7 @@ def _images(path, name, images):
         raise InputError(
             f"{path}: {name} is {shape}, must be [n, h, w, c] or [n, h, w]"
         )
-    if shape[1] <= _MOST_CHANNELS < shape[3]:
+    if channels_first(images.shape):
         raise InputError(
             f"{path}: {name} is {shape}, with the channels first: must be [n, h, w, c]; "
             f"np.moveaxis({name}, 1, -1) moves them"

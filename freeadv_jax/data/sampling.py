@@ -3,7 +3,9 @@
 Each batch is a function of (seed, step) alone. The host only dispatches.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -22,7 +24,23 @@ TrainingBatch = dict[str, Array]
 
 # Large, unlike the small numbers that other modules fold into the key of the same seed.
 _SHUFFLE = 1_181_783_497
+_SHUFFLE_EXTRA = 1_402_024_253
 _AUGMENTATION = 2_038_074_743
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Hold images that join the training set, and their `fraction` of every batch.
+
+    The fraction is above 0 and below 1.
+    """
+
+    split: Split
+    fraction: float
+
+    def rows(self, batch_size: int) -> int:
+        """Return how many images of a batch are extra ones; at least one is not."""
+        return min(batch_size - 1, int(self.fraction * batch_size + 0.5))
 
 
 def steps_per_pass(examples: int, batch_size: int) -> int:
@@ -46,6 +64,7 @@ def array_batches(
     pad: int,
     flip: bool,
     augment: Callable | None = None,
+    extra: Extra | None = None,
 ) -> Callable[[int], Iterator[TrainingBatch]]:
     """Return `batches(first_step)`: the endless training batches from that step on.
 
@@ -56,23 +75,24 @@ def array_batches(
     with `flip` it is mirrored with probability 1/2. Then `augment(key, images) -> images`
     may change the batch, with images f32[b, h, w, c] in [0, 1].
 
-    This call copies the arrays to every device, once. Raise InputError if `batch_size`
-    exceeds the number of images or `seed` does not fit 32 bits.
+    With `extra` a part of each batch comes from other images, which have passes and orders
+    of their own. They are spread evenly over the batch, so that each device has its part.
+
+    This call copies the arrays to every device, once. Raise InputError if the images of
+    one kind in a batch exceed their number or `seed` does not fit 32 bits.
     """
-    examples = len(split.labels)
-    steps = steps_per_pass(examples, batch_size)
+    extra_rows = extra.rows(batch_size) if extra else 0
+    sources = [_Source(split, batch_size - extra_rows, _SHUFFLE)]
+    if extra_rows:
+        sources.append(_Source(extra.split, extra_rows, _SHUFFLE_EXTRA))
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}: must be 0 to {2**32 - 1}")
-    arrays = parallel.place((split.images, split.labels), REPLICATED)
-    order_of_pass = jax.jit(
-        partial(_order_of_pass, examples=examples),
-        out_shardings=parallel.sharding(REPLICATED),
-    )
+    arrays = [source.arrays for source in sources]
     draw = jax.jit(
         partial(
             _draw,
-            batch_size=batch_size,
-            steps=steps,
+            rows=tuple(source.rows for source in sources),
+            steps=tuple(source.steps for source in sources),
             pad=pad,
             flip=flip,
             augment=augment,
@@ -81,48 +101,89 @@ def array_batches(
     )
 
     def batches(first_step: int) -> Iterator[TrainingBatch]:
-        pass_number, position = divmod(first_step, steps)
-        while True:
-            order = order_of_pass(np.uint32(seed), np.uint32(pass_number))
-            for step in range(
-                pass_number * steps + position, (pass_number + 1) * steps
-            ):
-                yield draw(*arrays, order, np.uint32(seed), np.uint32(step))
-            pass_number, position = pass_number + 1, 0
+        orders = [source.orders(seed, first_step) for source in sources]
+        for step in itertools.count(first_step):
+            order = [next(each) for each in orders]
+            yield draw(arrays, order, np.uint32(seed), np.uint32(step))
 
     return batches
 
 
+class _Source:
+    """The images of one kind, on the devices, and their order in each pass."""
+
+    def __init__(self, split, rows, stream):
+        self.rows = rows
+        self.steps = steps_per_pass(len(split.labels), rows)
+        self.arrays = parallel.place((split.images, split.labels), REPLICATED)
+        self._order_of_pass = jax.jit(
+            partial(_order_of_pass, examples=len(split.labels), stream=stream),
+            out_shardings=parallel.sharding(REPLICATED),
+        )
+
+    def orders(self, seed, first_step):
+        """Yield the order of the pass that each step is in, from `first_step` on."""
+        pass_number, position = divmod(first_step, self.steps)
+        while True:
+            order = self._order_of_pass(np.uint32(seed), np.uint32(pass_number))
+            yield from itertools.repeat(order, self.steps - position)
+            pass_number, position = pass_number + 1, 0
+
+
 def _order_of_pass(
-    seed: UInt32[Array, ""], pass_number: UInt32[Array, ""], *, examples: int
+    seed: UInt32[Array, ""],
+    pass_number: UInt32[Array, ""],
+    *,
+    examples: int,
+    stream: int,
 ) -> Int32[Array, " n"]:
-    key = jax.random.fold_in(jax.random.key(seed), _SHUFFLE)
+    key = jax.random.fold_in(jax.random.key(seed), stream)
     return jax.random.permutation(jax.random.fold_in(key, pass_number), examples)
 
 
 def _draw(
-    images: UInt8[Array, "n h w c"] | Float32[Array, "n h w c"],
-    labels: Int32[Array, " n"],
-    order: Int32[Array, " n"],
+    arrays: list[tuple[Array, Array]],
+    orders: list[Array],
     seed: UInt32[Array, ""],
     step: UInt32[Array, ""],
     *,
-    batch_size: int,
-    steps: int,
+    rows: tuple[int, ...],
+    steps: tuple[int, ...],
     pad: int,
     flip: bool,
     augment: Callable | None,
 ) -> TrainingBatch:
-    position = step % jnp.uint32(steps) * jnp.uint32(batch_size)
-    chosen = jax.lax.dynamic_slice_in_dim(order, position, batch_size)
+    parts = []
+    for order, (images, labels), count, of_pass in zip(
+        orders, arrays, rows, steps, strict=True
+    ):
+        position = step % jnp.uint32(of_pass) * jnp.uint32(count)
+        chosen = jax.lax.dynamic_slice_in_dim(order, position, count)
+        parts.append((images[chosen], labels[chosen]))
+    images, labels = jax.tree.map(partial(_interleaved, rows=rows), *parts)
     key = jax.random.fold_in(jax.random.key(seed), _AUGMENTATION)
     key = jax.random.fold_in(key, step)
-    augmented = _augment(images[chosen], key, pad=pad, flip=flip)
+    augmented = _augment(images, key, pad=pad, flip=flip)
     if augment is not None:
         # A third key beside those of the crop and the flip.
         key = jax.random.fold_in(key, 2)
         augmented = unit_range(augment(key, unit_range(augmented)))
-    return {"image": augmented, "label": labels[chosen]}
+    return {"image": augmented, "label": labels}
+
+
+def _interleaved(own, extra=None, *, rows):
+    """Spread the rows of `extra` evenly among those of `own`."""
+    if extra is None:
+        return own
+    size = sum(rows)
+    places = (np.arange(rows[1]) * 2 + 1) * size // (2 * rows[1])
+    is_extra = np.zeros(size, bool)
+    is_extra[places] = True
+    # The rows of both, one after the other, in the order of the batch.
+    order = np.where(
+        is_extra, rows[0] + is_extra.cumsum() - 1, (~is_extra).cumsum() - 1
+    )
+    return jnp.concatenate([own, extra])[order]
 
 
 def _augment(

@@ -1,13 +1,13 @@
 """Labelled images, and the checks that all data sets share."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.errors import InputError
+from freeadv_jax.files import AnyPath, as_path
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ def held_out(
     return np.sort(order[validation_examples:]), order[:validation_examples]
 
 
-def existing_directory(directory: str | Path, *, name: str, contents: str) -> Path:
+def existing_directory(
+    directory: str | AnyPath, *, name: str, contents: str
+) -> AnyPath:
     """Return `directory` as a path with `~` expanded.
 
     Raise InputError, naming the `contents` that data set `name` keeps there, if the
@@ -100,7 +102,7 @@ def existing_directory(directory: str | Path, *, name: str, contents: str) -> Pa
             f"the data directory of {name!r} is '': must be a folder that holds "
             f"{contents}"
         )
-    path = Path(directory).expanduser()
+    path = as_path(directory)
     if not path.is_dir():
         state = "is not a directory" if path.exists() else "does not exist"
         raise InputError(

@@ -1,4 +1,7 @@
-"""Turn encoded images of a tf.data pipeline into batches on the devices, in advance."""
+"""Turn encoded images of a tf.data pipeline into batches on the devices, in advance.
+
+`grain_stream` does the same without TensorFlow.
+"""
 
 import collections
 import itertools
@@ -44,28 +47,37 @@ def deterministic_options():
 
 
 def device_batches(
-    host_batches: Callable[[int], Iterator[dict]], *, name: str, ahead: int
+    host_batches: Callable[[int], Iterator[dict]],
+    *,
+    name: str,
+    ahead: int,
+    unreadable: tuple[type[Exception], ...] = (),
 ) -> Callable[[int], Iterator[TrainingBatch]]:
     """Return `batches(first_step)`: batches on the devices, made `ahead` of their use.
 
     `host_batches(first_step)` yields this process's rows of each batch, endlessly. The
-    batches raise InputError once the data set `name` cannot be read any more.
+    batches raise InputError once the data set `name` cannot be read any more, which the
+    errors `unreadable` show, by default TensorFlow's.
     """
 
     def batches(first_step: int) -> Iterator[TrainingBatch]:
-        import tensorflow as tf
-
         # Looked up here, because at the interpreter's exit the module may be gone.
-        unreadable = tf.errors.OpError
+        errors = unreadable or _errors_of_tensorflow()
         try:
             placed = map(parallel.assemble, host_batches(first_step))
             waiting = collections.deque(itertools.islice(placed, ahead))
             for batch in placed:
                 waiting.append(batch)
                 yield waiting.popleft()
-        except unreadable as error:
+        except errors as error:
             raise InputError(
                 f"{name!r}: training images cannot be read ({one_line(error)})"
             ) from error
 
     return batches
+
+
+def _errors_of_tensorflow():
+    import tensorflow as tf
+
+    return (tf.errors.OpError,)

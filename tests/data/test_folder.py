@@ -446,10 +446,10 @@ def test_a_folder_that_does_not_fit_is_refused(tf, tmp_path, change, expected):
 
 
 @pytest.mark.tensorflow
-def test_a_bucket_is_refused(tf):
-    for root, directory in (("gs://bucket/images", ""), ("gone", "gs://bucket/images")):
+def test_an_unknown_store_is_refused(tf):
+    for root, directory in (("az://bucket/images", ""), ("gone", "az://bucket/images")):
         assert message_of(root, dir=directory).startswith(
-            "'gs://bucket/images' is no folder of this machine: copy or mount it"
+            "az://bucket/images: must be a folder of this machine, gs://BUCKET/FOLDER or"
         )
 
 

@@ -6,7 +6,7 @@ import pytest
 from image_files import encoded, imagenette, picture
 from PIL import Image
 
-from freeadv_jax.data import jpeg
+from freeadv_jax.data import jpeg, pillow
 
 pytestmark = pytest.mark.tensorflow
 
@@ -219,8 +219,26 @@ CROP = {"size": 32, "flip": True}
 def test_gray_of_16_bits_keeps_its_upper_8(tf):
     gray = np.asarray(COLORED.convert("L"))
     wide = Image.fromarray(gray.astype(np.uint16) << 8 | 77)
-    pixels = jpeg.whole_decoder()(file_of(wide, "PNG"))
-    np.testing.assert_array_equal(pixels, np.repeat(gray[..., None], 3, axis=-1))
+    for codec in (jpeg, pillow):
+        pixels = codec.whole_decoder()(file_of(wide, "PNG"))
+        np.testing.assert_array_equal(pixels, np.repeat(gray[..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_tensorflow_the_same_crops_differ_by_rounding(tf, kind):
+    data = KINDS[kind]()
+    np.testing.assert_array_equal(
+        jpeg.whole_decoder()(data), pillow.whole_decoder()(data)
+    )
+    apart = [decoded(data, 32).astype(int) - pillow.center_decoder(32)(data)]
+    for number in range(20):
+        crop = jpeg.random_crop(data, tf.constant([5, number], tf.int64), **CROP)
+        apart.append(
+            crop.numpy().astype(int) - pillow.random_crop(data, (5, number), **CROP)
+        )
+    # Within a crop alone, TensorFlow interpolates a JPEG's color without its neighbors.
+    assert np.abs(apart).max() <= (20 if kind.startswith("JPEG") else 2)
+    assert np.abs(apart).mean() < 0.3
 
 
 @pytest.mark.parametrize("kind", ["JPEG, CMYK", "PNG", "GIF", "BMP, runs", "WebP"])

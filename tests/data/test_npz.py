@@ -182,3 +182,44 @@ def test_a_single_array_is_no_archive(tmp_path):
     np.save(tmp_path / "own.npy", IMAGES)
     with pytest.raises(InputError, match="must be an .npz file"):
         read_npz(f"npz:{tmp_path / 'own.npy'}")
+
+
+def extra_of(folder, **changes):
+    """Write a file of extra images, and load it beside the digits."""
+    arrays = {"image": np.zeros((90, 8, 8, 1), np.uint8), "label": np.arange(90) % 10}
+    path = folder / "extra.npz"
+    np.savez(path, **{k: a for k, a in (arrays | changes).items() if a is not None})
+    fields = FIELDS | {"name": "digits", "extra": f"npz:{path}", "extra_fraction": 0.7}
+    return load_dataset(**fields)
+
+
+def test_extra_images_join_the_training_set(tmp_path):
+    dataset = extra_of(tmp_path)
+    assert len(dataset.train.labels) == 1347
+    assert dataset.steps_per_pass(1) == 1347
+    # 24 of 80 images of a batch are from the training set.
+    assert dataset.steps_per_pass(80) == 56
+    batch = next(dataset.batches(80, seed=0)(0))
+    blank = np.asarray(batch["image"]).reshape(80, -1).max(axis=1) == 0
+    assert blank.sum() == 56
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"label": None}, "holds image but lacks label"),
+        ({"label": np.full(90, 10)}, "label 10 of image 0 is out of range"),
+        (
+            {"image": np.zeros((90, 9, 8, 1), np.uint8)},
+            r"extra images are \[9, 8, 1\] and the training images \[8, 8, 1\]",
+        ),
+        (
+            {"image": np.zeros((90, 8, 8, 1), np.float32)},
+            "extra images are float32 and the training images uint8",
+        ),
+        ({"image": None, "label": None}, "holds no arrays: must hold images"),
+    ],
+)
+def test_extra_images_that_do_not_fit_are_refused(changes, says, tmp_path):
+    with pytest.raises(InputError, match=says):
+        extra_of(tmp_path, **changes)

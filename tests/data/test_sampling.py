@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from freeadv_jax.data.sampling import array_batches, steps_per_pass
+from freeadv_jax.data.sampling import Extra, array_batches, steps_per_pass
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
 
@@ -162,3 +162,55 @@ def test_a_batch_larger_than_the_set_is_refused_naming_both():
 def test_a_seed_beyond_32_bits_is_refused(seed):
     with pytest.raises(InputError, match=f"^seed is {seed}: must be 0 to 4294967295$"):
         drawn(numbered(8), 1, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "batch_size", "rows"),
+    [(0.5, 8, 4), (0.7, 128, 90), (0.01, 8, 0), (0.99, 8, 7), (0.7, 1, 0)],
+)
+def test_extra_images_take_their_share_of_a_batch(fraction, batch_size, rows):
+    assert Extra(numbered(4), fraction).rows(batch_size) == rows
+
+
+def joined(number, *, first=0, fraction=0.75, **options):
+    """Return batches of 32 images labelled 0 to 31 and 60 extra ones, from 100 on."""
+    extra = Split(numbered(60).images // 2, np.arange(100, 160, dtype=np.int32))
+    return drawn(
+        numbered(32), number, first=first, extra=Extra(extra, fraction), **options
+    )
+
+
+def test_extra_images_have_passes_of_their_own():
+    batches = joined(20)
+    labels = np.stack([batch["label"] for batch in batches])
+    own, extra = labels[labels < 100], labels[labels >= 100]
+    # 2 of 8 images are from the training set: 16 steps a pass, against 10 of the others.
+    assert (own.size, extra.size) == (40, 120)
+    np.testing.assert_array_equal(np.sort(own[:32]), np.arange(32))
+    for one_pass in extra.reshape(2, 60):
+        np.testing.assert_array_equal(np.sort(one_pass), np.arange(100, 160))
+    assert (extra[:60] != extra[60:]).any()
+    images = np.concatenate([numbered(32).images, numbered(60).images // 2])
+    for batch in batches:
+        numbers = np.where(batch["label"] < 100, batch["label"], batch["label"] - 68)
+        np.testing.assert_array_equal(batch["image"], images[numbers])
+
+
+def test_extra_images_are_spread_evenly_over_the_batch():
+    (batch,) = joined(1, batch_size=32, fraction=0.25)
+    is_extra = batch["label"].reshape(8, 4) >= 100
+    np.testing.assert_array_equal(is_extra.sum(axis=1), 1)
+
+
+def test_a_batch_with_extra_images_is_a_function_of_seed_and_step():
+    options = {"pad": 2, "flip": True}
+    whole = joined(22, **options)
+    for one, other in zip(whole[17:], joined(5, first=17, **options), strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["label"], other["label"])
+
+
+def test_too_few_extra_images_for_a_batch_are_refused():
+    few = Extra(numbered(3), 0.5)
+    with pytest.raises(InputError, match="batch size is 4 for 3 training images"):
+        drawn(numbered(32), 1, extra=few)

@@ -25,6 +25,19 @@ def test_only_notes_are_kept_from_standard_error(level, shown, monkeypatch, capf
     assert capfd.readouterr().err == shown + OTHERS + "after\n"
 
 
+def standard_error_of(script):
+    """Return what a program that must succeed writes there."""
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
+
+
 @pytest.mark.tensorflow
 def test_tensorflow_is_imported_and_used_without_a_note():
     pytest.importorskip("tensorflow_datasets")
@@ -33,11 +46,19 @@ def test_tensorflow_is_imported_and_used_without_a_note():
         "tf, _ = import_tensorflow('folder:x', extra='imagenet')\n"
         "tf.constant([1.0]) + 1.0"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    assert standard_error_of(script) == ""
+
+
+@pytest.mark.tensorflow
+def test_tensorboard_is_written_without_a_note(tmp_path):
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("clu")
+    script = (
+        "import pathlib\n"
+        "from freeadv_jax.runs.metrics import MetricsLog\n"
+        f"log = MetricsLog(pathlib.Path({str(tmp_path)!r}))\n"
+        "log.write('train', step=1, loss=0.5)\n"
+        "log.close()"
     )
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert standard_error_of(script) == ""
+    assert list(tmp_path.glob("tensorboard/events.out.tfevents.*"))
