@@ -21,15 +21,16 @@ def batch_norm(
     epsilon: float,
     dtype: Any,
     axis_name: str | None,
+    initial_scale: float = 1.0,
 ) -> Float[Array, "b h w c"]:
     """Return `images` after a BatchNorm (Ioffe & Szegedy 2015) of the calling module.
 
     With `train` it uses the batch's statistics, averaged over all devices of the pmapped
     `axis_name`, or over each device's own images if that is None, and updates the running
-    averages with decay 0.9. Otherwise it uses the running averages. The result has type
-    `dtype`.
+    averages with decay 0.9. Otherwise it uses the running averages. The scale begins at
+    `initial_scale`. The result has type `dtype`.
     """
-    layer = BatchNorm(epsilon=epsilon, axis_name=axis_name)
+    layer = BatchNorm(epsilon=epsilon, axis_name=axis_name, initial_scale=initial_scale)
     return layer(images.astype(jnp.float32), train=train).astype(dtype)
 
 
@@ -41,13 +42,16 @@ class BatchNorm(nn.Module):
 
     epsilon: float
     axis_name: str | None
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h w c"]:
         features = images.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones_init(), features)
+        scale = self.param(
+            "scale", nn.initializers.constant(self.initial_scale), features
+        )
         bias = self.param("bias", nn.initializers.zeros_init(), features)
         averages = (
             self.variable("batch_stats", "mean", jnp.zeros, features),

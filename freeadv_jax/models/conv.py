@@ -63,7 +63,9 @@ _loop_safe_convolution = jax.custom_vjp(_plain_convolution, nondiff_argnums=(2, 
 
 
 def _forward(images, kernel, stride, padding):
-    return _plain_convolution(images, kernel, stride, padding), (images, kernel)
+    # Not _plain_convolution, whose gradient is slow where this gradient is differentiated.
+    outputs = _loop_safe_convolution(images, kernel, stride, padding)
+    return outputs, (images, kernel)
 
 
 def _backward(stride, padding, residuals, cotangent):
@@ -78,6 +80,7 @@ def _backward(stride, padding, residuals, cotangent):
 _loop_safe_convolution.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2, 3))
 def _images_gradient(shape, kernel, stride, padding, cotangent):
     taps = kernel.shape[0] * kernel.shape[1]
     # For 3x3 kernels the matrix product is 1.1 to 4 times faster where channels are
@@ -88,6 +91,24 @@ def _images_gradient(shape, kernel, stride, padding, cotangent):
     else:
         gradient = _images_gradient_by_convolution
     return gradient(shape, kernel, stride, padding, cotangent)
+
+
+def _images_gradient_forward(shape, kernel, stride, padding, cotangent):
+    gradient = _images_gradient(shape, kernel, stride, padding, cotangent)
+    return gradient, (kernel, cotangent)
+
+
+def _images_gradient_backward(shape, stride, padding, residuals, images):
+    # The gradient of a sum over images * _images_gradient(...), which equals the sum over
+    # the convolution of these images * cotangent.
+    kernel, cotangent = residuals
+    return (
+        _kernel_gradient(images, kernel.shape, stride, padding, cotangent),
+        _loop_safe_convolution(images, kernel, stride, padding),
+    )
+
+
+_images_gradient.defvjp(_images_gradient_forward, _images_gradient_backward)
 
 
 def _is_product(shape, padding):
@@ -174,9 +195,10 @@ def _onednn_convolution(images, kernel, stride, padding):
     """Return the convolution, by oneDNN where it can compute it and is not behind."""
     settings = {"stride": (stride, stride), "padding": padding}
     pixels = images.shape[0] * images.shape[1] * images.shape[2] // stride**2
-    single, few = kernel.shape[:2] == (1, 1), pixels <= max(kernel.shape[2:])
-    if images.dtype.itemsize >= 4 and (single or few):
+    single, widest = kernel.shape[:2] == (1, 1), max(kernel.shape[2:])
+    if images.dtype.itemsize >= 4 and (single or widest >= 512 or pixels <= widest):
         # For 1x1 kernels oneDNN is level with Eigen's matrix product, or a little behind.
+        # From 512 channels on it is level on one processor and a third behind on another.
         # With few pixels the kernel, which it reorders at each call, takes as long as they.
         return _plain_convolution(images, kernel, stride, padding)
     if _is_product(kernel.shape, padding):
@@ -286,23 +308,22 @@ def _onednn_kernel_gradient(images, shape, stride, padding, cotangent):
         return _kernel_gradient_in_parts(
             *arguments, parts=(4, 32), loop=False, of_part=_kernel_gradient_of_part
         )
-    if stride > 1 or pixels < 64 or channels <= 16 < features:
+    widest = max(channels, features)
+    if stride > 1 or pixels < 64 or widest > 64 or channels <= 16 < features:
         return _kernel_gradient(*arguments)
-    # Eigen slows down where a large batch no longer fits the last cache.
-    if channels >= 128 and batch < 64:
-        return _kernel_gradient(*arguments)
-    if max(channels, features) <= 16 and pixels >= 256:
+    if widest <= 16 and pixels >= 256:
         # Some 2048 pixels at a time, whose shifted copies fit the second-level cache.
         parts = (1, max(1, 2048 // pixels))
         return _kernel_gradient_in_parts(
             *arguments, parts=parts, loop=True, of_part=_kernel_gradient_by_shifts
         )
     # The images of a part are the channels of oneDNN's convolution, whose kernel is as large
-    # as the part's cotangent: with larger parts it no longer fits the caches, and with
-    # fewer than 16 channels registers stay empty.
-    parts = (16, 16) if pixels >= 256 else (16, 32)
+    # as the part's cotangent: on larger images it is up to three times slower than Eigen,
+    # and with fewer than 16 channels registers stay empty.
+    if pixels >= 256:
+        return _kernel_gradient(*arguments)
     return _kernel_gradient_in_parts(
-        *arguments, parts=parts, loop=True, of_part=_kernel_gradient_of_part
+        *arguments, parts=(16, 32), loop=True, of_part=_kernel_gradient_of_part
     )
 
 

@@ -1,6 +1,7 @@
 """A user's own model, named by where Python finds it: module:my_package.nets:Net."""
 
 import ast
+import functools
 import importlib
 import inspect
 import json
@@ -31,6 +32,7 @@ def import_model(
     num_classes: int,
     image_shape: tuple[int, int, int],
     seed: int = 0,
+    randomized: bool = False,
 ) -> Model:
     """Return the model that `name`, 'module:PACKAGE.MODULE:NAME', names.
 
@@ -38,7 +40,8 @@ def import_model(
     or a model: whatever `as_model` takes. Python looks for the module in the working
     directory too. A class or function is called with the keyword `arguments` (see
     `parse_arguments`) and, where its signature has them, with `num_classes`,
-    `image_shape` (h, w, c) and `rngs`, an `nnx.Rngs(seed)`.
+    `image_shape` (h, w, c) and `rngs`, an `nnx.Rngs(seed)`. A `randomized` model may draw
+    random numbers in evaluation mode.
 
     Raise InputError where the module cannot be imported, has no such name or refuses the
     arguments, and where the result does not give logits [b, num_classes] for images
@@ -69,7 +72,10 @@ def import_model(
         model = as_model(model)
     except InputError as fault:
         raise InputError(f"model.name = {name}: {fault}") from fault
-    _check_logits(name, model, num_classes=num_classes, image_shape=image_shape)
+    logits = model.logits
+    if randomized and hasattr(model, "drawn_logits"):
+        logits = functools.partial(model.drawn_logits, key=jax.random.key(0))
+    _check_logits(name, model, logits, num_classes=num_classes, image_shape=image_shape)
     return model
 
 
@@ -162,13 +168,13 @@ def _called(
         ) from fault
 
 
-def _check_logits(name, model, *, num_classes, image_shape):
+def _check_logits(name, model, logits_of, *, num_classes, image_shape):
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     try:
         variables = jax.eval_shape(
             lambda key: model.init(key, image_shape), jax.random.key(0)
         )
-        logits = jax.eval_shape(model.logits, variables, images)
+        logits = jax.eval_shape(logits_of, variables, images)
     except Exception as fault:  # Anything may go wrong in a user's module.
         raise InputError(
             f"model.name = {name} cannot take images of shape {list(images.shape)}: "

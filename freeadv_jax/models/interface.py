@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 from flax import errors, nnx, traverse_util
 from jaxtyping import Array, Float, Key
@@ -142,6 +143,56 @@ def _bound_logits(model):
     return lambda variables, images: model.logits(variables, images)
 
 
+def random_logits_functions(model) -> Callable:
+    """Return a function from variables to a randomised logits_fn, in evaluation mode.
+
+    The logits_fn is one of images f32[b, h, w, c] and keys [b]; each image is drawn with
+    its own key. It is a pytree like that of `logits_functions`. Raise InputError for a
+    model that cannot draw in evaluation mode.
+    """
+    model = as_model(model)
+    if not hasattr(model, "drawn_logits"):
+        raise InputError(
+            f"the model is a {type(model).__name__}, which draws no random numbers in "
+            "evaluation mode: must be a Flax module"
+        )
+    try:
+        return functools.partial(jax.tree_util.Partial, _bound_draws(model))
+    except TypeError:
+        return functools.partial(jax.tree_util.Partial, _draws_of(model))
+
+
+def draws_numbers(logits_fn: Callable, image_shape: tuple[int, ...]) -> bool:
+    """Return whether a function of images and keys draws random numbers with its keys."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    program = jax.make_jaxpr(lambda *given: logits_fn(*given))(image, keys)
+    return "random_bits" in set(_primitives(program.jaxpr))
+
+
+def _primitives(program):
+    for equation in program.eqns:
+        yield equation.primitive.name
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _primitives(getattr(inner, "jaxpr", inner))
+
+
+@functools.lru_cache(maxsize=64)
+def _bound_draws(model):
+    """One function object for all equal models."""
+    return _draws_of(model)
+
+
+def _draws_of(model):
+    def logits(variables, images, keys):
+        def of_one(image, key):
+            return model.drawn_logits(variables, image[None], key)[0]
+
+        return jax.vmap(of_one)(images, keys)
+
+    return logits
+
+
 @dataclasses.dataclass(frozen=True)
 class LinenModel:
     """A Flax Linen module with any collections of variables."""
@@ -180,6 +231,11 @@ class LinenModel:
             return self.module.apply(
                 variables, images, **_flags(self.modes, train=False)
             )
+
+    def drawn_logits(self, variables, images, key):
+        keys = {"dropout": key, "params": jax.random.fold_in(key, 1)}
+        flags = _flags(self.modes, train=False)
+        return self.module.apply(variables, images, **flags, rngs=keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +280,10 @@ class NNXModel:
         return logits, {"collections": collections}
 
     def logits(self, variables, images):
-        module = self._merged(self.evaluation, variables, jax.random.key(0))
+        return self.drawn_logits(variables, images, jax.random.key(0))
+
+    def drawn_logits(self, variables, images, key):
+        module = self._merged(self.evaluation, variables, key)
         return module(images, **_flags(self.modes, train=False))
 
     def _merged(self, graphdef, variables, key):

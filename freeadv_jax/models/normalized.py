@@ -3,6 +3,7 @@
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -12,8 +13,8 @@ class NormalizedNetwork(nn.Module):
 
     'per_image' is TensorFlow's per_image_standardization, as in the paper's CIFAR runs.
     'mean_std' subtracts `mean` and divides by `std`, each one number or one per channel.
-    With `remat` only the outputs of convolutions are kept for the backward pass, which
-    computes the rest again: less memory for a little arithmetic.
+    With `remat` only the outputs of convolutions and dense layers are kept for the backward
+    pass, which computes the rest again: less memory for a little arithmetic.
     """
 
     network: nn.Module
@@ -34,7 +35,7 @@ class NormalizedNetwork(nn.Module):
         if not self.remat:
             return self.network(images, train=train)
         rematerialized = nn.remat(
-            lambda network, images: network(images, train=train), policy=_convolutions
+            lambda network, images: network(images, train=train), policy=_kept
         )
         return rematerialized(self.network, images)
 
@@ -46,6 +47,12 @@ def _convolutions(primitive, *_, **__):
         "custom_vjp_call",
         "custom_vmap_call",
     )
+
+
+# Products with batch axes are those of attention: large, and quickly computed again.
+_kept = jax.checkpoint_policies.save_from_both_policies(
+    _convolutions, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+)
 
 
 def standardize_per_image(

@@ -1,6 +1,7 @@
 """The parts that all residual networks share: layers, strides and the last layer's start."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,3 +39,8 @@ def stages_and_strides(units: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     for stage, count in enumerate(units):
         for unit in range(count):
             yield stage, 2 if stage > 0 and unit == 0 else 1
+
+
+def ends_of_stages(units: tuple[int, ...]) -> set[int]:
+    """Return the numbers, counted from 0, of the units that are the last of a stage."""
+    return {count - 1 for count in itertools.accumulate(units)}

@@ -1,5 +1,6 @@
-"""The paper's WRN-32-10 (Madry et al. 2018) and WRN-d-k (Zagoruyko & Komodakis 2016)."""
+"""Wide residual networks for small images: the WRN-32-10 of the paper, and WRN-d-k."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -97,4 +98,26 @@ def WideResNet(*, depth: int, widen_factor: int, **fields: Any) -> PreActResNet:
             "...) and the widen factor at least 1"
         )
     features = (16 * widen_factor, 32 * widen_factor, 64 * widen_factor)
-    return PreActResNet(stem_features=16, features=features, units=units, **fields)
+    return PreActResNet(
+        stem_features=16, features=features, units=(units,) * 3, **fields
+    )
+
+
+# WRN-d-k of Gowal et al. 2020, "Uncovering the limits of adversarial training against
+# norm-bounded adversarial examples".
+SiLUWideResNet = functools.partial(WideResNet, activation=nn.silu, padding="SAME")
+
+# WRN-34-R of Huang et al. 2021, "Exploring architectural ingredients of adversarially
+# robust deep neural networks": a narrower last stage.
+WRN34R = functools.partial(
+    PreActResNet, stem_features=16, features=(320, 640, 512), units=(5, 5, 5)
+)
+
+# WRN-A4 of Huang et al. 2022, "Revisiting residual networks for adversarial robustness".
+WRNA4 = functools.partial(
+    PreActResNet,
+    stem_features=16,
+    features=(160, 448, 384),
+    units=(27, 28, 13),
+    activation=nn.silu,
+)

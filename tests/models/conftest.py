@@ -1,9 +1,17 @@
-"""Draw variables for a network without its initialisers, which compile for seconds."""
+"""Draw variables without initialisers, which compile for seconds, and train by Free-2."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+
+from freeadv_jax.attacks.threat import Linf
+from freeadv_jax.models.normalized import NormalizedNetwork
+from freeadv_jax.training.free import free_train_step
+from freeadv_jax.training.state import create_state
 
 
 def draw_variables(network, images):
@@ -23,3 +31,44 @@ def draw_variables(network, images):
 @pytest.fixture
 def randomized():
     return draw_variables
+
+
+@pytest.fixture
+def free_2():
+    """Return a function that trains a network on two minibatches by Free-2.
+
+    It returns the state before, the state after and the two losses.
+    """
+
+    def train(network, image_shape):
+        rng = np.random.default_rng(0)
+        model = NormalizedNetwork(network, "mean_std", (0.5,), (0.25,))
+        tx = optax.sgd(0.05, momentum=0.9)
+        images = jnp.zeros((1, *image_shape))
+        start = create_state(
+            model,
+            tx,
+            seed=0,
+            batch_size=4,
+            image_shape=image_shape,
+            variables={"batch_stats": {}} | draw_variables(model, images),
+        )
+        step = jax.jit(
+            functools.partial(
+                free_train_step,
+                model=model,
+                tx=tx,
+                threat=Linf(8 / 255),
+                step_size=8 / 255,
+                replays=2,
+            )
+        )
+        state, losses = start, []
+        for _ in range(2):
+            images = rng.integers(0, 256, (4, *image_shape)).astype(np.uint8)
+            batch = {"image": jnp.asarray(images), "label": jnp.arange(4) % 3}
+            state, metrics = step(state, batch)
+            losses.append(metrics["loss"])
+        return start, state, losses
+
+    return train

@@ -159,3 +159,34 @@ def test_weights_of_flax_batch_norm_fit_under_the_same_names():
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def test_the_gradient_of_images_can_be_differentiated():
+    """The second gradients agree with those of the plain formula in float64."""
+    layer = BatchNorm(epsilon=EPSILON, axis_name=None)
+
+    def ours(variables, images):
+        return layer.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+
+    def plain(variables, images):
+        params, centred = variables["params"], images - images.mean((0, 1, 2))
+        deviation = jnp.sqrt((centred**2).mean((0, 1, 2)) + EPSILON)
+        return centred / deviation * params["scale"] + params["bias"]
+
+    def slope(apply, images, variables, direction):
+        gradient = jax.grad(lambda images: jnp.sin(apply(variables, images)).sum())
+        return jnp.sum(gradient(images) * direction)
+
+    with jax.enable_x64(True):
+        images, variables, direction = example((32, 2, 3, 4))
+        found, expected = (
+            jax.jit(jax.grad(slope, (1, 2)), static_argnums=0)(
+                apply, images, variables, direction
+            )
+            for apply in (ours, plain)
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10),
+        found,
+        expected,
+    )

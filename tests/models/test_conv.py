@@ -126,13 +126,18 @@ def loss(images, kernels):
     return jnp.sum(images**2)
 
 
-def live_products(function, *arguments):
-    """Count the convolutions and matrix products that are left without dead code."""
+def live_primitives(function, *arguments):
+    """Return the primitive of each equation that is left without dead code."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return [equation.primitive.name for equation in equations(live)]
+
+
+def live_products(function, *arguments):
+    """Count the convolutions and matrix products that are left without dead code."""
     return sum(
-        equation.primitive.name in ("conv_general_dilated", "dot_general")
-        for equation in equations(live)
+        name in ("conv_general_dilated", "dot_general")
+        for name in live_primitives(function, *arguments)
     )
 
 
@@ -156,6 +161,34 @@ def test_an_unused_gradient_is_not_computed():
     kernels = [operands(8, 8, c, 6, size)[1] for c, size, _ in LAYERS]
     assert live_products(jax.grad(loss, argnums=0), images, kernels) == 10
     assert live_products(jax.grad(loss, argnums=1), images, kernels) == 14
+
+
+@pytest.mark.parametrize(
+    "channels, size, stride", [(3, 3, 1), (6, 3, 1), (6, 3, 2), (6, 1, 2)]
+)
+def test_the_gradient_of_images_can_be_differentiated(channels, size, stride):
+    """The second gradients agree with those of XLA's convolution in float64."""
+
+    def slope(convolve, images, kernel, direction):
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(convolve(x, kernel))))(images)
+        return jnp.sum(gradient * direction)
+
+    def ours(x, k):
+        return convolution(x, k, stride=stride, padding="SAME")
+
+    def theirs(x, k):
+        return plain(x, k, stride, "SAME")
+
+    with jax.enable_x64(True):
+        images, kernel = operands(9, 8, channels, 5, size, jnp.float64)
+        direction = jnp.cos(images)
+        found, expected = (
+            jax.jit(jax.grad(slope, (1, 2)), static_argnums=0)(
+                convolve, images, kernel, direction
+            )
+            for convolve in (ours, theirs)
+        )
+    assert_close(found, expected, tolerance=1e-12)
 
 
 def test_conv_keeps_float32_parameters_named_kernel_and_bias():
@@ -336,3 +369,36 @@ def test_convolutions_use_onednn_only_inside_kernels():
     assert "ffi_call" in primitives(by_onednn(1))
     assert "conv_general_dilated" not in primitives(by_onednn(1))
     assert "ffi_call" not in primitives(ours)
+
+
+# (batch, side, channels, features): the passes in which oneDNN is not behind XLA's kernels
+# on any processor tried, see docs/performance.md.
+BY_ONEDNN = {
+    (32, 32, 64, 64): {"forward", "images"},
+    (128, 32, 64, 64): {"forward", "images"},
+    (32, 8, 64, 64): {"forward", "images", "kernel"},
+    (128, 16, 128, 128): {"forward", "images"},
+    (128, 8, 256, 256): {"forward", "images"},
+    (128, 4, 512, 512): set(),
+}
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", BY_ONEDNN)
+def test_float32_takes_onednn_where_it_was_measured_to_be_ahead(shape):
+    batch, side, channels, features = shape
+    images = jnp.zeros((batch, side, side, channels))
+    kernel = jnp.zeros((3, 3, channels, features))
+    outputs = jnp.zeros((batch, side, side, features))
+    convolve = by_onednn(1)
+    passes = {
+        "forward": lambda x, k, g: convolve(x, k),
+        "images": lambda x, k, g: jax.vjp(lambda x: convolve(x, k), x)[1](g),
+        "kernel": lambda x, k, g: jax.vjp(lambda k: convolve(x, k), k)[1](g),
+    }
+    taken = {
+        name
+        for name, function in passes.items()
+        if "ffi_call" in live_primitives(function, images, kernel, outputs)
+    }
+    assert taken == BY_ONEDNN[shape]

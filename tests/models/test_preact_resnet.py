@@ -55,7 +55,7 @@ def plain_network(params, images):
 
 
 def test_the_network_agrees_with_a_plain_version_of_it(randomized):
-    network = PreActResNet(4, (4, 8), units=2, num_classes=5)
+    network = PreActResNet(4, (4, 8), units=(2, 2), num_classes=5)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), "float32")
     variables = randomized(network, images)
     params = variables["params"]
@@ -68,7 +68,7 @@ def test_the_network_agrees_with_a_plain_version_of_it(randomized):
 
 
 def test_the_dense_layer_starts_uniform_within_one_over_root_fan_in():
-    network = PreActResNet(16, (256,), units=1, num_classes=10)
+    network = PreActResNet(16, (256,), units=(1,), num_classes=10)
 
     @jax.jit
     def initial(images):

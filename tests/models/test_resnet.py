@@ -4,12 +4,27 @@ import numpy as np
 import pytest
 from jax import lax
 
-from freeadv_jax.models.resnet import ResNet, ResNet50, ResNet101, ResNet152
+from freeadv_jax.models.resnet import (
+    ResNet,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    ResNet152,
+    WideResNet50x2,
+)
 
 
 @pytest.mark.parametrize(
     "constructor, count",
-    [(ResNet50, 25_557_032), (ResNet101, 44_549_160), (ResNet152, 60_192_808)],
+    [
+        (ResNet18, 11_689_512),
+        (ResNet34, 21_797_672),
+        (ResNet50, 25_557_032),
+        (ResNet101, 44_549_160),
+        (ResNet152, 60_192_808),
+        (WideResNet50x2, 68_883_240),
+    ],
 )
 def test_resnets_have_as_many_parameters_as_those_of_torchvision(constructor, count):
     network = constructor(num_classes=1000)

@@ -1,5 +1,6 @@
 """A user's model: checked, and as a function that hands its weights over as arrays."""
 
+import contextlib
 import dataclasses
 import inspect
 import sys
@@ -7,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from freeadv_jax.attacks.checks import num_classes_of
 from freeadv_jax.errors import InputError, one_line
 
 
@@ -24,7 +25,7 @@ def check_model(logits_fn, images) -> int:
         raise InputError(
             f"the model needs {', '.join(missing)} beside the images: must take images "
             "alone, such as functools.partial(model.apply, variables, train=False); a "
-            "model of images and random keys goes with version='rand' of autoattack"
+            "randomised model, a function of images and keys, goes with samples= (20 are usual)"
         )
     return _num_classes(logits_fn, images)
 
@@ -38,7 +39,7 @@ def check_randomized_model(logits_fn) -> None:
         raise InputError(
             f"the model {needs}: a randomised model must be a function of images "
             "[b, h, w, c] and one key for each of them; a model that draws nothing goes "
-            "with version='standard' of autoattack, model='deterministic' of apgd"
+            "without samples"
         )
 
 
@@ -60,10 +61,25 @@ def _num_classes(logits_fn, images):
             "be written in jax.numpy, with jnp.where for a branch"
         ) from fault
     except Exception as fault:  # A user's model may raise anything.
+        shape, reason = list(np.shape(images)), one_line(fault)
+        if _takes_channels_first(logits_fn, shape):
+            reason = (
+                "it takes the channels first; must take [b, h, w, c], such as lambda x: "
+                "model(jnp.moveaxis(x, -1, 1))"
+            )
         raise InputError(
-            f"the model fails on images of shape {list(np.shape(images))}: "
-            f"{one_line(fault)}"
+            f"the model fails on images of shape {shape}: {reason}"
         ) from fault
+
+
+def _takes_channels_first(logits_fn, shape):
+    """Whether the model has logits for images [b, c, h, w] of the `shape` [b, h, w, c]."""
+    batch, *sides, channels = shape
+    # A model that raises here too has another fault.
+    with contextlib.suppress(Exception):
+        num_classes_of(logits_fn, np.zeros((batch, channels, *sides), np.float32))
+        return True
+    return False
 
 
 def _missing_arguments(logits_fn, *, given):
@@ -181,3 +197,46 @@ def _function_of_classifier(logits_fn):
     fields = {field.name for field in dataclasses.fields(logits_fn)}
     known = {"logits_fn", "num_classes", "image_shape"} <= fields
     return logits_fn.logits_fn if known else logits_fn
+
+
+def num_classes_of(logits_fn, images) -> int:
+    """Return the model's number of classes, from its output for `images`.
+
+    Raise InputError as `check_output` does.
+    """
+    of_floats = jax.ShapeDtypeStruct(np.shape(images), np.float32)
+    # The lambda is for callables that JAX cannot wrap, such as equinox.filter_jit's.
+    logits = jax.eval_shape(lambda x: logits_fn(x), of_floats)
+    return check_output(logits, len(images))
+
+
+def check_output(logits, images: int) -> int:
+    """Return k of the shape of a model's output for so many images.
+
+    Raise InputError unless the output is one array [images, k] of floats, with k of 2 or
+    more.
+    """
+    if not isinstance(logits, jax.ShapeDtypeStruct):
+        raise InputError(
+            f"the model gives a {type(logits).__name__} of arrays: must be the logits "
+            "alone"
+        )
+    shape = logits.shape
+    if shape in ((images,), (images, 1)):
+        together = "stack" if len(shape) == 1 else "concatenate"
+        raise InputError(
+            f"the model gives one output an image, {shape}: must be a logit for each "
+            "class; of two classes, with z before the sigmoid, they are "
+            f"jnp.{together}([jnp.zeros_like(z), z], axis=-1)"
+        )
+    if len(shape) != 2 or shape[0] != images or shape[1] < 2:
+        raise InputError(
+            f"the model gives {shape} for {images} images: must be ({images}, classes), "
+            "with two classes or more"
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise InputError(
+            f"the model gives logits of type {logits.dtype}, which has no gradient: must "
+            "be floats"
+        )
+    return shape[1]

@@ -38,6 +38,13 @@ def linear(images):
     return images.reshape(len(images), -1) @ WEIGHTS
 
 
+def channels_first(images):
+    """Return logits of images [b, c, h, w] by a convolution, as PyTorch has them."""
+    kernel = jnp.ones((3, 1, 3, 3))
+    found = jax.lax.conv(images, kernel, window_strides=(1, 1), padding="SAME")
+    return found.mean((2, 3))
+
+
 class Linen(nn.Module):
     @nn.compact
     def __call__(self, images):
@@ -56,7 +63,7 @@ MODELS = {
     "a class": (Linen, "the model is a class: must be a function from images"),
     "unbound Linen": (Linen(), "give functools.partial(model.apply, variables)"),
     "NNX in training": (NNX(), "training mode (BatchNorm has use_running_average"),
-    "keys": (lambda images, keys: linear(images), "goes with version='rand'"),
+    "keys": (lambda images, keys: linear(images), "goes with samples="),
     "a mode": (lambda images, *, train: linear(images), "needs train beside"),
     "NumPy": (lambda images: np.tanh(images).sum(), "must be written in jax.numpy"),
     "Python numbers": (lambda x: linear(x) * float(x.max()), "into Python numbers"),
@@ -64,6 +71,10 @@ MODELS = {
     "another shape": (
         lambda images: images @ WEIGHTS,
         "the model fails on images of shape [1, 4, 4, 1]: dot_general requires",
+    ),
+    "channels first": (
+        channels_first,
+        "it takes the channels first; must take [b, h, w, c], such as lambda x: model(jnp.m",
     ),
     "a sigmoid": (
         lambda images: linear(images)[:, 0],
@@ -148,7 +159,7 @@ def test_attacks_by_gradients_refuse_a_model_without_one(function, options, mode
     said = refusal(function, model, **options)
     assert WITHOUT_GRADIENT[model] in said
     assert said.endswith(
-        "with Square, which needs no gradient, or give it one with jax.custom_vjp"
+        "with Square, which needs no gradient, or give it one with freeadv_jax.attacks.bpda"
     )
 
 
@@ -162,8 +173,12 @@ def test_square_attacks_a_model_without_a_gradient():
 
 @pytest.mark.parametrize(
     ("function", "options"),
-    [(autoattack, {"version": "rand"}), (apgd, {"model": "randomized"})],
-    ids=["autoattack", "apgd"],
+    [
+        (autoattack, {"version": "rand"}),
+        (apgd, {"samples": 2}),
+        (red_flags, {"samples": 2}),
+    ],
+    ids=["autoattack", "apgd", "red_flags"],
 )
 @pytest.mark.parametrize(
     ("model", "message"),
