@@ -54,20 +54,7 @@ class Classifier:
         the user's own has to be given again: `freeadv_jax.load(folder, model=net)`. Raise
         InputError where something lies in `folder` or it cannot be written.
         """
-        if self.variables is None:
-            raise InputError("this classifier holds no variables to save")
-        out = new_folder(folder)
-        description = {
-            "model": None,
-            "num_classes": self.num_classes,
-            "image_shape": list(self.image_shape),
-            "threat": None,
-            "updates": None,
-            "freeadv_jax": __version__,
-            "source": "freeadv_jax",
-        }
-        arrays = flat_variables(jax.device_get(self.variables))
-        write_exported(out, description | self.description, arrays)
+        write_exported(new_folder(folder), *saved_form(self))
 
     def __repr__(self) -> str:
         """Return one line."""
@@ -82,6 +69,26 @@ class Classifier:
         """The trained variables, without BatchNorm's running averages."""
         variables = self.variables
         return variables.get("params") if isinstance(variables, dict) else variables
+
+
+def saved_form(classifier: Classifier) -> tuple[dict, dict]:
+    """Return the description and {path: array} that `Classifier.save` writes.
+
+    Raise InputError for a classifier without variables.
+    """
+    if classifier.variables is None:
+        raise InputError("this classifier holds no variables to save")
+    description = {
+        "model": None,
+        "num_classes": classifier.num_classes,
+        "image_shape": list(classifier.image_shape),
+        "threat": None,
+        "updates": None,
+        "freeadv_jax": __version__,
+        "source": "freeadv_jax",
+    }
+    arrays = flat_variables(jax.device_get(classifier.variables))
+    return description | classifier.description, arrays
 
 
 def as_classifier(

@@ -1,6 +1,5 @@
 """Named arrays in safetensors files: the only module that knows safetensors."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from freeadv_jax.errors import InputError, one_line, shortened
+from freeadv_jax.files import AnyPath, local_copy
 
 # {name: array}; the arrays are NumPy's, JAX's, or just their shapes and types.
 Arrays = Mapping[str, Any]
@@ -16,20 +16,42 @@ Arrays = Mapping[str, Any]
 _NAMED = 4
 
 
-def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_tensors(path: AnyPath) -> dict[str, np.ndarray]:
     """Return the arrays of a file; raise InputError where it cannot be read."""
     safetensors = _safetensors()
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
-        return safetensors.numpy.load_file(path)
+        with local_copy(path) as file:
+            return _read(file, safetensors)
     except Exception as fault:  # Number types that NumPy lacks raise various errors.
         raise InputError(
             f"{path} cannot be read as safetensors: {one_line(fault)}"
         ) from fault
 
 
-def write_tensors(path: pathlib.Path, tensors: Arrays) -> None:
+def _read(path, safetensors):
+    with safetensors.safe_open(path, framework="np") as file:
+        names = file.keys()
+        types = {file.get_slice(name).get_dtype() for name in names}
+    if "BF16" in types:  # safetensors has no bfloat16 for NumPy.
+        return _with_bfloat16(safetensors.deserialize(path.read_bytes()))
+    return safetensors.numpy.load_file(path)
+
+
+def _with_bfloat16(tensors):
+    """Return the arrays of a deserialized file, bfloat16 among their types."""
+    types = {"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.float32}
+    types |= {"F64": np.float64, "I64": np.int64}
+    return {
+        name: np.frombuffer(tensor["data"], types[tensor["dtype"]]).reshape(
+            tensor["shape"]
+        )
+        for name, tensor in tensors
+    }
+
+
+def write_tensors(path: AnyPath, tensors: Arrays) -> None:
     """Write the arrays under their names; number types that NumPy lacks as float32."""
     # safetensors would write the bytes in memory of a transposed array under its shape.
     dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}

@@ -1,134 +1,49 @@
-"""Weights of PyTorch networks under our names: the only module that knows PyTorch."""
+"""Named tensors of PyTorch's files: the only module that knows PyTorch."""
 
-import fnmatch
-import pathlib
+import argparse
+import contextlib
 import re
 
-import jax
+import ml_dtypes
 import numpy as np
 
 from freeadv_jax.errors import InputError, shortened
-from freeadv_jax.models.preact_resnet import PreActResNet
-from freeadv_jax.models.resnet import ResNet
-from freeadv_jax.weights.tensors import Arrays, fitted, read_tensors
+from freeadv_jax.files import AnyPath, local_copy
+from freeadv_jax.weights.npy import read_pickled
+from freeadv_jax.weights.tensors import read_tensors
 
-# kuangliu/pytorch-cifar and locuslab/fast_adversarial, with the final BatchNorm.
-_PREACT = {"Conv_0": "conv1", "BatchNorm_0": "bn", "Dense_0": "linear"}
-_PREACT_UNIT = {
-    "BatchNorm_0": "bn1",
-    "Conv_0": "conv1",
-    "BatchNorm_1": "bn2",
-    "Conv_1": "conv2",
-    "projection": "shortcut.0",
-}
-# torchvision.
-_RESNET = {"Conv_0": "conv1", "BatchNorm_0": "bn1", "Dense_0": "fc"}
-_BOTTLENECK = {
-    **{f"Conv_{i}": f"conv{i + 1}" for i in range(3)},
-    **{f"BatchNorm_{i}": f"bn{i + 1}" for i in range(3)},
-    "projection": "downsample.0",
-    "BatchNorm_3": "downsample.1",
-}
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-# Kernels are [h, w, c, features] and [c, features] here; PyTorch has the features first.
-_AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
-
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
-_PREFIXES = ("module.", "model.")
+# The names under which training code stores a state_dict beside other things.
+_WRAPPERS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "params",
+    "ema",
+    "model_ema",
+    "ema_state_dict",
+    "state_dict_ema",
+    "last",
+    "best",
+)
 
 
-def variables_from_torch(
-    path: pathlib.Path,
-    network: PreActResNet | ResNet,
-    expected: Arrays,
-    *,
-    ignore: tuple[str, ...],
-) -> dict[str, np.ndarray]:
-    """Return the float32 arrays of `network`, by the paths of `expected`.
+def read_state(path: AnyPath, *, key: str | None = None) -> dict[str, np.ndarray]:
+    """Return the tensors of a file by their names, floats of any precision as float32.
 
-    `path` holds a state_dict, as safetensors or for torch.load. A prefix of 'module.' and
-    'model.' is removed from its names. num_batches_tracked is ignored, and so are names
-    that match a pattern of `ignore`. Raise InputError where a tensor is left over or
-    missing.
+    The file is safetensors, or what `torch.save` writes of a state_dict, alone or in a dict
+    under a usual name or `key`, or the same pickled by `np.save`, or a .npy file of
+    `read_pickled`'s network. No code of the file is run. Raise InputError where it cannot
+    be read or holds anything else.
     """
-    tensors = _without(ignore, path, _read(path))
-    torch_names = _torch_names(network, expected)
-    prefix = _prefix(tensors, torch_names.values())
-    names = {name: prefix + torch_name for name, torch_name in torch_names.items()}
-    transposed = {
-        names[name]: jax.ShapeDtypeStruct(
-            tuple(array.shape[axis] for axis in np.argsort(_AXES[len(array.shape)])),
-            array.dtype,
-        )
-        for name, array in expected.items()
-    }
-    tensors = fitted(path, tensors, transposed)
-    return {
-        name: tensors[names[name]].transpose(_AXES[len(array.shape)])
-        for name, array in expected.items()
-    }
-
-
-def _torch_names(network, paths) -> dict[str, str]:
-    """Return {path of ours: name in the state_dict}."""
-    if isinstance(network, ResNet):
-        top, inner, units = _RESNET, _BOTTLENECK, network.units
-    else:
-        top, inner = _PREACT, _PREACT_UNIT
-        units = (network.units,) * len(network.features)
-    layers = [
-        f"layer{stage}.{unit}"
-        for stage, count in enumerate(units, start=1)
-        for unit in range(count)
-    ]
-    names = {}
-    for path in paths:
-        _, _, *module, leaf = path.split("/")
-        if len(module) == 1:
-            name = top[module[0]]
-        else:
-            unit, part = module
-            name = f"{layers[int(unit.split('_')[1])]}.{inner[part]}"
-        names[path] = f"{name}.{_LEAVES[leaf]}"
-    return names
-
-
-def _without(ignore, path, tensors):
-    """Return `tensors` without those that `ignore` and PyTorch's counters name."""
-    for pattern in ignore:
-        if not fnmatch.filter(tensors, pattern):
-            raise InputError(f"{path} holds no tensor {pattern!r} to ignore")
-    return {
-        name: array
-        for name, array in tensors.items()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
-        and name.split(".")[-1] != "num_batches_tracked"
-    }
-
-
-def _prefix(names, torch_names):
-    """Return the prefix, as DataParallel puts it, under which most `torch_names` are found."""
-    prefixes = {"": None}
-    for name in names:
-        prefix = ""
-        while more := next((p for p in _PREFIXES if name.startswith(prefix + p)), None):
-            prefix += more
-            prefixes[prefix] = None
-    return max(
-        prefixes,
-        key=lambda prefix: sum(prefix + name in names for name in torch_names),
-    )
-
-
-def _read(path):
     if path.suffix == ".safetensors":
+        if key is not None:
+            raise InputError(f"key = {key!r}: {path} has no keys, it is safetensors")
         return read_tensors(path)
+    if path.suffix == ".npy":
+        content = read_pickled(path)
+        return _state(path, content, key, np.ndarray, _numbers)
     try:
         import torch
     except ImportError as fault:
@@ -139,7 +54,8 @@ def _read(path):
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with _harmless(torch), local_copy(path) as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as fault:  # PyTorch raises various errors for a damaged file.
         refused = re.search(r"GLOBAL [\w.]+", str(fault))
         reason = refused[0] if refused else type(fault).__name__
@@ -147,26 +63,64 @@ def _read(path):
             f"{path} cannot be read as weights only ({reason}); allowed: what "
             "torch.save writes of a state_dict"
         ) from fault
-    state = _unwrapped(path, content)
-    strays = [str(name) for name in state if not isinstance(state[name], torch.Tensor)]
+    return _state(path, content, key, torch.Tensor, _as_numpy)
+
+
+def _state(path, content, key, tensor, as_numpy):
+    """Return {name: array} of the state_dict in `content`."""
+    state = _unwrapped(path, content, key, tensor)
+    strays = [str(name) for name in state if not isinstance(state[name], tensor)]
     if strays or not all(isinstance(name, str) for name in state):
         raise InputError(
             f"{path} holds more than named tensors: {shortened(strays)}; allowed: a "
-            f"state_dict, or a dict with one under {', '.join(_WRAPPERS)}"
+            f"state_dict, or a dict with one under {', '.join(_WRAPPERS)} or a given key"
         )
-    return {name: _as_numpy(path, name, tensor) for name, tensor in state.items()}
+    return {name: as_numpy(path, name, value) for name, value in state.items()}
 
 
-def _unwrapped(path, content):
+def _harmless(torch):
+    """Let `weights_only` pass arguments and NumPy's numbers, which run no code."""
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    if version < (2, 6):  # Older versions know the types by one name only.
+        return contextlib.nullcontext()
+    scalar, _ = np.float64(0).__reduce__()
+    return torch.serialization.safe_globals(
+        [
+            argparse.Namespace,
+            np.dtype,
+            (scalar, "numpy.core.multiarray.scalar"),
+            (scalar, "numpy._core.multiarray.scalar"),
+            *(type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "?")),
+        ]
+    )
+
+
+def _unwrapped(path, content, key, tensor):
     if not isinstance(content, dict):
         raise InputError(
             f"{path} holds a {type(content).__name__}; allowed: a state_dict"
         )
-    found = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
+    if key is not None:
+        if not isinstance(content.get(key), dict):
+            dicts = [str(name) for name in content if isinstance(content[name], dict)]
+            raise InputError(
+                f"{path} holds no state_dict under {key!r}; dicts in it: "
+                f"{shortened(dicts) or 'none'}"
+            )
+        return content[key]
+    found = [
+        name
+        for name in _WRAPPERS
+        if isinstance(content.get(name), dict)
+        and (
+            not content[name]
+            or any(isinstance(value, tensor) for value in content[name].values())
+        )
+    ]
     if len(found) > 1:
         raise InputError(
-            f"{path} holds more than one state_dict: {', '.join(found)}; save the one "
-            "that is meant"
+            f"{path} holds more than one state_dict: {', '.join(found)}; give the key of "
+            "the one that is meant"
         )
     return content[found[0]] if found else content
 
@@ -178,3 +132,10 @@ def _as_numpy(path, name, tensor):
         return tensor.detach().numpy()
     except (RuntimeError, TypeError) as fault:
         raise InputError(f"{path}: {name} is no dense tensor") from fault
+
+
+def _numbers(path, name, array):
+    is_float = array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+    if not is_float and array.dtype.kind not in "biu":
+        raise InputError(f"{path}: {name} is no array of numbers")
+    return array.astype(np.float32) if is_float else array

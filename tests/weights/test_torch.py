@@ -1,64 +1,109 @@
 """Imported PyTorch weights: equal logits, or a list of the tensors that do not fit."""
 
+import argparse
 import collections
 import pickle
 import sys
 
 import numpy as np
 import pytest
-from preact_weights import MEAN, PREACT, STD, preact_state
+from torch_states import MEAN, PREACT, STD, preact_state, wide_state
 
 import freeadv_jax
 from freeadv_jax.errors import InputError
-from freeadv_jax.weights.exported import import_torch
+from freeadv_jax.export import export_torch
 from freeadv_jax.weights.tensors import read_tensors, write_tensors
 
-RESNET = PREACT | {
-    "model": "resnet-50",
-    "num_classes": 1000,
-    "image_shape": (64, 64, 3),
+# Networks with the height and width of the images; only the first run by default.
+SIDES = {
+    "wrn-10-2": 32,
+    "wrn-10-2-silu": 32,
+    "preact-resnet-18": 32,
+    "resnet-18": 64,
+}
+SLOW_SIDES = {
+    "wrn-16-4": 32,
+    "wrn-28-10": 32,
+    "wrn-28-10-silu": 32,
+    "wrn-34-r": 32,
+    "wrn-a4": 32,
+    "preact-resnet-18-input": 32,
+    "preact-resnet-18-input-no-norm": 32,
+    "preact-resnet-18-no-norm": 32,
+    "preact-resnet-18-silu": 32,
+    "cifar-resnet-18": 32,
+    "cifar-resnet-34": 32,
+    "cifar-resnet-50": 32,
+    "resnet-34": 64,
+    "resnet-50": 64,
+    "wide-resnet-50-2": 64,
 }
 
 
 def refused(path, out, **fields):
     """Return the one line that refuses a file, after which nothing is written."""
     with pytest.raises(InputError) as raised:
-        import_torch(path, out=out, **PREACT | fields)
+        export_torch(path, out=out, **PREACT | fields)
     message = str(raised.value)
     assert "\n" not in message
     assert not out.exists()
     return message
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("fields", [PREACT, RESNET], ids=["preact", "resnet"])
-def test_logits_are_those_of_pytorch(fields, suffix, tmp_path):
-    torch = pytest.importorskip("torch")
-    import torch_models
-    from safetensors.torch import save_file
-
-    classes, side = fields["num_classes"], fields["image_shape"][0]
-    if fields is PREACT:
-        module = torch_models.PreActResNet18(classes)
-    else:
-        module = torch_models.ResNet((3, 4, 6, 3), classes)
-    torch_models.randomized(module)
-    path = tmp_path / f"weights{suffix}"
-    (torch.save if suffix == ".pt" else save_file)(module.state_dict(), path)
-    import_torch(path, out=tmp_path / "out", **fields)
+def images_of(side):
+    """Return a bright image and a dark one of noise."""
     images = np.random.default_rng(0).uniform(size=(2, side, side, 3))
-    images = images.astype(np.float32)
-    theirs = torch_models.logits(module, images, MEAN, STD)
-    ours = freeadv_jax.load(tmp_path / "out")(images)
-    assert theirs.std() > 0.1
-    assert np.abs(theirs[0] - theirs[1]).max() > 0.01
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    return (images * [[[[1.0]]], [[[0.2]]]]).astype(np.float32)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "key", [None, "state_dict", "model", "model_state_dict", "net"]
+    ("name", "side"),
+    [
+        *SIDES.items(),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW_SIDES.items()),
+    ],
+)
+def test_logits_are_those_of_pytorch(name, side, tmp_path):
+    torch = pytest.importorskip("torch")
+    import torch_models
+    from safetensors.torch import save_file
+
+    module = torch_models.randomized(torch_models.PEERS[name](10))
+    path = tmp_path / ("weights.pt" if side == 32 else "weights.safetensors")
+    (torch.save if side == 32 else save_file)(module.state_dict(), path)
+    # PreActResNets have the same tensors with either shortcut.
+    twin = name.startswith("preact") and not name.endswith("silu")
+    classifier = freeadv_jax.load(
+        path,
+        model=name if twin else None,
+        image_shape=(side, side, 3),
+        mean=MEAN,
+        std=STD,
+    )
+    assert classifier.description["model"] == name
+    theirs = torch_models.logits(module, images_of(side), MEAN, STD)
+    assert theirs.std() > 0.1
+    assert np.abs(theirs[0] - theirs[1]).max() > 0.01
+    np.testing.assert_allclose(classifier(images_of(side)), theirs, atol=1e-4)
+
+
+@pytest.mark.torch
+def test_a_network_behind_its_normalisation_is_loaded_with_it(tmp_path):
+    torch = pytest.importorskip("torch")
+    import torch_models
+
+    network = torch_models.randomized(torch_models.PEERS["wrn-10-2"](10))
+    whole = torch_models.Normalized(network, MEAN, STD).eval()
+    torch.save({"state_dict": whole.state_dict()}, tmp_path / "whole.pt")
+    theirs = torch_models.logits(whole, images_of(32), 0, 1)
+    classifier = freeadv_jax.load(tmp_path / "whole.pt")
+    np.testing.assert_allclose(classifier(images_of(32)), theirs, atol=1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "key", [None, "state_dict", "model", "model_state_dict", "net", "ema", "last"]
 )
 def test_wrappings_and_prefixes_of_all_names_are_passed_over(key, tmp_path):
     torch = pytest.importorskip("torch")
@@ -69,11 +114,41 @@ def test_wrappings_and_prefixes_of_all_names_are_passed_over(key, tmp_path):
     state = collections.OrderedDict(state)
     path = tmp_path / "weights.pth.tar"
     torch.save({key: state, "epoch": 3} if key else state, path)
-    import_torch(path, out=tmp_path / "out", **PREACT)
+    export_torch(path, out=tmp_path / "out", **PREACT)
     tensors = read_tensors(tmp_path / "out" / "model.safetensors")
     assert len(tensors) == 90
     assert {array.dtype for array in tensors.values()} == {np.dtype("float32")}
     assert all((array == 1).all() for array in tensors.values())
+
+
+@pytest.mark.torch
+def test_of_several_state_dicts_the_key_names_one(tmp_path):
+    torch = pytest.importorskip("torch")
+    states = [
+        {name: torch.tensor(x * factor) for name, x in wide_state().items()}
+        for factor in (1.0, 0.5)
+    ]
+    path = tmp_path / "both.pt"
+    torch.save({"model": states[0], "ema": states[1], "mine": states[1]}, path)
+    options = {"mean": 0.0, "std": 1.0}
+    with pytest.raises(InputError, match="more than one state_dict: model, ema; give"):
+        freeadv_jax.load(path, **options)
+    for key, state in (("model", states[0]), ("ema", states[1]), ("mine", states[1])):
+        found = freeadv_jax.load(path, key=key, **options).variables["params"]
+        bias = found["network"]["Dense_0"]["bias"]
+        np.testing.assert_array_equal(bias, state["fc.bias"].numpy())
+    with pytest.raises(InputError, match="no state_dict under 'net'; dicts in it: mod"):
+        freeadv_jax.load(path, key="net", **options)
+
+
+@pytest.mark.torch
+def test_numbers_and_arguments_beside_the_weights_are_passed_over(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {name: torch.tensor(x) for name, x in wide_state().items()}
+    beside = {"best": np.float64(0.5), "args": argparse.Namespace(lr=0.1, name="x")}
+    torch.save({"state_dict": state} | beside, tmp_path / "x.pt")
+    classifier = freeadv_jax.load(tmp_path / "x.pt", mean=0.0, std=1.0)
+    assert classifier.description["model"] == "wrn-10-1"
 
 
 @pytest.mark.torch
@@ -90,6 +165,8 @@ def test_a_pickle_that_could_run_code_is_refused_unread(tmp_path):
     for name in ("a.pt", "b.pt", "c.pt"):
         message = refused(tmp_path / name, tmp_path / "out")
         assert "cannot be read as weights only" in message
+        with pytest.raises(InputError, match="cannot be read as weights only"):
+            freeadv_jax.load(tmp_path / name)
     assert not (tmp_path / "harmed").exists()
 
 
@@ -129,16 +206,16 @@ def test_names_missing_unknown_or_of_another_shape_are_listed(tmp_path):
 def test_only_named_tensors_are_ignored_and_only_needless_ones(tmp_path):
     path = tmp_path / "x.safetensors"
     state = {f"module.model.{name}": x for name, x in preact_state().items()}
-    state["module.normalize.mean"] = state["module.normalize.std"] = np.ones(3)
+    state["module.jitter.low"] = state["module.jitter.high"] = np.ones(3)
     write_tensors(path, state)
     message = refused(path, tmp_path / "out")
-    assert message.endswith("module.normalize.mean [3], module.normalize.std [3]")
-    message = refused(path, tmp_path / "out", ignore=("module.normalise.*",))
-    assert "no tensor 'module.normalise.*' to ignore" in message
-    ignore = ("module.normalize.*", "module.model.bn.bias")
+    assert message.endswith("unknown: module.jitter.high [3], module.jitter.low [3]")
+    message = refused(path, tmp_path / "out", ignore=("module.jitters.*",))
+    assert "no tensor 'module.jitters.*' to ignore" in message
+    ignore = ("module.jitter.*", "module.model.bn.bias")
     message = refused(path, tmp_path / "out", ignore=ignore)
     assert message.endswith("the model; missing: module.model.bn.bias [512]")
-    import_torch(path, out=tmp_path / "out", ignore=ignore[:1], **PREACT)
+    export_torch(path, out=tmp_path / "out", ignore=ignore[:1], **PREACT)
     assert len(read_tensors(tmp_path / "out" / "model.safetensors")) == 90
 
 
