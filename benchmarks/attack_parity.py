@@ -1,11 +1,14 @@
 """Compare our attacks with independent implementations on the same weights and images.
 
     python -m benchmarks.attack_parity --data=DIR [--runs=DIR] [--examples=500]
+    python -m benchmarks.attack_parity --set=digits [--runs=DIR] [--examples=500]
 
 PGD is compared with Foolbox on JAX, all other attacks with pyautoattack, the code of
 AutoAttack's authors, on PyTorch (`pip install '.[references]'`, see
 benchmarks/peers/references.py). The models are the runs of benchmarks.reproduce in
---runs. Finished rows are kept beside them, so that the same command continues after an
+--runs. `--set=digits` compares the attacks in L1, the nearest points, few pixels and patches
+on the run digits_free8 of benchmarks.digits, on the test images and then on training
+images (`pip install '.[threat-references]'`). Finished rows are kept beside them, so that the same command continues after an
 interruption; they are made again for another model, other code or another machine.
 """
 
@@ -19,8 +22,10 @@ from benchmarks.peers.torch_networks import torch_classifier
 from benchmarks.record import kept, measured_on, write_record
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.named import attack_by_name
+from freeadv_jax.attacks.threat import make_threat
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.errors import InputError
 from freeadv_jax.files import checksum, write_json
 from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.pixels import unit_range
@@ -40,8 +45,28 @@ SETTINGS = (
     ("cifar10_free8", "l2", 0.5),
     ("cifar10_natural", "l2", 0.5),
 )
+# The attacks on digits: by the row's name, ours and the reference.
+_L1 = ("apgd-ce", "apgd-t", "fab-t")
+DIGITS = (
+    ("digits_free8", "l1", 1.5, {name: (name, name) for name in _L1}),
+    ("digits_free8", "l1", 1.0, {"fmn": ("fmn", "fmn")}),
+    ("digits_free8", "l2", 0.7, {name: ("fmn", name) for name in ("fmn", "ddn")}),
+    ("digits_free8", "linf", 0.2, {"fmn": ("fmn", "fmn")}),
+    ("digits_free8", "patch", 2, {"pgd-50-x5": ("pgd-50-x5", "patch")}),
+    ("digits_free8", "l0", 1, {"pgd-50-x5": ("pgd-50-x5", "sigma-zero")}),
+    # Square has 5,000 queries.
+    ("digits_free8", "l1", 2.0, {"square": ("square", "square")}),
+)
+SETS = {
+    "cifar10": tuple(
+        (*setting, {name: (name, name) for name in ATTACKS}) for setting in SETTINGS
+    ),
+    "digits": DIGITS,
+}
 SEED = 0
 PACKAGES = ("torch", "pyautoattack", "foolbox")
+# Only digits need these.
+DIGITS_PACKAGES = (*PACKAGES, "adv-lib", "adversarial-robustness-toolbox")
 
 
 class Pair:
@@ -53,8 +78,10 @@ class Pair:
         self.logits_fn = logits_functions(model_of(run))(variables)
         self.torch_model = torch_classifier(run, variables)
         self.checksum = checksum(variables)
-        self.images = unit_range(dataset.images[:examples])
-        self.labels = dataset.labels[:examples]
+        parts = dataset.test, dataset.train
+        pixels = np.concatenate([part.images[:examples] for part in parts])[:examples]
+        labels = np.concatenate([part.labels[:examples] for part in parts])
+        self.images, self.labels = unit_range(pixels), labels[:examples]
         self.batch_size = batch_size
         self.campaign = Campaign(batch_size=batch_size, seed=SEED)
         logits = self.campaign.logits(self.logits_fn, self.images)
@@ -67,8 +94,9 @@ class Pair:
     def ours(self, name, norm, epsilon):
         """Return which images stay robust under our attack, bool[n]."""
         robust = self.correct
+        step_size = make_threat(norm, epsilon).usual_step
         named = attack_by_name(
-            name, norm=norm, epsilon=epsilon, step_size=epsilon / 4, num_classes=10
+            name, norm=norm, epsilon=epsilon, step_size=step_size, num_classes=10
         )
         for stage in named.stages.values():
             robust = self.campaign.attack(
@@ -104,10 +132,10 @@ class Pair:
         whole[correct] = robust
         return whole, outside
 
-    def compare(self, name, norm, epsilon):
+    def compare(self, name, other, norm, epsilon):
         """Return one row: robust accuracy in percent, ours and the reference's."""
         ours = self.ours(name, norm, epsilon)
-        theirs, outside = self.theirs(name, norm, epsilon)
+        theirs, outside = self.theirs(other, norm, epsilon)
         return {
             "ours": 100 * float(ours.mean()),
             "reference": 100 * float(theirs.mean()),
@@ -121,7 +149,12 @@ class Pair:
 def main(argv):
     parser = Parser("benchmarks.attack_parity", __doc__)
     parser.add_argument(
-        "--data", metavar="DIR", required=True, help="the folder of CIFAR-10"
+        "--set", choices=SETS, default="cifar10", help="the data set and its models"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="the folder of CIFAR-10, required by --set=cifar10",
     )
     parser.add_argument(
         "--runs",
@@ -140,10 +173,8 @@ def main(argv):
         "--settings",
         nargs="+",
         type=int,
-        choices=range(len(SETTINGS)),
         metavar="N",
-        default=range(len(SETTINGS)),
-        help="numbers of the model and ball, to share the work among machines",
+        help="numbers of the model and ball, to share the work among machines; default: all",
     )
     parser.add_argument(
         "--threads",
@@ -154,16 +185,26 @@ def main(argv):
     parser.add_argument(
         "--out",
         metavar="FILE",
-        default="benchmarks/results/attack_parity.json",
-        help="the record to write",
+        help="the record to write; default: benchmarks/results/attack_parity.json, for "
+        "digits attack_parity_digits.json",
     )
     options = parser.parse_args(argv[1:])
-    dataset = load_arrays("cifar10", options.data, validation_examples=0).test
+    if options.set == "cifar10" and not options.data:
+        raise InputError("--data is missing: the folder of CIFAR-10")
+    settings = SETS[options.set]
+    suffix = "" if options.set == "cifar10" else f"_{options.set}"
+    out = options.out or f"benchmarks/results/attack_parity{suffix}.json"
+    dataset = load_arrays(options.set, options.data, validation_examples=0)
     torch.set_num_threads(options.threads)
+    packages = DIGITS_PACKAGES if options.set == "digits" else PACKAGES
     rows = {}
-    for number in options.settings:
-        name, norm, epsilon = SETTINGS[number]
-        file = options.runs / f"attack_parity-{options.examples}-{number}.json"
+    for number in options.settings or range(len(settings)):
+        if not 0 <= number < len(settings):
+            raise InputError(
+                f"--settings={number}: allowed are 0 to {len(settings) - 1}"
+            )
+        name, norm, epsilon, attacks = settings[number]
+        file = options.runs / f"attack_parity{suffix}-{options.examples}-{number}.json"
         pair = Pair(
             options.runs / name,
             dataset,
@@ -171,7 +212,7 @@ def main(argv):
             batch_size=options.batch_size,
         )
         how = {"batch_size": options.batch_size, "model": pair.checksum}
-        found = kept(file, how | {"environment": measured_on(PACKAGES)})
+        found = kept(file, how | {"environment": measured_on(packages)})
         setting = found.setdefault("result", {"attacks": {}})
         rows[f"{name} {norm} {epsilon:.4f}"] = setting
         setting |= {
@@ -182,9 +223,10 @@ def main(argv):
             "largest_logit_difference": pair.largest_difference,
         }
         print(f"\n{name}, {norm} {epsilon:.4f}: natural {setting['natural']:.1f} %")
-        for attack in ATTACKS:
+        for attack, (ours, theirs) in attacks.items():
             if attack not in setting["attacks"]:
-                setting["attacks"][attack] = pair.compare(attack, norm, epsilon)
+                row = pair.compare(ours, theirs, norm, epsilon)
+                setting["attacks"][attack] = row
                 write_json(file, found)
             row = setting["attacks"][attack]
             print(
@@ -192,7 +234,7 @@ def main(argv):
                 f"{row['reference']:5.1f}  {row['points_above']:+.1f} points",
                 flush=True,
             )
-    write_record(options.out, rows, packages=PACKAGES)
+    write_record(out, rows, packages=packages)
 
 
 if __name__ == "__main__":

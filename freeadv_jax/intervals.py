@@ -2,6 +2,8 @@
 
 import math
 
+from scipy import special
+
 
 def wilson(correct: int, examples: int, *, z: float = 1.959964) -> tuple[float, float]:
     """Return the ends of the confidence interval of the share `correct` / `examples`.
@@ -17,3 +19,13 @@ def wilson(correct: int, examples: int, *, z: float = 1.959964) -> tuple[float, 
     lowest = (centre - half) / total if correct else 0.0
     highest = (centre + half) / total if wrong else 1.0
     return lowest, highest
+
+
+def clopper_pearson(correct: int, examples: int, *, alpha: float) -> float:
+    """Return the exact lower bound of the share `correct` / `examples`.
+
+    The true share is below it with probability `alpha` at most (Clopper & Pearson, 1934).
+    """
+    if not correct:
+        return 0.0
+    return float(special.betaincinv(correct, examples - correct + 1, alpha))

@@ -1,4 +1,4 @@
-"""The one conversion of what users hand over to arrays, and of images to [0, 1]."""
+"""The one conversion of what users hand over to arrays and images in [0, 1], and their checks."""
 
 import sys
 from collections.abc import Sequence
@@ -19,8 +19,16 @@ class Convertible(Protocol):
     def __array__(self) -> np.ndarray: ...
 
 
+# A first axis after the batch no longer than this counts channels, not rows.
+_MOST_CHANNELS = 4
+
 # Anything that `as_array` takes.
 Numbers = ArrayLike | Convertible | Sequence
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Return whether images of this shape are [n, c, h, w] in place of [n, h, w, c]."""
+    return shape[1] <= _MOST_CHANNELS < shape[3]
 
 
 def as_array(values: Numbers):
@@ -51,3 +59,57 @@ def unit_range(images, *, dtype=np.float32):
     raise InputError(
         f"images of type {images.dtype}: must be uint8, or floats in [0, 1]"
     )
+
+
+def check_images(images, labels, *, raw: bool = False) -> None:
+    """Raise InputError unless `images` [n, h, w, c] and `labels` [n] belong together.
+
+    At least one image is needed. Labels must be integers and images floats in [0, 1];
+    `raw` also allows uint8 pixels.
+    """
+    shape = np.shape(images)
+    if len(shape) != 4:
+        raise InputError(
+            f"images of shape {shape}: must be [n, height, width, channels]"
+        )
+    if channels_first(shape):
+        raise InputError(
+            f"images of shape {shape} have the channels first: must be [n, height, width, "
+            "channels]; np.moveaxis(images, 1, -1) moves them"
+        )
+    if not shape[0]:
+        raise InputError("there are no images: give at least one")
+    if np.shape(labels) != shape[:1]:
+        raise InputError(
+            f"{shape[0]} images and labels of shape {np.shape(labels)}: must be one "
+            "label an image"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"labels of type {labels.dtype}: must be whole numbers")
+    if raw and images.dtype == np.uint8:
+        return
+    if not jnp.issubdtype(images.dtype, np.floating):
+        raise InputError(
+            f"images of type {images.dtype}: must be floats in [0, 1]; divide by 255"
+        )
+    if isinstance(images, jax.core.Tracer):
+        return
+    pixels = np.asarray(images, np.float32)
+    lowest, highest = float(np.min(pixels)), float(np.max(pixels))
+    if not (lowest >= 0 and highest <= 1):
+        raise InputError(
+            f"images range from {lowest:.4g} to {highest:.4g}: must be in [0, 1], "
+            "normalisation belongs into the model"
+        )
+
+
+def check_labels(labels, num_classes: int) -> None:
+    """Raise InputError unless every label is a class of the model."""
+    if isinstance(labels, jax.core.Tracer):
+        return
+    lowest, highest = int(np.min(labels)), int(np.max(labels))
+    if lowest < 0 or highest >= num_classes:
+        raise InputError(
+            f"labels range from {lowest} to {highest}: the model has {num_classes} "
+            f"classes, 0 to {num_classes - 1}"
+        )

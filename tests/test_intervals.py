@@ -1,7 +1,7 @@
 import pytest
 from scipy.stats import binomtest
 
-from freeadv_jax.intervals import wilson
+from freeadv_jax.intervals import clopper_pearson, wilson
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,11 @@ def test_larger_z_gives_a_wider_interval():
     low, high = wilson(23, 100)
     wider_low, wider_high = wilson(23, 100, z=2.575829)
     assert wider_low < low < 0.23 < high < wider_high
+
+
+@pytest.mark.parametrize("correct", [0, 1, 70, 99, 100])
+@pytest.mark.parametrize("alpha", [0.001, 0.05])
+def test_exact_lower_bound_is_that_of_scipy(correct, alpha):
+    test = binomtest(correct, 100, alternative="greater")
+    wanted = test.proportion_ci(1 - alpha, method="exact").low
+    assert clopper_pearson(correct, 100, alpha=alpha) == pytest.approx(wanted, rel=1e-9)

@@ -129,7 +129,7 @@ def differentiating():
     except (ValueError, NotImplementedError) as fault:
         raise InputError(
             f"JAX cannot differentiate the model ({one_line(fault)}): attack it with "
-            "Square, which needs no gradient, or give it one with jax.custom_vjp"
+            "Square, which needs no gradient, or give it one with freeadv_jax.attacks.bpda"
         ) from fault
 
 

@@ -5,6 +5,7 @@ A batch is as large as the attempts that remain, up to the size that was asked f
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -22,6 +23,7 @@ from freeadv_jax.attacks.attack import (
     value_and_gradient,
     where,
 )
+from freeadv_jax.attacks.gradients import Measured, measure_gradients
 from freeadv_jax.attacks.losses import UNTARGETED
 from freeadv_jax.attacks.programs import find_program, program_cost
 from freeadv_jax.devices import parallel
@@ -102,8 +104,36 @@ class Campaign:
         """Return bool[n]: where the gradient of the attacked cross-entropy is zero."""
         return self._in_batches(_zero_gradients, logits_fn, images, labels)
 
-    def _in_batches(self, function, logits_fn, *sets):
-        """Return `function(logits_fn, *parts)` of the whole sets."""
+    def gradients(
+        self,
+        logits_fn: Callable,
+        images: Images,
+        labels: np.ndarray,
+        *,
+        norm: str,
+        epsilon: float,
+        step_size: float,
+        precision: float,
+        samples: int | None,
+    ) -> Measured:
+        """Return the measurements of `measure_gradients` at each image."""
+        n = len(labels)
+        numbers = (np.full(n, number, np.float32) for number in (epsilon, step_size))
+        return self._in_batches(
+            _gradients,
+            logits_fn,
+            images,
+            labels,
+            np.arange(n, dtype=np.int32),
+            *numbers,
+            np.full(n, precision, np.float32),
+            np.full(n, samples or 0, np.int32),
+            norm=norm,
+            randomized=samples is not None,
+        )
+
+    def _in_batches(self, function, logits_fn, *sets, **fixed):
+        """Return `function(logits_fn, *parts, **fixed)` of the whole sets."""
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
         size = _fitting_size(len(sets[0]), self._batch_size)
         program, found, runs = None, [], len(sets[0]) / size
@@ -111,10 +141,14 @@ class Campaign:
             parts = [np.asarray(array[first : first + size]) for array in sets]
             batch = tuple(parallel.place(_padded(part, size), SPLIT) for part in parts)
             if program is None:
-                bound, layout = functools.partial(function), (SPLIT,) * len(sets)
+                bound, layout = (
+                    functools.partial(function, **fixed),
+                    (SPLIT,) * len(sets),
+                )
                 program = self._find(bound, logits_fn, batch, layout, runs=runs)
-            found.append(parallel.fetch(program(*batch))[: len(parts[0])])
-        return np.concatenate(found)
+            results, here = parallel.fetch(program(*batch)), slice(len(parts[0]))
+            found.append(jax.tree.map(operator.itemgetter(here), results))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *found)
 
     def attack(
         self,
@@ -153,6 +187,7 @@ class Campaign:
             kind, logits_fn, settings, slots, finished.size
         )
         runs = finished.size * attack.steps
+        draws = getattr(attack, "samples", None) or 1
         go_on = self._stepper(kind, logits_fn, settings, slots, state, runs)
         pending = _pending(attempts, attacked, robust, finished)
         made = 0
@@ -162,7 +197,7 @@ class Campaign:
                 state = start_fresh(settings, batch, state)
             if not slots.occupied.any():
                 return robust
-            steps = _steps_a_call(go_on, slots.youngest, attack.steps)
+            steps = _steps_a_call(go_on, slots.youngest, attack.steps, draws)
             batch |= slots.on_devices("iteration")
             state = go_on(settings, _on_devices(steps), batch, state)
             slots.batch["iteration"] += steps
@@ -368,14 +403,17 @@ def _pays(part: float, steps: int, cost) -> bool:
     return saved > cost.compilation(steps)
 
 
-def _steps_a_call(program, youngest, steps):
-    """Return how many steps the next call makes."""
+def _steps_a_call(program, youngest, steps, draws=1):
+    """Return how many steps the next call makes.
+
+    The cost of a program has one of the `draws` over which each step averages.
+    """
     most = steps - youngest
     if jax.default_backend() != "cpu":
         return min(_STEPS_A_CALL, most)
     if not program.first_choice:
         return 1
-    quick = int(_SECONDS_A_CALL / program.cost.run())
+    quick = int(_SECONDS_A_CALL / (draws * program.cost.run()))
     return max(1, min(youngest // _PART_OF_STEPS, quick, _MOST_STEPS_A_CALL, most))
 
 
@@ -408,6 +446,11 @@ def _zero_gradients(logits_fn, images, labels):
 
     gradient = value_and_gradient(objective, unit_range(images))[2]
     return jnp.all(gradient == 0, axis=(1, 2, 3))
+
+
+def _gradients(logits_fn, images, labels, *numbers, **fixed):
+    logits_fn, images = _as_float32(logits_fn), unit_range(images)
+    return measure_gradients(logits_fn, images, labels, *numbers, **fixed)
 
 
 def _padded(part, size):

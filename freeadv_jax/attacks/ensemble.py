@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 
-from freeadv_jax.attacks.apgd import APGD, randomized
+from freeadv_jax.attacks.apgd import auto_pgd
 from freeadv_jax.attacks.attack import Attack
 from freeadv_jax.attacks.campaign import Campaign
-from freeadv_jax.attacks.checks import check_threat, largest_difference
+from freeadv_jax.attacks.checks import (
+    check_samples,
+    check_threat,
+    largest_difference,
+)
+from freeadv_jax.attacks.draws import randomized
 from freeadv_jax.attacks.fab import FAB
 from freeadv_jax.attacks.red_flags import MISSED, NO_GRADIENT
 from freeadv_jax.attacks.runner import (
@@ -21,14 +26,14 @@ from freeadv_jax.attacks.runner import (
 )
 from freeadv_jax.attacks.square import Square
 from freeadv_jax.attacks.threat import Real
-from freeadv_jax.attacks.user_model import arrays_as_leaves
 from freeadv_jax.errors import require_choice
+from freeadv_jax.models.user_model import arrays_as_leaves
 from freeadv_jax.pixels import Numbers
 
 VERSIONS = ("standard", "plus", "rand")
 
-# The passes over which 'rand' averages the gradients of a randomised model.
-_EOT = 20
+# The draws over which the authors average the gradients of a randomised model.
+SAMPLES = 20
 
 # The part of the largest logit that may change by rounding, when an image is evaluated
 # among other images.
@@ -40,39 +45,53 @@ _CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 
 def cascade(
-    version: str, *, norm: str, epsilon: Real, num_classes: int
+    version: str,
+    *,
+    norm: str,
+    epsilon: Real,
+    num_classes: int,
+    samples: int | None = None,
 ) -> dict[str, Attack]:
     """Return the attacks of a version by name, in the order of the authors' code.
 
     The attacks are those of section 6 of the paper with the parameters of
     fra31/auto-attack. 'plus' has five restarts and adds the untargeted attacks. 'rand' is
-    for randomised models, with gradients averaged over 20 passes. The targeted DLR loss
-    needs four classes and the DLR loss three; with fewer classes the margin replaces
-    them. The number of targets is at most that of the other classes.
+    for randomised models, with two untargeted attacks. `samples` are the draws of a
+    randomised model that each attack averages, 20 for 'rand'. The targeted DLR loss needs
+    four classes and the DLR loss three; with fewer classes the margin replaces them. The
+    number of targets is at most that of the other classes. In L1, apgd-ce has five restarts
+    and apgd-t five targets (Croce & Hein, ICML 2021).
     """
     require_choice("AutoAttack version", version, VERSIONS)
     targets = min(9, num_classes - 1)
-    threat = {"norm": norm, "epsilon": epsilon}
+    sparse = norm == "l1" and version == "standard"
+    restarts, apgd_targets = (5, min(5, targets)) if sparse else (1, targets)
+    if version == "rand" and samples is None:
+        samples = SAMPLES
+    threat = {"norm": norm, "epsilon": epsilon, "samples": samples}
     targeted = {"goal": "multi-target", "targets": targets}
     dlr = {"loss": "dlr" if num_classes >= 3 else "margin"}
     targeted_dlr = {"loss": "dlr" if num_classes >= 4 else "margin"}
     if version == "rand":
-        averaged = threat | {"model": "randomized", "eot": _EOT}
-        return {"apgd-ce": APGD(**averaged), "apgd-dlr": APGD(**averaged, **dlr)}
-    apgd_t = APGD(**threat, **targeted, **targeted_dlr)
+        return {
+            "apgd-ce": auto_pgd(**threat),
+            "apgd-dlr": auto_pgd(**threat, **dlr),
+        }
+    fewer = targeted | {"targets": apgd_targets}
+    apgd_t = auto_pgd(**threat, **fewer, **targeted_dlr)
     fab_t = FAB(**threat, **targeted)
     # The authors cut off the schedule of 10,000 queries; they do not rescale it.
     square = Square(**threat, rescaled=False)
     if version == "standard":
         return {
-            "apgd-ce": APGD(**threat),
+            "apgd-ce": auto_pgd(**threat, restarts=restarts),
             "apgd-t": apgd_t,
             "fab-t": fab_t,
             "square": square,
         }
     return {
-        "apgd-ce": APGD(**threat, restarts=5),
-        "apgd-dlr": APGD(**threat, **dlr, restarts=5),
+        "apgd-ce": auto_pgd(**threat, restarts=5),
+        "apgd-dlr": auto_pgd(**threat, **dlr, restarts=5),
         "fab": FAB(**threat, goal="untargeted", targets=1, restarts=5),
         "square": square,
         "apgd-t": apgd_t,
@@ -99,7 +118,8 @@ def autoattack(
     *,
     norm: str = "linf",
     epsilon: Real,
-    version: str = "standard",
+    version: str | None = None,
+    samples: int | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     watch: Callable | None = None,
@@ -111,15 +131,18 @@ def autoattack(
 
     Args:
         logits_fn: maps images f32[b, h, w, c] in [0, 1] to logits [b, k], normalisation
-            included; for version 'rand', images and one key for each of them. A callable
+            included; with `samples`, images and one key for each of them. A callable
             pytree such as jax.tree_util.Partial hands over its arrays; a second call with
             the same structure and shapes compiles nothing.
         images: floats [n, h, w, c] in [0, 1].
         labels: n integers, an array or a list.
-        norm: 'linf' or 'l2'.
+        norm: 'linf', 'l2' or 'l1'.
         epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
         version: 'standard'; 'plus', with five restarts and two untargeted attacks more;
-            or 'rand', for randomised models.
+            or 'rand', the two untargeted attacks that the authors run on randomised
+            models. The default is 'rand' where `samples` are given, else 'standard'.
+        samples: for a randomised model, the draws that each attack averages, as for `pgd`;
+            20 for 'rand', the number of the authors.
         batch_size: the images attacked at a time. It bounds the memory and does not
             change the result.
         seed: the seed of all random choices.
@@ -135,14 +158,19 @@ def autoattack(
     Raises:
         InputError: for unusable images, labels, settings or logits.
     """
+    if version is None:
+        version = "standard" if samples is None else "rand"
     require_choice("AutoAttack version", version, VERSIONS)
     check_threat(norm, epsilon)
+    check_samples(samples)
+    random = version == "rand" or samples is not None
     examples = examples_of(images, labels)
-    if version == "rand":
-        logits_fn = randomized(logits_fn, _EOT)
+    if random:
+        logits_fn = randomized(logits_fn)
     num_classes = classes_of(logits_fn, examples)
     logits_fn = arrays_as_leaves(logits_fn)
-    attacks = cascade(version, norm=norm, epsilon=epsilon, num_classes=num_classes)
+    threat = {"norm": norm, "epsilon": epsilon, "samples": samples}
+    attacks = cascade(version, **threat, num_classes=num_classes)
     warn_of_few_classes(num_classes, attacks)
     outcome = run(
         attacks,
@@ -156,7 +184,7 @@ def autoattack(
         return outcome
     campaign = Campaign(batch_size=batch_size, seed=seed)
     _warn_of_square(outcome.standing)
-    if version != "rand":
+    if not random:
         _warn_of_model(campaign, logits_fn, *examples)
     compilations = outcome.compilations + campaign.compilations
     return outcome._replace(compilations=compilations)
@@ -186,7 +214,7 @@ def _warn_of_model(campaign, logits_fn, images, labels):
     if apart > 0:
         _LOGGER.warning(
             "two passes over the same images differ by up to %.3g: the model is randomised, "
-            "take version 'rand'",
+            "make it a function of images and keys, and give samples",
             apart,
         )
         return

@@ -14,9 +14,9 @@ from freeadv_jax.attacks.attack import (
     differentiating,
     misclassified,
     target_class,
-    value_and_gradient,
     where,
 )
+from freeadv_jax.attacks.draws import confirmed, evaluated, mean_logits, over_draws
 from freeadv_jax.attacks.losses import targeted_margin
 from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import NORMS, Real, make_threat
@@ -48,6 +48,9 @@ class FAB:
     walk itself does not depend on epsilon. The first misclassified point whose distance
     in float32 is at most epsilon breaks the image, and exactly that point is returned;
     points farther away are not kept.
+
+    With `samples` the model is randomised, see `draws`. Each point is then moved along its
+    direction to the surface of the ball, and judged and returned there.
     """
 
     norm: str
@@ -59,6 +62,7 @@ class FAB:
     alpha_max: Real = 0.1
     overshoot: Real = 1.05
     backward: Real = 0.9
+    samples: Count | None = None
 
     @property
     def attempts(self):
@@ -87,7 +91,8 @@ class FAB:
         targets = batch.labels
         if self.goal == "multi-target":
             rank = batch.attempt % self._targets
-            targets = target_class(logits_fn(batch.images), batch.labels, rank)
+            logits = mean_logits(logits_fn, batch.images, batch, 0, self.samples)
+            targets = target_class(logits, batch.labels, rank)
         return State(batch.images, jnp.zeros(len(point), bool), point, targets)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
@@ -109,24 +114,48 @@ class FAB:
         point = jnp.clip(biased, 0, 1)
 
         new = point.reshape(batch.images.shape)
-        wrong = self.success(logits_fn(new), batch.labels)
-        broken = wrong & (threat.size(point - clean) <= self.epsilon)
+        number = 3 * batch.iteration + 2
+        logits = mean_logits(logits_fn, new, batch, number, self.samples)
+        wrong = self.success(logits, batch.labels)
+        if self.samples is None:
+            near = threat.size(point - clean) <= self.epsilon
+            broken, adversarial = wrong & near, new
+        else:
+            adversarial = self._on_surface(threat, batch.images, new)
+            broken = self._confirmed(logits_fn, batch, adversarial, number)
         back = batch.images + self.backward * (new - batch.images)
-        adversarial = where(broken, new, batch.images)
+        adversarial = where(broken, adversarial, batch.images)
         return State(adversarial, broken, where(wrong, back, new), state.targets)
+
+    def _on_surface(self, threat, images, points):
+        """Return the points of the ball's surface in the directions of `points`.
+
+        The draws of a randomised model disagree at the boundary itself, where this walk
+        ends. Points that lie in front of the surface are moved on, the others back.
+        """
+        delta = points - images
+        size = jnp.maximum(threat.size(_flat(delta)), _LEAST_STEP)
+        longer = images + delta * (self.epsilon / size)[:, None, None, None]
+        return threat.inside(images, longer)
+
+    def _confirmed(self, logits_fn, batch, point, number):
+        """Return where the draws of a randomised model, and fresh ones, fail."""
+        how = batch, number + 1, self.samples
+        found = self.success(mean_logits(logits_fn, point, *how), batch.labels)
+        return confirmed(found, self.success, logits_fn, point, *how)
 
     def _boundary(self, logits_fn, batch, state):
         """Return f and w: the margin z_t - z_y at the point and its gradient."""
+        number = 3 * batch.iteration + 1
         if self.goal == "untargeted":
             return _nearest_boundary(
-                logits_fn, batch.labels, state.point, NORMS[self.norm]
+                logits_fn, batch, state.point, number, self.samples, NORMS[self.norm]
             )
 
-        def objective(point):
-            logits = logits_fn(point)
-            return targeted_margin(logits, batch.labels, state.targets), logits
+        def margin(logits):
+            return targeted_margin(logits, batch.labels, state.targets)
 
-        f, _, w = value_and_gradient(objective, state.point)
+        f, _, w = evaluated(logits_fn, margin, state.point, batch, number, self.samples)
         return f, w
 
 
@@ -144,6 +173,7 @@ def fab(
     alpha_max: Real = 0.1,
     overshoot: Real = 1.05,
     backward: Real = 0.9,
+    samples: int | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> Outcome:
@@ -156,7 +186,7 @@ def fab(
         logits_fn: as for `pgd`.
         images: floats [n, h, w, c] in [0, 1].
         labels: n integers, an array or a list.
-        norm: 'linf' or 'l2'.
+        norm: 'linf', 'l2' or 'l1'.
         epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
         steps: the number of steps, each two forward passes and one backward pass.
         restarts: the first starts at the image, the others at random points.
@@ -167,6 +197,8 @@ def fab(
         alpha_max: the largest weight of the step towards the image itself.
         overshoot: the length of a step as a multiple of the distance to the boundary.
         backward: the share of the distance kept after a misclassified point is found.
+        samples: as for `pgd`, for a randomised model. Points are then judged on the
+            surface of the ball, because the draws disagree at the boundary itself.
         batch_size: the images attacked at a time. It bounds the memory and does not
             change the result.
         seed: the seed of all random choices.
@@ -188,15 +220,27 @@ def fab(
         alpha_max=alpha_max,
         overshoot=overshoot,
         backward=backward,
+        samples=samples,
     )
     options = {"batch_size": batch_size, "seed": seed}
     return run_one("fab", attack, logits_fn, images, labels, **options)
 
 
 @differentiating()
-def _nearest_boundary(logits_fn, labels, point, kind):
+def _nearest_boundary(logits_fn, batch, point, number, samples, kind):
     """Return f and w of the other class with the least |f| / dual norm of w."""
-    logits, pullback = jax.vjp(logits_fn, point)
+    labels = batch.labels
+    if samples is None:
+        logits, pullback = jax.vjp(logits_fn, point)
+    else:
+        logits = mean_logits(logits_fn, point, batch, number, samples)
+
+        def pullback(towards):
+            def draw(keys):
+                return jax.vjp(lambda point: logits_fn(point, keys), point)[1](towards)
+
+            return over_draws(draw, batch, number, samples)
+
     classes = logits.shape[-1]
 
     def one_hot(indices):

@@ -1,5 +1,7 @@
 """The losses that attacks maximise: one for each image, from logits and labels."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -45,6 +47,14 @@ def stable_cross_entropy(
     the samples as the cross-entropy does.
     """
     return jax.nn.softplus(log_odds_against(logits, labels))
+
+
+def divergence(
+    logits: Float[Array, "b k"], other: Float[Array, "b k"]
+) -> Float[Array, " b"]:
+    """Return KL(softmax(logits) || softmax(other)) of each image."""
+    log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def margin(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -103,6 +113,13 @@ TARGETED = {
     "margin": targeted_margin,
     "dlr": targeted_dlr,
 }
+
+
+def untargeted_loss(name: str, *, randomized: bool = False) -> Callable:
+    """Return a loss of UNTARGETED; draws of a randomised model need the cross-entropy."""
+    if randomized and name == "cross-entropy":
+        return stable_cross_entropy
+    return UNTARGETED[name]
 
 
 def _at(logits, classes):

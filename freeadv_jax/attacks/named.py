@@ -3,15 +3,24 @@
 import dataclasses
 import re
 
-from freeadv_jax.attacks.apgd import APGD
+from freeadv_jax.attacks.apgd import APGD, auto_pgd
 from freeadv_jax.attacks.attack import Attack
-from freeadv_jax.attacks.checks import check_loss, check_step_size, check_threat
+from freeadv_jax.attacks.checks import (
+    check_loss,
+    check_samples,
+    check_step_size,
+    check_threat,
+)
 from freeadv_jax.attacks.ensemble import cascade
+from freeadv_jax.attacks.fmn import FMN
 from freeadv_jax.attacks.pgd import PGD
-from freeadv_jax.errors import unknown_choice
+from freeadv_jax.attacks.sparse_pgd import SparsePGD
+from freeadv_jax.attacks.threat import L0, NORMS, THREATS, as_real
+from freeadv_jax.certify.named import CERTIFICATES
+from freeadv_jax.errors import InputError, unknown_choice
 
 _CASCADES = {"autoattack": "standard", "autoattack-plus": "plus"}
-_SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
+_SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fmn", "square")
 _LOSSES = {"pgd": "cross-entropy", "cw": "margin", "dlr": "dlr"}
 _NUMBERED = re.compile(r"(pgd|cw|dlr)-([1-9]\d{0,5})(?:-x([1-9]\d{0,5}))?")
 _ALLOWED = (
@@ -20,8 +29,14 @@ _ALLOWED = (
     *(f"{kind}-<steps>[-x<restarts>]" for kind in _LOSSES),
     *_SINGLE,
     *_CASCADES,
+    *CERTIFICATES,
 )
-_EXAMPLES = ("natural", "fgsm", "pgd-20", "cw-100", "dlr-100", *_SINGLE, *_CASCADES)
+_EXAMPLES = (
+    *("natural", "fgsm", "pgd-20", "cw-100", "dlr-100"),
+    *_SINGLE,
+    *_CASCADES,
+    *CERTIFICATES,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +54,7 @@ class NamedAttack:
     def record(self, seed: int) -> dict:
         """Return the settings for results.json; null where the stages differ."""
         common = {"norm": self.norm, "epsilon": self.epsilon}
-        stages = {
-            name: dataclasses.asdict(stage) for name, stage in self.stages.items()
-        }
+        stages = {name: _settings(stage) for name, stage in self.stages.items()}
         if not stages:
             return common | _NO_ATTACK | {"seed": seed}
         if len(stages) == 1:
@@ -53,8 +66,28 @@ class NamedAttack:
 _NO_ATTACK = {"steps": 0, "step_size": 0.0, "restarts": 1, "loss": "cross-entropy"}
 
 
+def _settings(stage):
+    """Return the fields of an attack for results.json.
+
+    `samples` are left out for a model that draws nothing. Version 0.1 recorded such a model
+    by two fields of APGD, and its rows stay valid.
+    """
+    fields = dataclasses.asdict(stage)
+    if fields["samples"] is None:
+        del fields["samples"]
+        if isinstance(stage, APGD):
+            fields |= {"model": "deterministic", "eot": 1}
+    return fields
+
+
 def attack_by_name(
-    name: str, *, norm: str, epsilon: float, step_size: float, num_classes: int
+    name: str,
+    *,
+    norm: str,
+    epsilon: float,
+    step_size: float,
+    num_classes: int,
+    samples: int | None = None,
 ) -> NamedAttack:
     """Return the attack called `name`; `epsilon` and `step_size` are in [0, 1] pixels.
 
@@ -65,33 +98,49 @@ def attack_by_name(
     dlr-<steps>          the same on the DLR loss, for three classes and more
     ...-x<restarts>      the same with several random starts
     apgd-ce, apgd-dlr, apgd-t, fab-t, square     the attacks of AutoAttack
+    fmn                  the fast minimum-norm attack
     autoattack, autoattack-plus                  their cascades
 
     `step_size` is for the numbered attacks only. With too few classes for a DLR loss,
-    apgd-dlr and apgd-t take the margin. Raise InputError for any other name, and for
-    dlr-<steps> with two classes.
+    apgd-dlr and apgd-t take the margin. `samples` are the draws of a randomised model
+    that each attack averages; autoattack is then its version 'rand'. Raise InputError for
+    any other name, and for dlr-<steps> with two classes.
     """
-    check_threat(norm, epsilon)
+    check_threat(norm, epsilon, norms=THREATS)
+    epsilon = as_real(epsilon)
     check_step_size(step_size)
-    threat = {"norm": norm, "epsilon": epsilon}
+    check_samples(samples)
+    threat = {"norm": norm, "epsilon": epsilon, "samples": samples}
     if name == "natural":
         return NamedAttack(name, norm, 0.0, {})
-    if name == "fgsm":
+    if name == "fgsm" and norm in NORMS:
         attack = PGD(**threat, steps=1, step_size=epsilon, random_start=False)
     elif numbered := _NUMBERED.fullmatch(name):
         kind, steps, restarts = numbered.groups()
-        attack = PGD(
-            **threat,
-            steps=int(steps),
-            step_size=step_size,
-            restarts=int(restarts or 1),
-            loss=_LOSSES[kind],
+        fields = {
+            "epsilon": epsilon,
+            "samples": samples,
+            "steps": int(steps),
+            "step_size": step_size,
+            "restarts": int(restarts or 1),
+            "loss": _LOSSES[kind],
+        }
+        attack = SparsePGD(**fields) if norm == L0.norm else PGD(norm, **fields)
+    elif norm not in NORMS and name in _EXAMPLES:
+        raise InputError(
+            f"attack {name!r} has no norm {norm!r}: allowed are natural, pgd-<steps>, "
+            "cw-<steps> and dlr-<steps>, each with -x<restarts>"
         )
     elif name in _CASCADES:
-        stages = cascade(_CASCADES[name], **threat, num_classes=num_classes)
+        version = _CASCADES[name]
+        if samples is not None and version == "standard":
+            version = "rand"
+        stages = cascade(version, **threat, num_classes=num_classes)
         return NamedAttack(name, norm, epsilon, stages)
+    elif name == "fmn":
+        attack = FMN(**threat)
     elif name == "apgd-dlr":
-        attack = APGD(**threat, loss="dlr" if num_classes > 2 else "margin")
+        attack = auto_pgd(**threat, loss="dlr" if num_classes > 2 else "margin")
     elif name in _SINGLE:
         attack = cascade("standard", **threat, num_classes=num_classes)[name]
     else:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from freeadv_jax.attacks.attack import Batch, Count, misclassified, where
+from freeadv_jax.attacks.draws import confirmed, mean_logits
 from freeadv_jax.attacks.losses import margin
 from freeadv_jax.attacks.threat import Real, make_threat
 
@@ -27,13 +28,14 @@ class Noise:
 
     The points are those of `Threat.wide_noise`: uniform for L2, which in so many
     dimensions means near the surface, and corners of the ball for L-inf, where uniform
-    points are weak.
+    points are weak. With `samples` the model is randomised, see `draws`.
     """
 
     norm: str
     epsilon: Real
     steps: Count
     restarts: Count = 1
+    samples: Count | None = None
 
     @property
     def attempts(self):
@@ -55,7 +57,9 @@ class Noise:
         keys = jax.vmap(jax.random.fold_in)(batch.keys, batch.iteration)
         noise = threat.wide_noise(keys, batch.iteration, batch.images.shape[1:])
         points = threat.inside(batch.images, batch.images + noise)
-        logits = logits_fn(points)
+        how = points, batch, batch.iteration, self.samples
+        logits = mean_logits(logits_fn, *how)
         broken = self.success(logits, batch.labels)
+        broken = confirmed(broken, self.success, logits_fn, *how)
         loss = margin(logits, batch.labels)
         return where(broken | (loss > state.loss), State(points, broken, loss), state)

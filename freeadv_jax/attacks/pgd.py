@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,22 @@ from freeadv_jax.attacks.attack import (
     Flag,
     misclassified,
     target_class,
-    value_and_gradient,
     where,
 )
-from freeadv_jax.attacks.losses import TARGETED, UNTARGETED
+from freeadv_jax.attacks.draws import confirmed, evaluated, mean_logits
+from freeadv_jax.attacks.losses import TARGETED, UNTARGETED, untargeted_loss
 from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
-from freeadv_jax.attacks.threat import Real, Threat, make_threat
-from freeadv_jax.errors import require_choice
+from freeadv_jax.attacks.sparse_pgd import SparsePGD
+from freeadv_jax.attacks.threat import (
+    L0,
+    NORMS,
+    Patch,
+    Real,
+    Threat,
+    as_real,
+    make_threat,
+)
+from freeadv_jax.errors import InputError, require_choice
 from freeadv_jax.pixels import Numbers
 
 GOALS = ("untargeted", "least-likely", "random-target", "multi-target", "given-target")
@@ -42,7 +51,8 @@ class PGD:
     """Define projected gradient descent (Madry et al., ICLR 2018, 2.1); see `pgd`.
 
     `steps` ascents have the length `step_size`, in [0, 1] pixels. For the goal
-    'given-target', the labels are the classes to reach.
+    'given-target', the labels are the classes to reach. With `samples` the model is
+    randomised, see `draws`.
     """
 
     norm: str
@@ -55,6 +65,9 @@ class PGD:
     goal: str = "untargeted"
     random_start: Flag = True
     last_iterate: Flag = False
+    samples: Count | None = None
+
+    norms: ClassVar[tuple[str, ...]] = (*NORMS, Patch.norm)
 
     @property
     def attempts(self):
@@ -70,44 +83,58 @@ class PGD:
         """Return the state at the image, or at a random point of its ball."""
         threat = make_threat(self.norm, self.epsilon)
         noise = threat.random_start(batch.keys, batch.images.shape[1:])
-        start = batch.images + jnp.where(self.random_start, noise, 0)
+        random = self.random_start & threat.starts_random(batch.attempt)
+        start = batch.images + jnp.where(random[:, None, None, None], noise, 0)
         point = threat.inside(batch.images, start)
         targets = self._targets(logits_fn, batch)
-        loss, success, gradient = self._evaluate(logits_fn, batch, targets, point)
+        loss, success, gradient = self._evaluate(logits_fn, batch, targets, point, 1)
         broken = success & ~jnp.asarray(self.last_iterate)
+        broken = self._confirmed(broken, logits_fn, point, batch, 1)
         return State(point, broken, loss, point, gradient, targets)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
         """Return the state one ascent further."""
         threat = make_threat(self.norm, self.epsilon)
-        point = state.point + self.step_size * threat.direction(state.gradient)
-        point = threat.inside(batch.images, point)
-        loss, success, gradient = self._evaluate(logits_fn, batch, state.targets, point)
+        climbed = state.point, state.gradient, self.step_size
+        point, number = threat.climb(batch.images, *climbed), batch.iteration + 2
+        loss, success, gradient = self._evaluate(
+            logits_fn, batch, state.targets, point, number
+        )
         last = batch.iteration + 1 == self.steps
         broken = success & (last | ~jnp.asarray(self.last_iterate))
+        broken = self._confirmed(broken, logits_fn, point, batch, number)
         better = (loss > state.loss) | broken | self.last_iterate
         best, loss = where(better, (point, loss), (state.adversarial, state.loss))
         return State(best, broken, loss, point, gradient, state.targets)
 
-    def _evaluate(self, logits_fn, batch, targets, point):
-        """Return loss, success and gradient at a point."""
+    def _evaluate(self, logits_fn, batch, targets, point, number):
+        """Return loss, success and gradient at a point; `number` selects the draws."""
 
-        def objective(point):
-            logits = logits_fn(point)
+        def loss(logits):
             if self.goal == "untargeted":
-                return UNTARGETED[self.loss](logits, batch.labels), logits
+                return self._untargeted(logits, batch.labels)
             if self.goal == "given-target":
-                return -UNTARGETED[self.loss](logits, batch.labels), logits
-            return TARGETED[self.loss](logits, batch.labels, targets), logits
+                return -self._untargeted(logits, batch.labels)
+            return TARGETED[self.loss](logits, batch.labels, targets)
 
-        losses, logits, gradient = value_and_gradient(objective, point)
+        losses, logits, gradient = evaluated(
+            logits_fn, loss, point, batch, number, self.samples
+        )
         return losses, self.success(logits, batch.labels), gradient
+
+    @property
+    def _untargeted(self):
+        return untargeted_loss(self.loss, randomized=self.samples is not None)
+
+    def _confirmed(self, found, logits_fn, point, batch, number):
+        how = logits_fn, point, batch, number, self.samples
+        return confirmed(found, self.success, *how)
 
     def _targets(self, logits_fn, batch):
         """Return the target class of each image; the label where the goal uses none."""
         if self.goal in ("untargeted", "given-target"):
             return batch.labels
-        logits = logits_fn(batch.images)
+        logits = mean_logits(logits_fn, batch.images, batch, 0, self.samples)
         if self.goal == "least-likely":
             rank = jnp.full_like(batch.attempt, -1)
         elif self.goal == "random-target":
@@ -127,6 +154,7 @@ def fgsm(
     *,
     norm: str = "linf",
     epsilon: Real,
+    samples: int | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Outcome:
     """Attack with one step of `epsilon` from the image itself.
@@ -134,7 +162,9 @@ def fgsm(
     The fast gradient sign method of Goodfellow et al. (ICLR 2015), on the cross-entropy.
     Arguments, result and errors are those of `pgd`.
     """
-    attack = PGD(norm, epsilon, steps=1, step_size=epsilon, random_start=False)
+    attack = PGD(
+        norm, epsilon, steps=1, step_size=epsilon, random_start=False, samples=samples
+    )
     return run_one("fgsm", attack, logits_fn, images, labels, batch_size=batch_size)
 
 
@@ -153,6 +183,7 @@ def pgd(
     targets: int = 1,
     random_start: bool = True,
     last_iterate: bool = False,
+    samples: int | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> Outcome:
@@ -165,12 +196,18 @@ def pgd(
             compiles nothing.
         images: floats [n, h, w, c] in [0, 1].
         labels: n integers, an array or a list. For the goal 'given-target' they are the classes to reach.
-        norm: 'linf' or 'l2'.
-        epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
+        norm: 'linf', 'l2' or 'l1'; 'patch' for one square anywhere (Brown et al. 2017), of
+            any pixel values; 'l0' for few pixels, of any values, by sparse PGD (Zhong et
+            al., ICML 2024).
+        epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`; the side of the
+            patch, or the number of pixels with all their channels. Below 1 these are the
+            share of the image.
         steps: the number of ascents, each one forward and one backward pass.
         step_size: the length of an ascent in [0, 1] pixels. The default is epsilon / 4,
-            the ratio of Madry et al. on CIFAR-10 (2 of 8 levels).
-        restarts: the number of random starts; an image is broken if one succeeds.
+            the ratio of Madry et al. on CIFAR-10 (2 of 8 levels); 0.1 for patches and
+            pixels.
+        restarts: the number of random starts; an image is broken if one succeeds. The
+            first patch is placed by the gradient at the image, the others at random.
         loss: 'cross-entropy', 'margin' or 'dlr' (see `freeadv_jax.attacks.losses`).
         goal: 'untargeted' wants any other class; 'least-likely' and 'random-target' go
             for one other class, 'multi-target' (Gowal et al. 2019) for the `targets`
@@ -179,6 +216,11 @@ def pgd(
         targets: the number of targets, reduced to the number of other classes.
         random_start: starts at a uniform point of the ball, not at the image.
         last_iterate: lets only the last iterate count, as papers before AutoAttack did.
+        samples: for a randomised model, a function of images and one key for each of
+            them: the draws over which loss and gradient are averaged at every step (EOT,
+            Athalye et al., ICML 2018). An image is then broken if the mean of the logits
+            is misclassified, and so are 20 means of ten fresh draws each and the mean of
+            all 200.
         batch_size: the images attacked at a time. It bounds the memory and does not
             change the result.
         seed: the seed of all random choices.
@@ -191,17 +233,37 @@ def pgd(
     """
     require_choice("loss", loss, UNTARGETED)
     require_choice("goal", goal, GOALS)
+    epsilon = as_real(epsilon)
+    if step_size is None:
+        step_size = make_threat(norm, epsilon).usual_step
+    if norm == L0.norm:
+        if (goal, targets, random_start, last_iterate) != (
+            "untargeted",
+            1,
+            True,
+            False,
+        ):
+            raise InputError(
+                "goal, targets, random_start and last_iterate have no other value than the "
+                "default for norm = 'l0'"
+            )
+        attack: PGD | SparsePGD = SparsePGD(
+            epsilon, steps, step_size, restarts=restarts, loss=loss, samples=samples
+        )
+        options = {"batch_size": batch_size, "seed": seed}
+        return run_one("pgd", attack, logits_fn, images, labels, **options)
     attack = PGD(
         norm,
         epsilon,
         steps,
-        epsilon / 4 if step_size is None else step_size,
+        step_size,
         restarts=restarts,
         targets=targets,
         loss=loss,
         goal=goal,
         random_start=random_start,
         last_iterate=last_iterate,
+        samples=samples,
     )
     options = {"batch_size": batch_size, "seed": seed}
     return run_one("pgd", attack, logits_fn, images, labels, **options)
@@ -227,7 +289,8 @@ def projected_ascent(
 
     def ascend(_, delta):
         gradient = jax.grad(lambda delta: objective(images + delta).sum())(delta)
-        return into_box(threat.ascend(delta, gradient, step_size))
+        delta = threat.ascend(delta, gradient, step_size, images=images)
+        return into_box(delta)
 
     delta = jax.lax.fori_loop(0, steps, ascend, into_box(start))
     # images + (clip(...) - images) can round to one ulp outside the box.

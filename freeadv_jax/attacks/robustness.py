@@ -6,24 +6,34 @@ takes one attack at a time and can be interrupted: the command works with that.
 
 import dataclasses
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from freeadv_jax.attacks.campaign import Campaign, Images, Work
-from freeadv_jax.attacks.checks import check_labels, check_logits
+from freeadv_jax.attacks.checks import check_logits, check_samples, check_threat
+from freeadv_jax.attacks.draws import randomized
 from freeadv_jax.attacks.ensemble import warn_of_few_classes
-from freeadv_jax.attacks.kernels import kernels_for, traced_with
+from freeadv_jax.attacks.kernels import are_random, kernels_for, traced_with
 from freeadv_jax.attacks.named import NamedAttack, attack_by_name
-from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, Flag
+from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, Flag, verdict_line
 from freeadv_jax.attacks.red_flags import red_flags as find_red_flags
 from freeadv_jax.attacks.runner import examples_of
-from freeadv_jax.attacks.user_model import arrays_as_leaves, check_model
+from freeadv_jax.attacks.sandwich import SANDWICH, sandwich_flags, sandwiches
+from freeadv_jax.attacks.threat import NORMS, THREATS, make_threat
+from freeadv_jax.certify.named import (
+    CERTIFICATES,
+    NamedCertificate,
+    certificate_by_name,
+    check_certifiable,
+)
 from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
 from freeadv_jax.intervals import wilson
-from freeadv_jax.pixels import Numbers, unit_range
+from freeadv_jax.models.user_model import arrays_as_leaves, check_model
+from freeadv_jax.pixels import Numbers, check_labels, unit_range
 from freeadv_jax.progress import Progress
 
 __all__ = ["RobustAccuracy", "robust_accuracy"]
@@ -59,6 +69,18 @@ class AttackState:
     images: Float[np.ndarray, "kept h w c"]
 
 
+@dataclasses.dataclass
+class CertificateState:
+    """How far a certificate has come; the arrays are changed in place.
+
+    certified  bool[n]: the images that are certified.
+    waiting    bool[n]: the images that are still to be bounded.
+    """
+
+    certified: Bool[np.ndarray, " n"]
+    waiting: Bool[np.ndarray, " n"]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluatedAttack:
     """The outcome of an attack for each image.
@@ -89,6 +111,8 @@ class Evaluation:
     prediction: Int[np.ndarray, " n"]
     # The kernels of the CPU's convolutions: "xla" or "onednn".
     convolutions: str = onednn.XLA
+    # The model as it was given, for certificates, which read its program.
+    model: Callable | None = None
 
     @classmethod
     def begin(
@@ -112,7 +136,8 @@ class Evaluation:
         attacks = list(attacks)
         stages = [stage for attack in attacks for stage in attack.stages.values()]
         kernels = kernels_for(convolutions, stages, logits_fn, images)
-        logits_fn = traced_with(kernels, logits_fn)
+        model = logits_fn
+        logits_fn = traced_with(kernels, logits_fn, looped=are_random(stages))
         campaign = Campaign(batch_size=batch_size, seed=seed)
         logits = campaign.logits(logits_fn, images)
         check_logits(logits)
@@ -120,7 +145,7 @@ class Evaluation:
         names = [stage for attack in attacks for stage in attack.stages]
         warn_of_few_classes(logits.shape[1], names)
         prediction = logits.argmax(axis=-1)
-        return cls(campaign, logits_fn, images, labels, prediction, kernels)
+        return cls(campaign, logits_fn, images, labels, prediction, kernels, model)
 
     def start(self, attack: NamedAttack, *, keep_images: bool = False) -> AttackState:
         """Return the state before the first attempt of `attack`."""
@@ -177,6 +202,39 @@ class Evaluation:
             watch=update,
         )
 
+    def start_certificate(self) -> CertificateState:
+        """Return the state before the first chunk of a certificate.
+
+        An image that is misclassified as it is has no certificate, and does not wait.
+        """
+        waiting = self.prediction == self.labels
+        return CertificateState(np.zeros(len(waiting), bool), waiting)
+
+    def certify(
+        self,
+        certificate: NamedCertificate,
+        state: CertificateState,
+        *,
+        known: int = 0,
+        watch: Watch | None = None,
+    ) -> None:
+        """Bound the images that wait in `state`, and update `state` after each chunk.
+
+        `known` is the number of images that are left out because they are already known
+        to be certified; accuracies include them.
+        """
+        chosen = np.flatnonzero(state.waiting)
+        chunks = certificate.certified(self.model, self.images, self.labels, chosen)
+        done = 0
+        for chunk, certain in chunks:
+            state.certified[chunk] = certain
+            state.waiting[chunk] = False
+            done += len(chunk)
+            if watch:
+                share = (int(state.certified.sum()) + known) / len(self.labels)
+                work = Work(done, len(chosen) - done)
+                watch(certificate.name, done, len(chosen), share, work)
+
 
 def evaluate(
     logits_fn: Callable,
@@ -209,6 +267,20 @@ def evaluate(
         seed=seed,
         convolutions=convolutions,
     )
+    return attacked(
+        evaluation, attacks, keep_images=keep_images, states=states, watch=watch
+    )
+
+
+def attacked(
+    evaluation: Evaluation,
+    attacks: Iterable[NamedAttack],
+    *,
+    keep_images: bool = False,
+    states: dict[str, AttackState] | None = None,
+    watch: Watch | None = None,
+) -> dict[str, EvaluatedAttack]:
+    """Return the outcome of each attack by its name; see `evaluate`."""
     states = {} if states is None else states
     outcomes = {}
     for attack in attacks:
@@ -287,19 +359,31 @@ def is_worst_case(name: str) -> bool:
 
 
 def flags_as_record(flags: Iterable[Flag]) -> dict[str, dict]:
-    """Return, by the name of each flag, {suspicious, text} and its numbers."""
+    """Return, by the name of each flag, {suspicious, text} and its numbers.
+
+    A suspicious flag also has its `advice`.
+    """
     return {
-        flag.name: {"suspicious": flag.suspicious, "text": flag.text} | flag.numbers
+        flag.name: {"suspicious": flag.suspicious, "text": flag.text}
+        | ({"advice": flag.advice} if flag.advice else {})
+        | flag.numbers
         for flag in flags
     }
 
 
 def flags_as_text(record: Mapping[str, dict]) -> str:
-    """Return a line for each flag: ok or suspicious, its name and its numbers."""
-    return "\n".join(
-        f"{'suspicious' if flag['suspicious'] else 'ok':12}{name}: {flag['text']}"
-        for name, flag in record.items()
-    )
+    """Return a line for each flag: ok or suspicious, its name and its numbers.
+
+    Lines below say what to try next, and the last line is the verdict.
+    """
+    lines = []
+    for name, flag in record.items():
+        state = "suspicious" if flag["suspicious"] else "ok"
+        lines.append(f"{state:12}{name}: {flag['text']}")
+    advice = {flag["advice"]: None for flag in record.values() if "advice" in flag}
+    lines += [f"{'try next':12}{each}" for each in advice]
+    raised = sum(flag["suspicious"] for flag in record.values())
+    return "\n".join([*lines, f"{'verdict':12}{verdict_line(raised, len(record))}"])
 
 
 def table_text(
@@ -307,15 +391,23 @@ def table_text(
     flags: Mapping[str, dict],
     *,
     common: Mapping[str, dict] | None = None,
+    certified: Mapping[str, dict] | None = None,
+    sandwich: Mapping[str, dict] | None = None,
 ) -> str:
     """Return the table of accuracies, worst cases last, and the red flags below.
 
     `rows` are by the name of the attack; `flags` are records of red flags by their title.
     `common` are the rows on the images that all rows have, where their images differ.
+    `certified` are the rows of certificates, and `sandwich` what they and the attacks say
+    together.
     """
-    threat = threat_text(rows)
+    threat = threat_text(rows) or threat_text(certified or {})
     lines = [f"{threat} (natural is the accuracy without an attack):"] * bool(threat)
-    lines += _table_lines(rows)
+    lines += _table_lines(rows, certified or {})
+    for record in (sandwich or {}).values():
+        within = f"{record['norm']} epsilon {epsilon_text(record['epsilon'])}"
+        flag = "RED FLAG " * record["suspicious"]
+        lines += ["", f"{flag}within {within}, {record['text']}"]
     if common:
         examples = next(iter(common.values()))["examples"]
         lines += ["", f"on the first {examples} images, which all attacks have:"]
@@ -325,11 +417,14 @@ def table_text(
     return "\n".join(lines)
 
 
-def _table_lines(rows):
+def _table_lines(rows, certified=types.MappingProxyType({})):
+    """The rows of attacks, worst cases last, then those of certificates."""
+    rows = dict(sorted(rows.items(), key=lambda item: is_worst_case(item[0])))
+    rows |= {f"certified by {name}": row for name, row in certified.items()}
     width = max(len(name) for name in [*rows, "attack"]) + 2
     head = f"{'attack':<{width}}{'accuracy':>9}{'95 % interval':>18}"
     lines = [f"{head}{'correct':>9}{'images':>8}"]
-    for name, row in sorted(rows.items(), key=lambda item: is_worst_case(item[0])):
+    for name, row in rows.items():
         low, high = row["interval"]
         interval = f"{low:.2%} - {high:.2%}"
         lines.append(
@@ -345,10 +440,13 @@ def threat_text(rows: Mapping[str, dict]) -> str:
     Rows of another norm or epsilon have it in their name, behind an @. The text is empty
     where the table has no other row than natural and those.
     """
+    settings = {
+        name: row.get("attack") or row["certificate"] for name, row in rows.items()
+    }
     threats = {
-        (row["attack"]["norm"], row["attack"]["epsilon"])
-        for name, row in rows.items()
-        if row["attack"]["epsilon"] and "@" not in name
+        (made["norm"], made["epsilon"])
+        for name, made in settings.items()
+        if made["epsilon"] and "@" not in name
     }
     return " or ".join(
         f"{norm} epsilon {epsilon_text(epsilon)}" for norm, epsilon in sorted(threats)
@@ -374,16 +472,28 @@ class RobustAccuracy:
         robust: by attack, bool[n]: the images classified correctly and not broken.
         red_flags: the answers of `freeadv_jax.attacks.red_flags`, if asked for.
         images: by attack, f32[n, h, w, c]: the attacked images, if asked for.
+        certified_rows: by certificate, a row with its settings under `certificate` in
+            place of `attack`. Its accuracy is that of the certified images.
+        certified: by certificate, bool[n]: the images that no attack can break.
+        sandwich: what attacks and certificates say together, {examples, certified, open,
+            broken, violations}, and empty without a certificate. A violation, an image that
+            is certified and broken, is also a red flag.
     """
 
     rows: dict[str, dict]
     robust: dict[str, np.ndarray]
     red_flags: tuple[Flag, ...] = ()
     images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    certified_rows: dict[str, dict] = dataclasses.field(default_factory=dict)
+    certified: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    sandwich: dict = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         flags = {"red flags": flags_as_record(self.red_flags)} if self.red_flags else {}
-        return table_text(self.rows, flags)
+        found = {SANDWICH: self.sandwich} if self.sandwich else {}
+        return table_text(
+            self.rows, flags, certified=self.certified_rows, sandwich=found
+        )
 
 
 def robust_accuracy(
@@ -395,6 +505,7 @@ def robust_accuracy(
     epsilon: float = 8 / 255,
     attacks: Sequence[str] = (NATURAL, "pgd-20", "autoattack"),
     step_size: float | None = None,
+    samples: int | None = None,
     batch_size: int = 200,
     seed: int = 0,
     convolutions: str = onednn.AUTO,
@@ -415,21 +526,30 @@ def robust_accuracy(
             pytree, such as an Equinox module.
         images: [n, h, w, c], uint8 or floats in [0, 1].
         labels: n classes, of any integer type or as a list.
-        norm: 'linf' or 'l2'.
-        epsilon: the radius of the perturbations in [0, 1] pixels, such as `8 / 255`.
+        norm: 'linf', 'l2' or 'l1'; 'patch' for one square anywhere and 'l0' for few
+            pixels, as for `pgd`.
+        epsilon: the radius of the perturbations in [0, 1] pixels, such as `8 / 255`; the
+            side of the patch or the number of pixels, below 1 their share of the image.
         attacks: names, or one string with commas between them: natural, fgsm,
             pgd-<steps>, cw-<steps> and dlr-<steps> (each with -x<restarts>), apgd-ce,
-            apgd-dlr, apgd-t, fab-t, square, autoattack (Croce & Hein, ICML 2020) and
-            autoattack-plus.
+            apgd-dlr, apgd-t, fab-t, fmn, square, autoattack (Croce & Hein, ICML 2020) and
+            autoattack-plus. The certificates ibp, crown-ibp, crown and alpha-crown may
+            stand among them (see `freeadv_jax.certify`).
         step_size: the step of pgd-, cw- and dlr- in [0, 1] pixels; the default is
-            epsilon / 4.
+            epsilon / 4, and 0.1 for patches and pixels.
+        samples: for a randomised model, a function of images and one key for each of
+            them: the draws that each attack averages at every step (EOT, Athalye et al.,
+            ICML 2018); 20 are usual. An image then counts as broken if the mean of the
+            logits is misclassified, and so are 20 means of ten fresh draws each and the
+            mean of all 200; natural images are classified by the mean of 200 draws.
+            autoattack is its version 'rand'.
         batch_size: the images attacked at a time, over all devices together.
         seed: the seed of all random choices.
         convolutions: the kernels of the model's convolutions on a CPU, equal to rounding:
             'xla', 'onednn', or 'auto', which takes oneDNN's where the attacks take long.
         red_flags: also look for signs that the attacks are too weak for this model, on
             the first 200 images (Carlini et al., 2019); see
-            `freeadv_jax.attacks.red_flags`.
+            `freeadv_jax.attacks.red_flags`. There are none for patches and pixels.
         keep_images: also return the attacked images.
         progress: a function that is called with a line of text now and then, such as
             `print`. True writes these lines to standard error.
@@ -445,17 +565,28 @@ def robust_accuracy(
             an unknown attack or norm; an epsilon that the norm does not allow.
     """
     images, labels = examples_of(images, labels, raw=True)
+    check_samples(samples)
+    if samples is not None:
+        logits_fn = randomized(logits_fn)
     num_classes = check_model(logits_fn, images[:1])
     check_labels(labels, num_classes)
     logits_fn = arrays_as_leaves(logits_fn)
     threat = {
         "norm": norm,
         "epsilon": epsilon,
-        "step_size": epsilon / 4 if step_size is None else step_size,
+        "step_size": make_threat(norm, epsilon).usual_step
+        if step_size is None
+        else step_size,
+        "samples": samples,
     }
-    named = named_attacks(attacks, **threat, num_classes=num_classes)
+    named, certificates = apart(
+        named_attacks(attacks, **threat, num_classes=num_classes)
+    )
+    if certificates:
+        check_certifiable(logits_fn, images.shape[1:])
+    check_threat(norm, epsilon, norms=THREATS, image_shape=images.shape[1:])
     write = _to_standard_error if progress is True else progress
-    outcomes = evaluate(
+    evaluation = Evaluation.begin(
         logits_fn,
         images,
         labels,
@@ -463,9 +594,20 @@ def robust_accuracy(
         batch_size=batch_size,
         seed=seed,
         convolutions=convolutions,
+    )
+    outcomes = attacked(
+        evaluation,
+        named,
         keep_images=keep_images,
         watch=ProgressLines(write) if write else None,
     )
+    certified, certified_rows = {}, {}
+    for certificate in certificates:
+        state = evaluation.start_certificate()
+        watch = CertificateLines(write) if write else None
+        evaluation.certify(certificate, state, watch=watch)
+        certified[certificate.name] = state.certified
+        certified_rows[certificate.name] = certificate_row(certificate, state.certified)
     robust = {name: outcome.robust for name, outcome in outcomes.items()}
     rows = {name: outcome_row(outcome, seed) for name, outcome in outcomes.items()}
     rows |= worst_case_rows(rows, robust)
@@ -473,15 +615,25 @@ def robust_accuracy(
         robust[name] = np.logical_and.reduce(
             [robust[attack] for attack in rows[name]["attack"]["attacks"]]
         )
-    flags = ()
-    if red_flags:
+    natural = evaluation.prediction == evaluation.labels
+    both = sandwiches(rows, robust, certified_rows, certified, natural=natural)
+    flags = sandwich_flags(both.values())
+    if red_flags and norm in NORMS:
         few = slice(CHECKED_IMAGES)
         if write:
             write(f"red flags: looking at {len(labels[few])} images")
         how = {"batch_size": batch_size, "seed": seed, "convolutions": convolutions}
-        flags = find_red_flags(logits_fn, images[few], labels[few], **threat, **how)
+        flags += find_red_flags(logits_fn, images[few], labels[few], **threat, **how)
     kept = {name: outcome.images for name, outcome in outcomes.items()}
-    return RobustAccuracy(rows, robust, tuple(flags), kept if keep_images else {})
+    return RobustAccuracy(
+        rows,
+        robust,
+        tuple(flags),
+        kept if keep_images else {},
+        certified_rows,
+        certified,
+        both.get(SANDWICH, {}),
+    )
 
 
 def named_attacks(
@@ -491,21 +643,46 @@ def named_attacks(
     epsilon: float,
     step_size: float,
     num_classes: int,
-) -> list[NamedAttack]:
-    """Return the attacks of these names, each once; see `attack_by_name`.
+    samples: int | None = None,
+) -> list[NamedAttack | NamedCertificate]:
+    """Return the attacks and certificates of these names, each once.
 
-    A string holds names with commas between them. Raise InputError for an unknown name and
-    for no name at all.
+    See `attack_by_name` and `certificate_by_name`. A string holds names with commas between
+    them. Raise InputError for an unknown name, for no name at all, and for a certificate of
+    a randomised model.
     """
     names = names.split(",") if isinstance(names, str) else names
-    threat = {"norm": norm, "epsilon": epsilon, "step_size": step_size}
-    attacks = {
-        name: attack_by_name(name, **threat, num_classes=num_classes)
-        for name in (name.strip() for name in names)
-    }
-    if not attacks:
+    how = {"norm": norm, "epsilon": epsilon, "step_size": step_size}
+    how |= {"num_classes": num_classes, "samples": samples}
+    found = {}
+    for name in (name.strip() for name in names):
+        if name not in CERTIFICATES:
+            found[name] = attack_by_name(name, **how)
+            continue
+        if samples is not None:
+            raise InputError(
+                f"{name} is for models that draw nothing: must go without samples"
+            )
+        found[name] = certificate_by_name(name, norm=norm, epsilon=epsilon)
+    if not found:
         raise InputError("attacks is empty: give at least one, such as 'pgd-20'")
-    return list(attacks.values())
+    return list(found.values())
+
+
+def apart(
+    named: Iterable[NamedAttack | NamedCertificate],
+) -> tuple[list[NamedAttack], list[NamedCertificate]]:
+    """Return the attacks, and the certificates among them."""
+    named = list(named)
+    attacks = [each for each in named if isinstance(each, NamedAttack)]
+    return attacks, [each for each in named if isinstance(each, NamedCertificate)]
+
+
+def certificate_row(
+    certificate: NamedCertificate, certified: Bool[np.ndarray, " n"]
+) -> dict:
+    """Return the row of one certificate: the certified images, and its settings."""
+    return accuracy_row(certified) | {"certificate": certificate.record()}
 
 
 def outcome_row(outcome: EvaluatedAttack, seed: int) -> dict:
@@ -518,6 +695,8 @@ def outcome_row(outcome: EvaluatedAttack, seed: int) -> dict:
 class ProgressLines:
     """A `Watch` that hands a line to `write` now and then: attempts, rate and accuracy."""
 
+    _unit, _share = "attempts", "accuracy"
+
     def __init__(self, write: Callable[[str], None]):
         self._write = write
         self._attack: tuple[str, int] | None = None
@@ -528,9 +707,15 @@ class ProgressLines:
         if self._attack != (title, total):
             self._attack = title, total
             self._progress = Progress(
-                title, total=total, unit="attempts", write=self._write
+                title, total=total, unit=self._unit, write=self._write
             )
-        self._progress.show(done, work=work, accuracy=f"{accuracy:.2%}")
+        self._progress.show(done, work=work, **{self._share: f"{accuracy:.2%}"})
+
+
+class CertificateLines(ProgressLines):
+    """The same for a certificate: images, rate, and the share that is certified so far."""
+
+    _unit, _share = "images", "certified"
 
 
 def _to_standard_error(line):

@@ -13,18 +13,18 @@ from freeadv_jax.attacks.attack import Attack, as_pytree, split_numbers
 from freeadv_jax.attacks.campaign import Campaign, Images
 from freeadv_jax.attacks.checks import (
     check_counts,
-    check_images,
-    check_labels,
     check_logits,
     check_loss,
     check_threat,
     is_traced,
 )
-from freeadv_jax.attacks.kernels import kernels_for, traced_with
+from freeadv_jax.attacks.draws import randomized
+from freeadv_jax.attacks.kernels import are_random, kernels_for, traced_with
 from freeadv_jax.attacks.one_batch import Adversarial, attack_unbroken
-from freeadv_jax.attacks.user_model import arrays_as_leaves, check_model
+from freeadv_jax.attacks.threat import NORMS
 from freeadv_jax.devices import onednn
-from freeadv_jax.pixels import Numbers, as_array
+from freeadv_jax.models.user_model import arrays_as_leaves, check_model
+from freeadv_jax.pixels import Numbers, as_array, check_images, check_labels
 
 # The images attacked at a time: enough to keep a GPU busy with CIFAR-10 networks.
 BATCH_SIZE = 128
@@ -100,8 +100,9 @@ def run(
 
     `attacks` are by name. Concrete arrays are attacked in batches on all devices; where
     JAX traces the call, all images are one batch. `watch(name, done, standing)` is called
-    during the attack with the attempts decided and bool[n]. Raise InputError for
-    logits that are not finite or are probabilities.
+    during the attack with the attempts decided and bool[n]. A randomised model is that
+    of `draws.randomized`. Raise InputError for logits that are not finite or are
+    probabilities.
     """
     logits_fn = arrays_as_leaves(logits_fn)
     numbers = [vars(attack) for attack in attacks.values()]
@@ -110,7 +111,8 @@ def run(
 
     images, labels = examples
     kernels = kernels_for(onednn.AUTO, attacks.values(), logits_fn, images)
-    logits_fn = traced_with(kernels, logits_fn)
+    random = are_random(attacks.values())
+    logits_fn = traced_with(kernels, logits_fn, looped=random)
     campaign = Campaign(batch_size=batch_size, seed=seed)
     logits = campaign.logits(logits_fn, images)
     check_logits(logits)
@@ -155,9 +157,14 @@ def run_one(
 
     Targets are reduced to the number of other classes.
     """
-    check_threat(attack.norm, attack.epsilon)
+    norms = getattr(attack, "norms", NORMS)
+    check_threat(attack.norm, attack.epsilon, norms=norms)
     check_counts(attack)
     examples = examples_of(images, labels)
+    shape = examples[0].shape[1:]
+    check_threat(attack.norm, attack.epsilon, norms=norms, image_shape=shape)
+    if are_random([attack]):
+        logits_fn = randomized(logits_fn)
     num_classes = classes_of(logits_fn, examples)
     check_loss(attack, num_classes)
     if hasattr(attack, "targets"):

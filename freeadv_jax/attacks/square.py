@@ -1,6 +1,7 @@
 """The Square Attack: random search with squares, which uses only a model's logits."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from freeadv_jax.attacks.attack import (
     misclassified,
     where,
 )
+from freeadv_jax.attacks.draws import confirmed, mean_logits
 from freeadv_jax.attacks.losses import margin
 from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import Real, make_threat
@@ -43,10 +45,13 @@ class State(NamedTuple):
 class Square:
     """Define the Square Attack (Andriushchenko et al., ECCV 2020); see `square`.
 
-    Algorithms 1 to 3 of the paper; the defaults are those of Croce & Hein (ICML 2020). A
+    Algorithms 1 to 3 of the paper, and for L1 the change of Croce & Hein (ICML 2021); the
+    defaults are those of Croce & Hein (ICML 2020). A
     square is kept if the margin grows or the image is broken. Where the authors' code
     differs from the paper, this follows the paper: squares reach the last row and column,
-    and in L2 each channel keeps its mass.
+    and in L2 each channel keeps its mass. In L1 a window gets the mass once for each channel,
+    and the projection takes the excess away, as in the authors' code. With `samples` the model is randomised, see
+    `draws`.
     """
 
     norm: str
@@ -55,6 +60,7 @@ class Square:
     restarts: Count = 1
     p_init: Real = 0.8
     rescaled: Flag = True
+    samples: Count | None = None
 
     @property
     def attempts(self):
@@ -66,14 +72,14 @@ class Square:
         return misclassified(logits, labels)
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
-        """Return the state at the stripes (L-inf) or tiles (L2) of the paper."""
+        """Return the state at the stripes (L-inf) or tiles (L2, L1) of the paper."""
 
         def propose(key, image):
             key = jax.random.fold_in(key, 0)
             return _SEARCHES[self.norm].start(key, image, self.epsilon)
 
         points = jax.vmap(propose)(batch.keys, batch.images)
-        return State(*self._query(logits_fn, batch, points))
+        return State(*self._query(logits_fn, batch, points, 0))
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
         """Return the state after one more square."""
@@ -89,14 +95,16 @@ class Square:
         points = jax.vmap(propose)(
             batch.keys, batch.iteration, batch.images, state.adversarial
         )
-        new = State(*self._query(logits_fn, batch, points))
+        new = State(*self._query(logits_fn, batch, points, batch.iteration + 1))
         return where(new.broken | (new.loss > state.loss), new, state)
 
-    def _query(self, logits_fn, batch, points):
+    def _query(self, logits_fn, batch, points, number):
         """Return the points inside ball and box, whether they succeed, and their margins."""
         points = make_threat(self.norm, self.epsilon).inside(batch.images, points)
-        logits = logits_fn(points)
+        how = points, batch, number, self.samples
+        logits = mean_logits(logits_fn, *how)
         broken = self.success(logits, batch.labels)
+        broken = confirmed(broken, self.success, logits_fn, *how)
         return points, broken, margin(logits, batch.labels)
 
 
@@ -111,6 +119,7 @@ def square(
     restarts: int = 1,
     p_init: Real = 0.8,
     rescaled: bool = True,
+    samples: int | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> Outcome:
@@ -122,7 +131,7 @@ def square(
         logits_fn: as for `pgd`. It need not be differentiable.
         images: floats [n, h, w, c] in [0, 1].
         labels: n integers, an array or a list.
-        norm: 'linf' or 'l2'.
+        norm: 'linf', 'l2' or 'l1'.
         epsilon: the radius of the ball in [0, 1] pixels, such as `8 / 255`.
         queries: the number of squares tried, each one forward pass. The start costs one
             more.
@@ -130,6 +139,7 @@ def square(
         p_init: the share of the image that the first squares cover.
         rescaled: stretches the schedule of 10,000 queries, by which squares shrink, to
             `queries`. AutoAttack cuts it off instead.
+        samples: as for `pgd`, for a randomised model.
         batch_size: the images attacked at a time. It bounds the memory and does not
             change the result.
         seed: the seed of all random choices.
@@ -141,7 +151,7 @@ def square(
         InputError: for unusable images, labels, settings or logits.
     """
     require_choice("norm", norm, _SEARCHES)
-    attack = Square(norm, epsilon, queries, restarts, p_init, rescaled)
+    attack = Square(norm, epsilon, queries, restarts, p_init, rescaled, samples)
     options = {"batch_size": batch_size, "seed": seed}
     return run_one("square", attack, logits_fn, images, labels, **options)
 
@@ -184,15 +194,20 @@ def recolour(
     return jnp.where(within, image + epsilon * signs, best)
 
 
-def tiles(key: Key[Array, ""], image: Image, epsilon: Real) -> Image:
-    """Return the start for L2: tiles of a fifth of the side, each `eta` of random sign."""
+def tiles(key: Key[Array, ""], image: Image, epsilon: Real, norm: str = "l2") -> Image:
+    """Return the start for L2 or L1: tiles of a fifth of the side, `eta` of random sign.
+
+    In L1 each tile and channel has size 1; `Square` projects the image onto the ball.
+    """
     height, width, channels = image.shape
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
     turn, colour = jax.random.split(key)
 
     rows, columns = _coordinates(side, side)
-    upright, lying = eta(rows, columns, side), eta(columns, rows, side)
+    upright, lying = (
+        eta(*along, side, norm) for along in ((rows, columns), (columns, rows))
+    )
     turned = jax.random.bernoulli(turn, shape=(down, 1, across, 1, 1))
     signs = jax.random.rademacher(colour, (down, 1, across, 1, channels), jnp.float32)
     # The axes: rows of tiles, rows in a tile, columns of tiles, columns in a tile,
@@ -203,11 +218,18 @@ def tiles(key: Key[Array, ""], image: Image, epsilon: Real) -> Image:
     spare = height - down * side, width - across * side
     margins = [(pixels // 2, pixels - pixels // 2) for pixels in spare]
     delta = jnp.pad(delta, [*margins, (0, 0)])
+    if norm == "l1":
+        return image + delta
     return image + epsilon * delta / jnp.linalg.norm(delta.ravel())
 
 
 def move(
-    key: Key[Array, ""], side: Count, image: Image, best: Image, epsilon: Real
+    key: Key[Array, ""],
+    side: Count,
+    image: Image,
+    best: Image,
+    epsilon: Real,
+    norm: str = "l2",
 ) -> Image:
     """Return `best` after Algorithm 3: one square gives its mass, and the mass that the
     ball has left, to another."""
@@ -220,14 +242,22 @@ def move(
     emptied = _within(*_random_square(source, side, height, width), side, side)
 
     turned = jax.random.bernoulli(turn)
-    pattern = jnp.where(turned, eta(columns, rows, side), eta(rows, columns, side))
+    upright, lying = (
+        eta(*along, side, norm) for along in ((rows, columns), (columns, rows))
+    )
+    pattern = jnp.where(turned, lying, upright)
     signs = _signs(colour, channels)
-    direction = signs * pattern + _unit(jnp.where(within, nu, 0))
+    direction = signs * pattern + _unit(jnp.where(within, nu, 0), norm)
 
-    unused = jnp.maximum(epsilon**2 - jnp.sum(nu**2), 0)
     given = jnp.where(within | emptied, nu, 0)
-    mass = jnp.sum(given**2, axis=(0, 1), keepdims=True)
-    content = jnp.sqrt(mass + unused / channels) * _unit(direction)
+    if norm == "l1":
+        unused = jnp.maximum(epsilon - jnp.sum(jnp.abs(nu)), 0)
+        size = channels * jnp.sum(jnp.abs(given), axis=(0, 1), keepdims=True) + unused
+    else:
+        unused = jnp.maximum(epsilon**2 - jnp.sum(nu**2), 0)
+        mass = jnp.sum(given**2, axis=(0, 1), keepdims=True)
+        size = jnp.sqrt(mass + unused / channels)
+    content = size * _unit(direction, norm)
     return image + jnp.where(within, content, jnp.where(emptied, 0, nu))
 
 
@@ -252,11 +282,16 @@ def _odd(side):
 _SEARCHES = {
     "linf": _Search(stripes, recolour, side=lambda side: side),
     "l2": _Search(tiles, move, side=_odd),
+    "l1": _Search(
+        functools.partial(tiles, norm="l1"),
+        functools.partial(move, norm="l1"),
+        side=_odd,
+    ),
 }
 
 
 def eta(
-    rows: Int[Array, "..."], columns: Int[Array, "..."], side: Count
+    rows: Int[Array, "..."], columns: Int[Array, "..."], side: Count, norm: str = "l2"
 ) -> Float[Array, "h w 1"]:
     """Return two bumps of opposite signs, one above the other, with norm 1 in all.
 
@@ -264,20 +299,21 @@ def eta(
     the square the pattern is 0. Exchanged, they give the transposed pattern.
     """
     half = side // 2
-    above = _bump(rows, columns, half, side)
-    return _unit(above - _bump(rows - half, columns, side - half, side))
+    above = _bump(rows, columns, half, side, norm)
+    return _unit(above - _bump(rows - half, columns, side - half, side, norm), norm)
 
 
-def _bump(rows, columns, height, width):
+def _bump(rows, columns, height, width, norm):
     """Return the bump of equation (2): at distance d from the centre, the sum of
-    1 / (k + 1)^2 from k = d to n."""
+    1 / (k + 1)^2 from k = d to n, of 1 / (k + 1)^4 in L1."""
     n = jnp.maximum(height, width) // 2
     off = jnp.maximum(abs(rows - height // 2), abs(columns - width // 2))
     # With the tails of the series, tails[d] - tails[n + 1] is the sum.
     longest = max(off.shape) // 2 + 2
-    tails = jnp.asarray(np.cumsum(1 / np.arange(longest, 0.0, -1) ** 2)[::-1])
+    power = 4 if norm == "l1" else 2
+    tails = jnp.asarray(np.cumsum(1 / np.arange(longest, 0.0, -1) ** power)[::-1])
     bump = tails[jnp.minimum(off, n)] - tails[n + 1]
-    return _unit(jnp.where(_within(rows, columns, height, width), bump, 0))
+    return _unit(jnp.where(_within(rows, columns, height, width), bump, 0), norm)
 
 
 def _coordinates(height, width):
@@ -296,7 +332,10 @@ def _within(rows, columns, height, width):
     return (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
 
 
-def _unit(delta):
+def _unit(delta, norm):
     """Return `delta` scaled to norm 1 over rows and columns; 0 stays 0."""
-    size = jnp.sqrt(jnp.sum(delta**2, axis=(0, 1), keepdims=True))
+    if norm == "l1":
+        size = jnp.sum(jnp.abs(delta), axis=(0, 1), keepdims=True)
+    else:
+        size = jnp.sqrt(jnp.sum(delta**2, axis=(0, 1), keepdims=True))
     return delta / jnp.maximum(size, _TINY)

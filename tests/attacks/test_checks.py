@@ -45,7 +45,7 @@ BAD = {
     "epsilon 0": (IMAGES, LABELS, {"epsilon": 0.0}, "must be above 0"),
     "epsilon below 0": (IMAGES, LABELS, {"epsilon": -0.1}, "must be above 0"),
     "epsilon NaN": (IMAGES, LABELS, {"epsilon": np.nan}, "must be above 0"),
-    "norm": (IMAGES, LABELS, {"norm": "l1"}, "norm 'l1' is unknown; allowed"),
+    "norm": (IMAGES, LABELS, {"norm": "l3"}, "norm 'l3' is unknown; allowed"),
 }
 
 
@@ -63,14 +63,14 @@ def test_unusable_images_labels_and_radii_are_refused(case, attack):
     [
         ("pgd", {"restarts": 0}, "restarts = 0: must be 1 or more"),
         ("pgd", {"targets": 0, "goal": "multi-target"}, "targets = 0"),
-        ("apgd", {"eot": 0, "model": "randomized"}, "eot = 0"),
+        ("apgd", {"samples": 0}, "samples = 0"),
         ("square", {"restarts": -1}, "restarts = -1"),
         ("fab", {"targets": 0}, "targets = 0"),
         ("pgd", {"loss": "dlr", "goal": "multi-target"}, "needs 4 classes"),
     ],
 )
 def test_settings_that_cannot_break_an_image_are_refused(attack, fields, message):
-    randomised = fields.get("model") == "randomized"
+    randomised = "samples" in fields
     model = (lambda images, keys: linear(images)) if randomised else linear
     with pytest.raises(InputError, match=message):
         ATTACKS[attack](model, IMAGES, LABELS, epsilon=0.1, **fields)

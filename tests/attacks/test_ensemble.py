@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from freeadv_jax.attacks.apgd_l1 import SparseAPGD
 from freeadv_jax.attacks.ensemble import autoattack, cascade
 from freeadv_jax.attacks.programs import forget_programs
 from freeadv_jax.attacks.square import Square
@@ -116,6 +117,18 @@ def test_standard_has_the_parameters_of_the_reference():
     assert Square("linf", 8 / 255).steps == 5000
 
 
+def test_l1_has_the_schedule_of_mind_the_box():
+    attacks = cascade("standard", norm="l1", epsilon=12, num_classes=10)
+    ce, t, fab, square = attacks.values()
+    assert isinstance(ce, SparseAPGD)
+    assert (ce.steps, ce.attempts, ce.loss) == (100, 5, "cross-entropy")
+    assert (t.steps, t.attempts, t.loss, t.goal) == (100, 5, "dlr", "multi-target")
+    assert (fab.steps, fab.attempts) == (100, 9)
+    assert (square.steps, square.p_init, square.rescaled) == (5000, 0.8, False)
+    few = cascade("standard", norm="l1", epsilon=12, num_classes=3)
+    assert few["apgd-t"].attempts == 2
+
+
 def test_plus_has_five_restarts_and_the_untargeted_attacks():
     attacks = cascade("plus", norm="l2", epsilon=0.5, num_classes=10)
     assert {name: attack.attempts for name, attack in attacks.items()} == {
@@ -174,7 +187,7 @@ def test_zero_gradients_cause_a_warning(problem, caplog):
     assert "Square, which uses no gradients, broke" in said
 
 
-def test_a_randomised_model_causes_a_warning_that_names_its_version(problem, caplog):
+def test_a_randomised_model_causes_a_warning_that_says_what_to_do(problem, caplog):
     logits_fn, images, labels, _ = problem
     draws = np.random.default_rng(0)
 
@@ -183,7 +196,9 @@ def test_a_randomised_model_causes_a_warning_that_names_its_version(problem, cap
         draw = jax.pure_callback(lambda: np.float32(draws.normal()), shape)
         return logits_fn(images) + 0.01 * jax.lax.stop_gradient(draw)
 
-    assert "take version 'rand'" in warnings_of(caplog, noisy, images, labels)
+    assert "images and keys, and give samples" in warnings_of(
+        caplog, noisy, images, labels
+    )
 
 
 def test_images_that_influence_one_another_cause_a_warning(problem, caplog):

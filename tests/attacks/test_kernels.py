@@ -11,6 +11,8 @@ import pytest
 from freeadv_jax.attacks import fab, pgd, square
 from freeadv_jax.attacks.attack import as_pytree
 from freeadv_jax.attacks.campaign import Campaign
+from freeadv_jax.attacks.cost import cost_of
+from freeadv_jax.attacks.draws import image_keys, randomized
 from freeadv_jax.attacks.kernels import kernels_for, traced_with
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.attacks.robustness import robust_accuracy
@@ -157,9 +159,9 @@ def test_attack_functions_choose_by_themselves(attack, monkeypatch):
     monkeypatch.setattr(onednn, "_LONG_ATTACK_FLOP", 0)
     chosen = []
 
-    def recording(kernels, logits_fn):
+    def recording(kernels, logits_fn, **options):
         chosen.append(kernels)
-        return traced_with(kernels, logits_fn)
+        return traced_with(kernels, logits_fn, **options)
 
     monkeypatch.setattr("freeadv_jax.attacks.runner.traced_with", recording)
     logits_fn = own()
@@ -171,3 +173,42 @@ def test_attack_functions_choose_by_themselves(attack, monkeypatch):
 
 def _steps(attack):
     return {"queries": 20} if attack is square else {"steps": 3}
+
+
+def randomised():
+    """Return the model `own` of images and keys, with noise on the images."""
+    logits_fn = own()
+
+    def noisy(logits_fn, images, keys):
+        noise = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 1)))(keys)
+        return logits_fn(images + 0.1 * noise)
+
+    return randomized(jax.tree_util.Partial(noisy, logits_fn))
+
+
+@needs_onednn
+def test_the_draws_of_a_randomised_model_count_as_work():
+    logits_fn, attack = randomised(), dataclasses.replace(ATTACK, samples=10)
+    forward = 2 * (8 * 8 * 9 * 8 + 4 * 4 * 9 * 8 * 16)
+    count = 1e13 / (2 * forward * attack.steps * attack.attempts * 10)
+    for part, kernels in ((0.99, "xla"), (1.01, "onednn")):
+        images = jax.ShapeDtypeStruct((round(part * count), 8, 8, 1), np.uint8)
+        assert kernels_for("auto", [attack], logits_fn, _Sized(images)) == kernels
+
+
+def test_gradients_in_the_loop_over_draws_are_fast_on_a_cpu():
+    """The outcome of a draw is the same."""
+    logits_fn, keys = randomised(), image_keys(len(IMAGES))
+
+    def gradient(logits_fn):
+        return jax.grad(lambda images: logits_fn(images, keys)[:, 0].sum())
+
+    looped = traced_with("xla", logits_fn, looped=True)
+    program = jax.make_jaxpr(gradient(looped))(IMAGES)
+    assert cost_of(program.jaxpr).fast_in_loops
+    assert not cost_of(jax.make_jaxpr(gradient(logits_fn))(IMAGES).jaxpr).fast_in_loops
+    np.testing.assert_allclose(
+        jax.jit(gradient(looped))(IMAGES),
+        jax.jit(gradient(logits_fn))(IMAGES),
+        atol=1e-5,
+    )

@@ -17,6 +17,7 @@ from freeadv_jax.attacks import Outcome, apgd, autoattack, fab, fgsm, pgd, squar
 from freeadv_jax.attacks.programs import forget_programs
 
 NAMES = ("fgsm", "pgd", "apgd", "fab", "square", "autoattack", "red_flags")
+FUNCTIONS = (*NAMES, "bpda", "verdict")
 # The budgets are small; tests/attacks/test_ensemble.py runs autoattack.
 CALLS = {
     fgsm: {},
@@ -57,11 +58,11 @@ def found(attack, model=MODEL, images=IMAGES, labels=LABELS, **options):
 )
 def test_names_are_functions_whatever_was_imported_first(first):
     program = (
-        f"{first}\nimport inspect\nfrom freeadv_jax.attacks import {', '.join(NAMES)}\n"
+        f"{first}\nimport inspect\nfrom freeadv_jax.attacks import {', '.join(FUNCTIONS)}\n"
         "import freeadv_jax.attacks.pgd, freeadv_jax.attacks.fab\n"
         "import freeadv_jax.attacks as attacks\n"
-        f"assert all(inspect.isfunction(f) for f in ({', '.join(NAMES)}))\n"
-        f"assert all(inspect.isfunction(getattr(attacks, n)) for n in {NAMES})"
+        f"assert all(inspect.isfunction(f) for f in ({', '.join(FUNCTIONS)}))\n"
+        f"assert all(inspect.isfunction(getattr(attacks, n)) for n in {FUNCTIONS})"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from freeadv_jax.attacks import red_flags
+from freeadv_jax.attacks import bpda, red_flags, verdict
 from freeadv_jax.attacks.robustness import flags_as_record, flags_as_text
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.recipes import digits
@@ -76,7 +76,7 @@ def honest(flags_of):
 def test_nothing_is_suspicious_in_an_honest_free_model(honest):
     flags, told = honest
     assert suspicious(flags) == set(), flags_as_text(flags_as_record(flags))
-    _, losses, unbounded, noise, square, gradients, forward, curve = flags
+    _, losses, unbounded, noise, square, gradients, forward, curve, *others = flags
     assert not losses.suspicious
     accuracies = list(curve.numbers["accuracy"].values())
     assert accuracies[0] > 0.95
@@ -87,13 +87,22 @@ def test_nothing_is_suspicious_in_an_honest_free_model(honest):
     assert square.numbers["missed"] <= 1
     assert gradients.numbers["zero"] == {"cross-entropy": 0, "margin": 0}
     assert forward.numbers == {"difference": 0, "probabilities": False}
+    shattered, vanishing, random, saturated, types = others
+    assert shattered.numbers["stuck"] < 0.1
+    assert max(vanishing.numbers.values()) < 0.1
+    assert random.numbers == {"different": 0}
+    assert saturated.numbers["saturated"] == 0 < saturated.numbers["lead"] < 20
+    assert types.numbers["narrow"] == []
+    assert verdict(flags) == "none of the 13 questions points to masked gradients"
+    assert {flag.advice for flag in flags} == {""}
     assert {attack for attack, *_ in told} == {"PGD", "Noise", "Square"}
 
 
 def test_lines_and_record_hold_all_numbers(honest):
     flags, _ = honest
-    lines = flags_as_text(flags_as_record(flags)).splitlines()
-    assert [line.split()[0] for line in lines] == ["ok"] * 8
+    *lines, last = flags_as_text(flags_as_record(flags)).splitlines()
+    assert [line.split()[0] for line in lines] == ["ok"] * 13
+    assert last == f"verdict     {verdict(flags)}"
     record = json.loads(json.dumps(flags_as_record(flags)))
     for flag, line in zip(flags, lines, strict=True):
         assert line == f"ok          {flag.name}: {flag.text}"
@@ -113,9 +122,19 @@ def test_lines_and_record_hold_all_numbers(honest):
     [
         (
             {"rounded": True},
-            {"unbounded attack", "random noise", "Square", "gradients"},
+            {
+                "unbounded attack",
+                "random noise",
+                "Square",
+                "gradients",
+                "shattered gradients",
+                "vanishing gradients",
+            },
         ),
-        ({"waves": 0.3}, {"unbounded attack", "random noise", "Square"}),
+        (
+            {"waves": 0.3},
+            {"unbounded attack", "random noise", "Square", "shattered gradients"},
+        ),
         ({"softmax": True}, {"forward pass"}),
     ],
     ids=["rounded", "shattered", "softmax"],
@@ -124,6 +143,15 @@ def test_a_model_that_masks_its_gradients_is_caught(flags_of, mask, expected):
     flags = flags_of(**mask)
     assert suspicious(flags) >= expected, flags_as_text(flags_as_record(flags))
     by_name = {flag.name: flag for flag in flags}
+    said = verdict(flags)
+    assert said.startswith(f"{len(suspicious(flags))} of 13 red flags are raised: ")
+    for flag in flags:
+        assert bool(flag.advice) == flag.suspicious
+        assert (f"\n{flag.name}: {flag.text}\n" in said) == flag.suspicious
+        if flag.suspicious:
+            assert f"\ntry next: {flag.advice}\n" in f"{said}\n"
+    if "gradients" in expected:
+        assert "freeadv_jax.attacks.bpda" in said
     if "forward pass" in expected:
         assert suspicious(flags) == expected
         assert "probabilities, not logits" in by_name["forward pass"].text
@@ -143,8 +171,12 @@ def test_a_model_that_masks_its_gradients_is_caught(flags_of, mask, expected):
 
 def test_a_model_is_attacked_as_strongly_with_large_logits(flags_of, honest):
     flags = flags_of(scale=1e4)
-    assert suspicious(flags) == set(), flags_as_text(flags_as_record(flags))
-    _, losses, _, _, _, gradients, _, _ = flags
+    assert suspicious(flags) == {"saturated logits"}, verdict(flags)
+    by_name = {flag.name: flag for flag in flags}
+    losses, gradients = by_name["losses"], by_name["gradients"]
+    saturated = by_name["saturated logits"]
+    assert saturated.numbers["saturated"] > 0.9
+    assert "attacks on the margin" in saturated.advice
     assert gradients.numbers["zero"] == {"cross-entropy": 0, "margin": 0}
     # The log odds of such logits are the margin, which breaks the same images at any
     # scale, but for one that rounding may decide.
@@ -307,3 +339,102 @@ def test_dead_units_of_a_certified_network_raise_no_flag():
     assert unbounded.text.endswith(
         "(6 of 68 images; 6 have no gradient where they are)"
     )
+
+
+def labelled(logits_fn):
+    return np.asarray(logits_fn(SPECKLED)).argmax(axis=-1)
+
+
+def grey(images):
+    """Return smooth logits; the brightness decides among three classes."""
+    mean = images.mean((1, 2, 3))[:, None]
+    return -20 * (mean - jnp.array([0.1, 0.5, 0.85], images.dtype)) ** 2
+
+
+def by_name(logits_fn, **options):
+    labels = options.pop("labels", None)
+    labels = labelled(grey) if labels is None else labels
+    flags = red_flags(logits_fn, SPECKLED, labels, epsilon=0.05, **options)
+    return {flag.name: flag for flag in flags}, verdict(flags)
+
+
+def test_a_rounding_defence_is_flagged_and_with_bpda_it_is_not():
+    def rounded(images):
+        return jnp.round(images * 10) / 10
+
+    flags, said = by_name(lambda x: grey(rounded(x)), labels=labelled(grey))
+    assert flags["shattered gradients"].suspicious, said
+    assert "BPDA, which gives the part without a useful gradient another's" in said
+    flags, said = by_name(lambda x: grey(bpda(rounded)(x)), labels=labelled(grey))
+    assert not flags["shattered gradients"].suspicious, said
+    assert not flags["gradients"].suspicious, said
+    assert not flags["vanishing gradients"].suspicious, said
+
+
+@pytest.mark.parametrize(("factor", "name"), [(1e-4, "vanished"), (1e4, "exploded")])
+def test_gradients_of_another_size_than_the_steps_are_flagged(factor, name):
+    """The direction is right, so that every attack succeeds as without a defence."""
+
+    flags, said = by_name(bpda(grey, lambda images: factor * grey(images)))
+    flag = flags["vanishing gradients"]
+    assert flag.suspicious, said
+    assert flag.numbers[name] > 0.9
+    assert not flags["shattered gradients"].suspicious, said
+
+
+def test_a_model_of_half_precision_is_flagged():
+    def half(images):
+        return grey(images.astype(jnp.bfloat16)).astype(jnp.float32)
+
+    flags, said = by_name(half)
+    flag = flags["float type"]
+    assert flag.suspicious, said
+    assert flag.numbers["narrow"] == ["bfloat16"]
+    assert (
+        "the model computes in bfloat16, in which gradients are quantised" in flag.text
+    )
+    assert "the same weights in float32" in said
+
+
+def noisy_grey(images, keys):
+    noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
+    return grey(jnp.clip(images + 0.02 * noise, 0, 1))
+
+
+def test_a_randomised_model_with_enough_draws_raises_no_flag():
+    flags, said = by_name(noisy_grey, samples=8)
+    assert suspicious(flags.values()) == set(), said
+    random = flags["random gradients"]
+    assert list(random.numbers["accuracy_by_draws"]) == [8, 32]
+    assert random.numbers["agreement"] > 0.5
+
+
+def test_a_randomised_model_with_too_few_draws_is_flagged():
+    """One draw of this gradient is noise; its mean over many is right."""
+
+    def steep(images, keys):
+        noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
+        true = grey(images)
+        slope = jnp.sum(
+            noise * (images - jax.lax.stop_gradient(images)), axis=(1, 2, 3)
+        )
+        return true + 1000 * slope[:, None] * jnp.array([1.0, 0.0, -1.0])
+
+    flags, said = by_name(steep, samples=1)
+    random = flags["random gradients"]
+    assert random.suspicious, said
+    assert abs(random.numbers["agreement"]) < 0.2
+    assert "try next: more draws: samples=4" in said
+
+
+def test_a_model_that_is_random_behind_the_callers_back_is_flagged():
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def shaken(images):
+        count = jax.pure_callback(lambda: np.float32(next(COUNTER)), shape)
+        return grey(images) * (1 + 0.1 * jax.lax.stop_gradient(jnp.sin(count)))
+
+    flags, said = by_name(shaken)
+    assert flags["random gradients"].suspicious, said
+    assert flags["forward pass"].suspicious, said
+    assert "write the model as a function of images and keys" in said

@@ -21,9 +21,10 @@ from freeadv_jax.attacks.robustness import (
     robust_accuracy,
     table_text,
 )
-from freeadv_jax.attacks.user_model import arrays_as_leaves, check_model
+from freeadv_jax.certify.named import NamedCertificate
 from freeadv_jax.errors import InputError
 from freeadv_jax.intervals import wilson
+from freeadv_jax.models.user_model import arrays_as_leaves, check_model
 from freeadv_jax.weights.classifier import as_classifier
 
 # The models below choose class 1 if the mean pixel is above 0.5. All pixels of an image
@@ -233,19 +234,21 @@ def test_red_flags_of_the_first_images_are_below_the_table(monkeypatch):
 
     def red_flags(logits_fn, images, labels, **options):
         asked.append((len(images), options))
-        return [Flag("random noise", True, "it broke 9 images", {"missed": 9})]
+        return [Flag("random noise", True, "it broke 9", {"missed": 9}, "BPDA")]
 
     monkeypatch.setattr("freeadv_jax.attacks.robustness.find_red_flags", red_flags)
     images, labels = np.tile(IMAGES, (6, 1, 1, 1)), np.tile(LABELS, 6)
     result = evaluated(
         images=images, labels=labels, attacks=["natural"], red_flags=True
     )
-    threat = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}
+    threat = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05, "samples": None}
     how = {"batch_size": 16, "seed": 0, "convolutions": "auto"}
     assert asked == [(200, threat | how)]
     assert [flag.name for flag in result.red_flags] == ["random noise"]
     assert str(result).endswith(
-        "red flags:\nsuspicious  random noise: it broke 9 images"
+        "red flags:\nsuspicious  random noise: it broke 9\ntry next    BPDA\n"
+        "verdict     1 of 1 red flags are raised: the robust accuracy may be lower than "
+        "measured"
     )
 
 
@@ -368,6 +371,10 @@ def with_random_dropout():
         ({"images": IMAGES / 255 - 0.5}, "must be in [0, 1]"),
         ({"images": IMAGES.astype(np.int32)}, "images of type int32"),
         ({"images": IMAGES[0]}, "[n, height, width, channels]"),
+        (
+            {"images": np.zeros((len(LABELS), 3, 8, 8), np.uint8)},
+            "have the channels first: must be [n, height, width, channels]; np.moveaxis(",
+        ),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "give at least one"),
         ({"attacks": ["pdg-20"]}, "did you mean 'pgd-20'"),
         ({"attacks": []}, "attacks is empty"),
@@ -427,3 +434,65 @@ def test_classifier_refuses_images_of_another_shape():
 def test_package_offers_it():
     assert freeadv_jax.robust_accuracy is robust_accuracy
     assert "robust_accuracy" in freeadv_jax.__all__
+
+
+def test_certificates_stand_beside_attacks_and_both_agree_on_a_linear_model():
+    result = evaluated(attacks="natural,pgd-10,ibp,crown")
+    assert list(result.rows) == ["natural", "pgd-10"]
+    for name in ("ibp", "crown"):
+        np.testing.assert_array_equal(result.certified[name], ROBUST)
+        row = result.certified_rows[name]
+        assert (row["correct"], row["examples"]) == (ROBUST.sum(), 40)
+        assert row["certificate"]["epsilon"] == 0.1
+    assert result.sandwich["certified"] == ROBUST.sum()
+    assert (result.sandwich["open"], result.sandwich["broken"]) == (0, (~ROBUST).sum())
+    lines = str(result).splitlines()
+    assert lines[4].startswith("certified by ibp") and "%" in lines[4]
+    assert lines[-1].startswith(f"within linf epsilon 0.1, of 40 images {ROBUST.sum()}")
+    assert result.red_flags == ()
+
+
+def test_certificates_alone_make_a_table():
+    result = evaluated(attacks="crown", labels=1 - LABELS)
+    assert result.rows == {} and not result.certified["crown"].any()
+    assert str(result).startswith("linf epsilon 0.1")
+    assert result.sandwich["broken"] == 40
+
+
+def test_an_image_that_is_certified_and_broken_is_a_red_flag(monkeypatch):
+    def all_of_them(self, logits_fn, images, labels, chosen):
+        yield chosen, np.ones(len(chosen), bool)
+
+    monkeypatch.setattr(NamedCertificate, "certified", all_of_them)
+    result = evaluated(attacks="pgd-10,crown")
+    (flag,) = result.red_flags
+    first = int(np.argmin(ROBUST))
+    assert f"image {first} is certified by crown and broken by pgd-10" in flag.text
+    named = [each["image"] for each in result.sandwich["violations"]]
+    np.testing.assert_array_equal(named, np.flatnonzero(~ROBUST))
+    assert "RED FLAG within linf epsilon 0.1" in str(result)
+
+
+def test_progress_of_certificates_counts_images():
+    lines = []
+    evaluated(attacks="crown", progress=lines.append)
+    assert lines[-1].startswith("crown 40/40 images (100%)  certified ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 5}, "crown is for models that draw nothing"),
+        ({"model": lambda x: jnp.sin(brightness(x))}, "there is no rule for sin"),
+    ],
+)
+def test_models_without_certificates_are_refused_before_an_attack(
+    options, message, monkeypatch
+):
+    if "samples" in options:
+        options |= {"model": lambda images, keys: brightness(images)}
+    monkeypatch.setattr(
+        "freeadv_jax.attacks.robustness.Evaluation.attack", lambda *a, **k: 1 / 0
+    )
+    with pytest.raises(InputError, match=message):
+        evaluated(attacks="pgd-10,crown", **options)

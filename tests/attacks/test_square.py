@@ -21,7 +21,7 @@ from freeadv_jax.attacks.square import (
 )
 from freeadv_jax.errors import InputError
 
-EPSILON = {"linf": 0.1, "l2": 0.7}
+EPSILON = {"linf": 0.1, "l2": 0.7, "l1": 3.0}
 IMAGES = jax.random.uniform(jax.random.key(0), (3, 6, 5, 2))
 LABELS = jnp.array([0, 1, 2])
 
@@ -112,8 +112,11 @@ def test_a_square_is_no_larger_than_the_image():
     assert side_of("l2", 0.1, 2, 2) == 2
 
 
-def plain_eta(side):
-    """Compute equation (2) literally: two bumps, each normalised, then their sum."""
+def plain_eta(side, *, order=2):
+    """Compute equation (2) literally: two bumps, each normalised, then their sum.
+
+    In L1 the terms fall twice as fast.
+    """
     pattern = np.zeros((side, side))
     for first, height, sign in [(0, side // 2, 1), (side // 2, side - side // 2, -1)]:
         bump = np.zeros((height, side))
@@ -121,10 +124,14 @@ def plain_eta(side):
             for j in range(side):
                 d = max(abs(i - height // 2), abs(j - side // 2))
                 last = max(height // 2, side // 2)
-                bump[i, j] = sum(1 / (k + 1) ** 2 for k in range(d, last + 1))
+                bump[i, j] = sum(
+                    1 / (k + 1) ** (4 if order == 1 else 2) for k in range(d, last + 1)
+                )
         if height:
-            pattern[first : first + height] = sign * bump / np.linalg.norm(bump)
-    return pattern / np.linalg.norm(pattern)
+            pattern[first : first + height] = (
+                sign * bump / np.linalg.norm(bump.ravel(), order)
+            )
+    return pattern / np.linalg.norm(pattern.ravel(), order)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 21])
@@ -147,46 +154,56 @@ def test_eta_of_side_3_is_pinned():
     np.testing.assert_allclose(pattern[..., 0], expected, atol=1e-6)
 
 
-def plain_move(nu, first, second, side, pattern, signs, epsilon):
-    """Apply Algorithm 3 channel by channel, with given random draws."""
+def plain_move(nu, first, second, side, pattern, signs, epsilon, *, order=2):
+    """Apply Algorithm 3 channel by channel, with given random draws.
+
+    In L1 a channel gets the mass of its two squares once for each channel.
+    """
     one = np.zeros(nu.shape[:2], bool)
     one[first[0] : first[0] + side, first[1] : first[1] + side] = True
     two = np.zeros(nu.shape[:2], bool)
     two[second[0] : second[0] + side, second[1] : second[1] + side] = True
-    unused = max(epsilon**2 - np.sum(nu**2), 0)
+    unused = max(epsilon**order - np.sum(np.abs(nu) ** order), 0)
     moved = nu.copy()
     for channel, sign in enumerate(signs):
         old = nu[one, channel]
-        content = sign * pattern.ravel() + old / np.linalg.norm(old)
-        available = np.sum(nu[one | two, channel] ** 2) + unused / len(signs)
+        content = sign * pattern.ravel() + old / np.linalg.norm(old, order)
+        mass = np.sum(np.abs(nu[one | two, channel]) ** order)
+        available = mass + unused / len(signs)
+        if order == 1:
+            available *= len(signs)
         moved[two, channel] = 0
-        moved[one, channel] = content / np.linalg.norm(content) * math.sqrt(available)
+        moved[one, channel] = (
+            content / np.linalg.norm(content, order) * available ** (1 / order)
+        )
     return moved
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_l2_step_is_one_of_the_moves_of_algorithm_3(seed):
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_step_is_one_of_the_moves_of_algorithm_3(norm, seed):
     """Try all squares, transpositions and signs: exactly one combination explains the
     step.
     """
+    order = {"l2": 2, "l1": 1}[norm]
     rng = np.random.default_rng(seed)
     image, side, epsilon = rng.uniform(size=(5, 4, 2)), 3, 0.7
     nu = rng.normal(size=image.shape)
-    nu *= 0.9 * epsilon / np.linalg.norm(nu)
+    nu *= 0.9 * epsilon / np.linalg.norm(nu.ravel(), order)
     image, best = jnp.float32(image), jnp.float32(image + nu)
-    moved = jax.jit(move)(jax.random.key(seed), side, image, best, epsilon) - image
+    change = jax.jit(move, static_argnames="norm")
+    moved = change(jax.random.key(seed), side, image, best, epsilon, norm=norm) - image
     places = list(itertools.product(range(3), range(2)))
-    patterns = [plain_eta(side), plain_eta(side).T]
+    patterns = [plain_eta(side, order=order), plain_eta(side, order=order).T]
     signs = list(itertools.product([-1, 1], repeat=2))
-    explained = {
-        plain_move(nu, *draw[:2], side, *draw[2:], epsilon).tobytes()
+    tried = [
+        plain_move(nu, *draw[:2], side, *draw[2:], epsilon, order=order)
         for draw in itertools.product(places, places, patterns, signs)
-        if np.allclose(
-            plain_move(nu, *draw[:2], side, *draw[2:], epsilon), moved, atol=2e-6
-        )
-    }
+    ]
+    explained = {one.tobytes() for one in tried if np.allclose(one, moved, atol=2e-6)}
     assert len(explained) == 1
-    np.testing.assert_allclose(np.linalg.norm(moved), epsilon, rtol=1e-5)
+    if norm == "l2":
+        np.testing.assert_allclose(np.linalg.norm(moved), epsilon, rtol=1e-5)
 
 
 def test_l2_steps_draw_every_square_transposition_and_sign():
@@ -271,7 +288,7 @@ def test_linf_query_sets_one_square_to_one_end_in_each_channel(iteration):
         assert fits >= 1
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("shape", [(6, 5, 2), (8, 8, 1), (4, 4, 3), (2, 3, 1)])
 def test_points_stay_in_ball_and_box_and_the_margin_never_shrinks(norm, shape):
     images = jax.random.uniform(jax.random.key(1), (3, *shape))
@@ -280,7 +297,7 @@ def test_points_stay_in_ball_and_box_and_the_margin_never_shrinks(norm, shape):
     for state in states(attack, stubborn, images, LABELS, 30):
         point = np.array(state.adversarial, np.float64)
         delta = (point - np.array(images)).reshape(3, -1)
-        size = np.linalg.norm(delta, {"linf": np.inf, "l2": 2}[norm], axis=1)
+        size = np.linalg.norm(delta, {"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
         assert size.max() <= EPSILON[norm] + np.spacing(np.float32(1))
         assert point.min() >= 0
         assert point.max() <= 1
@@ -312,7 +329,7 @@ def test_l2_breaks_images_well_within_epsilon_and_none_beyond():
     assert found.success.tolist() == [False, False, True, True]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_each_image_is_attacked_alone_at_its_own_iteration(norm):
     @jax.jit
     def attacked(batch):
@@ -327,7 +344,7 @@ def test_each_image_is_attacked_alone_at_its_own_iteration(norm):
             np.testing.assert_allclose(one[0], among[place], rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_seed_decides_the_points(norm):
     def attacked(seed):
         call = {"norm": norm, "epsilon": 0.1, "queries": 20, "seed": seed}
@@ -339,7 +356,7 @@ def test_the_seed_decides_the_points(norm):
     assert (attacked(0) != attacked(1)).any()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_gradient_is_never_used(norm):
     @jax.custom_vjp
     def opaque(images):
@@ -352,7 +369,7 @@ def test_the_gradient_is_never_used(norm):
     square(opaque, IMAGES, LABELS, norm=norm, epsilon=0.1, queries=3)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_start_and_step_each_evaluate_the_model_once(norm):
     asked = []
 
