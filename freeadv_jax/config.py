@@ -12,14 +12,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from freeadv_jax.attacks.threat import NORMS
+from freeadv_jax.attacks.threat import NORMS, Patch
+from freeadv_jax.data.encoded import CODECS, TF_DATA
 from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
-from freeadv_jax.models import DTYPES, NORMALIZATIONS
+from freeadv_jax.models import DTYPES, NETWORKS, NORMALIZATIONS
 from freeadv_jax.models.imported import PREFIX
 from freeadv_jax.training.free import STARTS
 from freeadv_jax.training.methods import METHODS
-from freeadv_jax.training.optim import DECAYED, SCHEDULES
+from freeadv_jax.training.optim import DECAYED, OPTIMIZERS, SCHEDULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +82,30 @@ def _one_of(names: Iterable[str]) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda value, _: value in names)
 
 
+def _norms() -> Rule:
+    """The norms, and patches for the methods that ascend in their threat alone."""
+    patched = ("free", "pgd", "fgsm-rs")
+
+    def holds(value, config):
+        return value in NORMS or (value == Patch.norm and config.method in patched)
+
+    names = ", ".join((*NORMS, Patch.norm))
+    return Rule(f"one of {names}; patch only with free, pgd or fgsm-rs", holds)
+
+
+def _networks() -> str:
+    """The names of the networks, with the placeholders of command lines."""
+    names = ", ".join(NETWORKS)
+    return names.replace("<depth>-<widen factor>", "DEPTH-WIDTH")
+
+
 def _in_ball_units(diameters: int) -> Rule:
     """Sizes up to so many times the largest epsilon; larger ones are a mistaken unit."""
 
     def holds(value, config):
-        largest = 1 if config.attack.norm == "linf" else math.inf
+        # The steps inside a patch change pixels as those in an L-inf ball do.
+        in_levels = ("linf",) if diameters == 1 else ("linf", Patch.norm)
+        largest = 1 if config.attack.norm in in_levels else math.inf
         return 0 < value <= diameters * largest
 
     return Rule("above 0, in pixels of [0, 1]: eight of 255 levels are 8 / 255", holds)
@@ -101,7 +121,9 @@ def _rising(turns, config) -> bool:
 def _with_setting(setting: str) -> Rule:
     """The configurations whose training method reads `attack.<setting>`."""
     names = [name for name, method in METHODS.items() if setting in method.settings]
-    return Rule(f"method = {' or '.join(names)}", lambda c: c.method in names)
+    *others, last = names
+    text = f"{', '.join(others)} or {last}" if others else last
+    return Rule(f"method = {text}", lambda c: c.method in names)
 
 
 def _is_module(config) -> bool:
@@ -149,8 +171,9 @@ FIELDS = (
         "init",
         "",
         ANY,
-        "a run folder or an exported folder whose weights the training begins with; the "
-        "last layer is new where the number of classes differs",
+        "a run folder, an exported folder, a file of PyTorch weights or robustbench:NAME "
+        "that the training begins with; the last layer is new where the number of classes "
+        "differs",
     ),
     Field(
         "data.name",
@@ -201,6 +224,26 @@ FIELDS = (
     ),
     Field("data.flip", True, ANY, "mirror training images with probability 1/2"),
     Field(
+        "data.extra",
+        "",
+        Rule(
+            "'' or npz:FILE",
+            lambda value, _: (
+                not value or (value.startswith("npz:") and value != "npz:")
+            ),
+        ),
+        "an .npz file of labelled images, such as generated ones, that join the training "
+        "set",
+        only=IN_MEMORY,
+    ),
+    Field(
+        "data.extra_fraction",
+        0.5,
+        Rule("above 0 and below 1", lambda value, _: 0 < value < 1),
+        "the share of each batch that data.extra gives",
+        only=Rule("data.extra = npz:FILE", lambda c: bool(c.data.extra)),
+    ),
+    Field(
         "data.image_size",
         224,
         ONE_OR_MORE,
@@ -216,6 +259,13 @@ FIELDS = (
         only=ENCODED,
     ),
     Field(
+        "data.reader",
+        TF_DATA,
+        _one_of(CODECS),
+        "what reads and decodes the images; grain needs no TensorFlow",
+        only=ENCODED,
+    ),
+    Field(
         "data.max_corrupt",
         0.01,
         PART,
@@ -228,8 +278,7 @@ FIELDS = (
         "model.name",
         "wrn-32-10-madry",
         Rule(
-            "wrn-32-10-madry, wrn-DEPTH-WIDTH, preact-resnet-18, resnet-50, resnet-101, "
-            "resnet-152, small-cnn, small-cnn-bn, module:PACKAGE.MODULE:NAME",
+            f"{_networks()}, module:PACKAGE.MODULE:NAME",
             ANY.holds,
         ),
         "the network; module: names a model of one's own: a Flax module class, or a "
@@ -288,8 +337,16 @@ FIELDS = (
         "model.remat",
         False,
         ANY,
-        "keep only the outputs of convolutions for the backward pass and compute the "
-        "rest again: less memory, more time",
+        "keep only the outputs of convolutions and dense layers for the backward pass and "
+        "compute the rest again: less memory, more time",
+        only=OUR_NETWORKS,
+    ),
+    Field(
+        "model.drop_path",
+        0.0,
+        PART,
+        "rate of stochastic depth: how often training leaves out a block for an image, in "
+        "convnext and vit networks the last block, in xcit all",
         only=OUR_NETWORKS,
     ),
     Field(
@@ -300,7 +357,13 @@ FIELDS = (
         "which takes oneDNN's for long trainings and attacks where processor and jaxlib "
         "allow it",
     ),
-    Field("optimizer.learning_rate", 0.1, ABOVE_ZERO, "peak learning rate of SGD"),
+    Field(
+        "optimizer.name",
+        "sgd",
+        _one_of(OPTIMIZERS),
+        "stochastic gradient descent, or AdamW",
+    ),
+    Field("optimizer.learning_rate", 0.1, ABOVE_ZERO, "peak learning rate"),
     Field(
         "optimizer.schedule",
         "step",
@@ -324,19 +387,38 @@ FIELDS = (
         PART,
         "first part of the budget, in which the learning rate rises from 0",
     ),
-    Field("optimizer.momentum", 0.9, PART, "momentum"),
+    Field(
+        "optimizer.momentum",
+        0.9,
+        PART,
+        "momentum; of AdamW, the decay of the gradient's mean",
+    ),
+    Field(
+        "optimizer.beta2",
+        0.999,
+        PART,
+        "decay of the mean of squared gradients",
+        only=Rule("optimizer.name = adamw", lambda c: c.optimizer.name == "adamw"),
+    ),
     Field("optimizer.nesterov", False, ANY, "Nesterov's form of the momentum"),
     Field(
         "optimizer.weight_decay",
         2e-4,
         ZERO_OR_MORE,
-        "coupled L2 decay, added to the gradient before the momentum",
+        "of SGD, L2 decay added to the gradient before the momentum; of AdamW, the share "
+        "of the weights that an update takes away, times the learning rate",
     ),
     Field(
         "optimizer.decayed",
         "kernels",
         _one_of(DECAYED),
         "the parameters that decay: kernels of convolutions and dense layers, or all",
+    ),
+    Field(
+        "optimizer.clip_norm",
+        0.0,
+        ZERO_OR_MORE,
+        "above 0, the gradient of all weights together is scaled down to this L2 norm",
     ),
     Field(
         "optimizer.label_smoothing",
@@ -354,14 +436,15 @@ FIELDS = (
     Field(
         "attack.norm",
         "linf",
-        _one_of(NORMS),
-        "norm of the threat, trained and evaluated",
+        _norms(),
+        "norm of the threat, trained and evaluated; patch is one square anywhere",
     ),
     Field(
         "attack.epsilon",
         8 / 255,
         _in_ball_units(1),
-        "radius of the threat, trained and evaluated",
+        "radius of the threat, trained and evaluated; of a patch the side in pixels, below 1 "
+        "its share of the image",
     ),
     Field(
         # Free-m takes epsilon itself (Shafahi et al. 2019, Algorithm 1).
@@ -398,7 +481,7 @@ FIELDS = (
         "attack.steps",
         7,
         ONE_OR_MORE,
-        "K of K-PGD and of TRADES: attack steps for one minibatch",
+        "steps of the attack on one minibatch, the K of K-PGD",
         only=_with_setting("steps"),
     ),
     Field(
@@ -407,6 +490,99 @@ FIELDS = (
         ZERO_OR_MORE,
         "weight of the divergence in TRADES",
         only=_with_setting("beta"),
+    ),
+    Field(
+        "attack.n_fgsm_noise",
+        2.0,
+        ABOVE_ZERO,
+        "radius of the noise in N-FGSM, in epsilons",
+        only=_with_setting("n_fgsm_noise"),
+    ),
+    Field(
+        "attack.grad_align_lambda",
+        0.2,
+        ZERO_OR_MORE,
+        "weight of 1 - the cosine of two gradients in GradAlign",
+        only=_with_setting("grad_align_lambda"),
+    ),
+    Field(
+        "attack.gaussian_sigma",
+        0.25,
+        ABOVE_ZERO,
+        "standard deviation of the noise in training for randomised smoothing, in [0, 1] "
+        "pixels",
+        only=_with_setting("gaussian_sigma"),
+    ),
+    Field(
+        "attack.alp_lambda",
+        0.5,
+        ZERO_OR_MORE,
+        "weight of the squared distance of the logits in ALP",
+        only=_with_setting("alp_lambda"),
+    ),
+    Field(
+        "attack.llr_lambda",
+        4.0,
+        ZERO_OR_MORE,
+        "weight of the error of the linear approximation in LLR",
+        only=_with_setting("llr_lambda"),
+    ),
+    Field(
+        "attack.llr_mu",
+        3.0,
+        ZERO_OR_MORE,
+        "weight of the slope of the loss in LLR",
+        only=_with_setting("llr_mu"),
+    ),
+    Field(
+        "attack.mart_lambda",
+        5.0,
+        ZERO_OR_MORE,
+        "weight of the divergence in MART",
+        only=_with_setting("mart_lambda"),
+    ),
+    Field(
+        "attack.awp_gamma",
+        0.01,
+        ZERO_OR_MORE,
+        "norm of each layer's perturbation in AWP, as a part of the norm of its weights",
+        only=_with_setting("awp_gamma"),
+    ),
+    Field(
+        "attack.certified_scale",
+        1.0,
+        ABOVE_ZERO,
+        "radius of the bounds in certified training, in epsilons",
+        only=_with_setting("certified_scale"),
+    ),
+    Field(
+        "attack.certified_warmup",
+        0.05,
+        PART,
+        "first part of the budget of certified training, which is natural training",
+        only=_with_setting("certified_warmup"),
+    ),
+    Field(
+        "attack.certified_rampup",
+        0.5,
+        PART,
+        "part of the budget of certified training, after the warm-up, in which the radius "
+        "rises from 0 and kappa falls from 1",
+        only=_with_setting("certified_rampup"),
+    ),
+    Field(
+        "attack.certified_kappa",
+        0.5,
+        Rule("0 to 1", lambda value, _: 0 <= value <= 1),
+        "last weight of the natural loss in certified training; the bound has the rest",
+        only=_with_setting("certified_kappa"),
+    ),
+    Field(
+        "attack.crown_ibp_beta",
+        0.0,
+        Rule("0 to 1", lambda value, _: 0 <= value <= 1),
+        "last weight of CROWN's bound in CROWN-IBP, from 1 on; IBP's has the rest",
+        only=_with_setting("crown_ibp_beta"),
     ),
     Field(
         "validation.every_passes",
@@ -455,7 +631,8 @@ FIELDS = (
         ("natural", "pgd-20", "pgd-100", "cw-100", "pgd-20-x10"),
         Rule(
             "at least one attack: natural, fgsm, pgd-, cw- or dlr-STEPS[-xRESTARTS], "
-            "apgd-ce, apgd-dlr, apgd-t, fab-t, square, autoattack, autoattack-plus",
+            "apgd-ce, apgd-dlr, apgd-t, fab-t, square, autoattack, autoattack-plus; "
+            "certificates: ibp, crown-ibp, crown, alpha-crown",
             lambda value, _: len(value) > 0,
         ),
         "the attacks of the evaluation, with commas between",

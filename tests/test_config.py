@@ -19,6 +19,7 @@ from freeadv_jax.config import (
     without_effect,
 )
 from freeadv_jax.errors import InputError
+from freeadv_jax.training.methods import METHODS
 
 
 def with_values(**values):
@@ -59,7 +60,7 @@ def test_a_changed_recipe_leaves_the_next_one_as_it_was():
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("method", "freee", "natural, free, pgd, fgsm-rs, trades"),
+        ("method", "freee", "natural, free, pgd, fgsm-rs, trades, alp"),
         ("updates", 0, "1 or more"),
         ("updates", True, "a whole number, such as 80000"),
         ("batch_size", 0, "1 or more"),
@@ -67,6 +68,9 @@ def test_a_changed_recipe_leaves_the_next_one_as_it_was():
         ("seed", 2**32, "0 to 2**32 - 1"),
         ("data.validation_examples", -1, "0 or more"),
         ("data.pad", -1, "0 or more"),
+        ("data.extra", "images.npz", "'' or npz:FILE"),
+        ("data.extra", "npz:", "'' or npz:FILE"),
+        ("data.extra_fraction", 1.0, "above 0 and below 1"),
         ("data.prefetch", -1, "0 or more"),
         ("data.image_size", 0, "1 or more"),
         ("data.max_corrupt", 1.0, "at least 0 and below 1"),
@@ -84,13 +88,22 @@ def test_a_changed_recipe_leaves_the_next_one_as_it_was():
         ("optimizer.momentum", 1.0, "at least 0 and below 1"),
         ("optimizer.weight_decay", -1e-4, "0 or more"),
         ("optimizer.decayed", "some", "kernels, all"),
-        ("attack.norm", "l1", "linf, l2"),
+        ("optimizer.name", "adam", "sgd, adamw"),
+        ("optimizer.beta2", 1.0, "at least 0 and below 1"),
+        ("optimizer.clip_norm", -1.0, "0 or more"),
+        ("model.drop_path", 1.0, "at least 0 and below 1"),
+        (
+            "attack.norm",
+            "l3",
+            "linf, l2, l1, patch; patch only with free, pgd or fgsm-rs",
+        ),
         ("attack.epsilon", 0.0, "above 0"),
         ("attack.epsilon", 8.0, "8 / 255"),
         ("attack.step_size", 10.0, "10 / 255|8 / 255"),
         ("attack.replays", 0, "1 or more"),
         ("attack.steps", 0, "1 or more"),
         ("attack.beta", -1.0, "0 or more"),
+        ("attack.awp_gamma", -0.01, "0 or more"),
         ("validation.every_passes", 0.0, "above 0"),
         ("checkpoint.every_updates", 0, "1 or more"),
         ("checkpoint.keep", 0, "1 or more"),
@@ -287,11 +300,23 @@ def test_a_text_that_a_field_cannot_hold_is_refused(field, text, allowed):
 
 
 def test_passes_follow_the_method():
-    counted = {
-        method: passes(with_values(method=method))
-        for method in ("natural", "free", "pgd", "fgsm-rs", "trades")
+    counted = {method: passes(with_values(method=method)) for method in METHODS}
+    assert counted == {
+        "natural": 1,
+        "free": 8,
+        "pgd": 8,
+        "fgsm-rs": 2,
+        "trades": 9,
+        "alp": 9,
+        "llr": 11,
+        "mart": 9,
+        "awp": 9,
+        "n-fgsm": 2,
+        "grad-align": 6,
+        "gaussian": 1,
+        "ibp": 3,
+        "crown-ibp": 13,
     }
-    assert counted == {"natural": 1, "free": 8, "pgd": 8, "fgsm-rs": 2, "trades": 9}
 
 
 @pytest.mark.parametrize(
@@ -299,11 +324,17 @@ def test_passes_follow_the_method():
     [
         ({"method": "natural"}, {"attack.replays": "method = free"}),
         ({"method": "pgd"}, {"attack.beta": "method = trades", "attack.start": "free"}),
+        ({"method": "mart"}, {"attack.llr_mu": "method = llr"}),
         ({"method": "trades"}, {}),
         ({"data__name": "folder:x"}, {"data.pad": "data sets in memory"}),
+        (
+            {"data__extra_fraction": 0.7},
+            {"data.extra_fraction": "data.extra = npz:FILE"},
+        ),
         ({"data__name": "imagenet"}, {"data.max_corrupt": "folder:PATH"}),
         ({"data__name": "digits"}, {"data.dir": "files", "data.image_size": "folder"}),
         ({}, {"model.mean": "model.normalization = mean_std"}),
+        ({}, {"optimizer.beta2": "optimizer.name = adamw"}),
         ({}, {"validation.every_passes": "data.validation_examples"}),
     ],
     ids=str,

@@ -15,7 +15,7 @@ from benchmarks import training
 from benchmarks.ablation import BASE, VARIANTS
 from benchmarks.readme import ABLATIONS, results
 from freeadv_jax.config import validate
-from freeadv_jax.runs.build import initial_state_of
+from freeadv_jax.runs.build import configured_learning_rate, initial_state_of
 from freeadv_jax.runs.folder import Run
 from freeadv_jax.runs.results import configured_attacks
 from freeadv_jax.training.optim import learning_rate_schedule
@@ -46,6 +46,14 @@ IMAGENET = {  # method, m, network, turns in passes, passes
     "imagenet_free4_resnet152": ("free", 4, "resnet-152", (8, 16), 23),
 }
 
+# The file's images, and the parameters of its network for 1,000 classes.
+FROM_CLEAN_WEIGHTS = {
+    "imagenet_vit_s_free4": ("imagenet", 22_050_664),
+    "imagenet_convnext_t_free4": ("imagenet", 28_589_128),
+    "folder_vit_s_free4": ("folder:PATH", 22_050_664),
+    "folder_convnext_t_free4": ("folder:PATH", 28_589_128),
+}
+
 
 def config_of(name):
     return runpy.run_path(str(FILES[name]))["get_config"]()
@@ -55,8 +63,8 @@ def docstring_of(name):
     return ast.get_docstring(ast.parse(FILES[name].read_text()))
 
 
-def parameters(config, num_classes):
-    run = Run(pathlib.Path("nowhere"), config, num_classes, (32, 32, 3))
+def parameters(config, num_classes, side=32):
+    run = Run(pathlib.Path("nowhere"), config, num_classes, (side, side, 3))
     params = jax.eval_shape(lambda: initial_state_of(run)).params
     return sum(array.size for array in jax.tree.leaves(params))
 
@@ -79,8 +87,13 @@ def test_the_docstring_is_the_record(name):
     lines = docstring_of(name).splitlines()
     command = f"Command: python -m freeadv_jax.main --config=configs/{name}.py"
     if not name.startswith("digits"):
-        command += " --config.data.dir=DIR"
+        images = (
+            "data.name=folder:PATH" if name.startswith("folder") else "data.dir=DIR"
+        )
+        command += f" --config.{images}"
         assert any(line.startswith("Published: ") for line in lines)
+    if name in FROM_CLEAN_WEIGHTS:
+        command += " --config.init=FILE"
     assert command in lines
     assert any(line.startswith("Ours: ") for line in lines)
 
@@ -192,6 +205,80 @@ def test_trades_has_the_authors_settings():
     config.attack.epsilon = 0.062
     np.testing.assert_allclose(config.attack.step_size, 0.014)
     np.testing.assert_allclose(config.evaluation.step_size, 0.006)
+
+
+def rates(config, *passes):
+    """Return the learning rates after so many passes of 390 minibatches."""
+    learning_rate = learning_rate_schedule(
+        config.optimizer.schedule,
+        peak=config.optimizer.learning_rate,
+        updates=config.updates,
+        turns=tuple(config.optimizer.turns),
+    )
+    return [float(learning_rate(390 * number)) for number in passes]
+
+
+def test_mart_has_the_authors_settings():
+    config = config_of("cifar10_mart")
+    assert (config.method, config.attack.mart_lambda) == ("mart", 5)
+    assert (config.attack.steps, config.attack.epsilon) == (10, 0.031)
+    np.testing.assert_allclose(config.attack.step_size, 0.007)
+    np.testing.assert_allclose(config.evaluation.step_size, 0.003)
+    assert (config.data.pad, config.batch_size) == (4, 128)
+    assert config.model.name == "cifar-resnet-18"
+    assert (config.model.mean, config.model.std) == ((0.0,), (1.0,))
+    optimizer = config.optimizer
+    assert (optimizer.weight_decay, optimizer.decayed) == (3.5e-3, "all")
+    assert config.updates == 120 * 390
+    # Passes are counted from 1: the 75th, 90th and 100th have lower rates.
+    np.testing.assert_allclose(
+        rates(config, 73, 74, 89, 99), [1e-2, 1e-3, 1e-4, 1e-5], rtol=1e-6
+    )
+
+
+def test_awp_has_the_authors_settings():
+    config = config_of("cifar10_awp")
+    assert (config.method, config.attack.awp_gamma) == ("awp", 0.01)
+    assert (config.attack.steps, config.attack.step_size) == (10, 2 / 255)
+    assert config.attack.epsilon == 8 / 255
+    assert (config.data.pad, config.batch_size) == (4, 128)
+    assert config.model.name == "preact-resnet-18"
+    assert config.model.mean == (0.4914, 0.4822, 0.4465)
+    optimizer = config.optimizer
+    assert (optimizer.weight_decay, optimizer.decayed) == (5e-4, "all")
+    assert config.updates == 200 * 390
+    np.testing.assert_allclose(rates(config, 99, 100, 150), [0.1, 0.01, 0.001])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("cifar10_alp", {"alp_lambda": 0.5, "steps": 7}),
+        ("cifar10_llr", {"llr_lambda": 4, "llr_mu": 3, "steps": 10}),
+    ],
+)
+def test_logit_pairing_and_local_linearity_have_the_recipe_of_7_pgd(name, settings):
+    config, other = config_of(name), config_of("cifar10_pgd7")
+    assert {field: config.attack[field] for field in settings} == settings
+    other.method, other.attack.steps = config.method, config.attack.steps
+    assert config.to_dict() == other.to_dict()
+    assert config.attack.step_size == 2 / 255
+
+
+def test_feature_denoising_has_the_settings_that_its_file_names():
+    config = config_of("imagenet_denoise152")
+    assert config.model.name == "resnet-152-denoise"
+    assert (config.method, config.attack.steps) == ("pgd", 30)
+    assert (config.attack.epsilon, config.attack.step_size) == (16 / 255, 1 / 255)
+    assert (config.batch_size, config.optimizer.learning_rate) == (4096, 1.6)
+    assert (config.optimizer.decayed, config.optimizer.label_smoothing) == (
+        "kernels",
+        0.1,
+    )
+    assert config.updates == 110 * (1_281_167 // 4096)
+    np.testing.assert_allclose(
+        np.array(config.optimizer.turns) * 110, (35, 70, 95), rtol=1e-12
+    )
 
 
 def test_the_modern_row_is_the_variant_of_that_name_at_the_price_of_free_8():
@@ -344,6 +431,37 @@ def test_a_row_of_imagenet_has_the_papers_recipe(name):
         assert config.attack.step_size == 4 / 255
 
 
+@pytest.mark.parametrize("name", FROM_CLEAN_WEIGHTS)
+def test_a_row_from_clean_weights_has_the_optimizer_of_deit_and_convnext(name):
+    config = config_of(name)
+    images, count = FROM_CLEAN_WEIGHTS[name]
+    assert parameters(config, 1000, side=224) == count
+    assert (config.method, config.attack.replays) == ("free", 4)
+    assert (config.attack.norm, config.attack.epsilon) == ("linf", 4 / 255)
+    assert (config.data.name, config.data.image_size) == (images, 224)
+    assert (config.model.dtype, config.model.drop_path) == ("bfloat16", 0.1)
+    assert config.model.mean == (0.485, 0.456, 0.406)
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.momentum, optimizer.beta2) == (
+        "adamw",
+        0.9,
+        0.999,
+    )
+    assert (optimizer.weight_decay, optimizer.decayed) == (0.05, "kernels")
+    assert (optimizer.clip_norm, optimizer.label_smoothing) == (1.0, 0.1)
+    # 0.001 for 1,024 images.
+    np.testing.assert_allclose(optimizer.learning_rate / config.batch_size, 1e-3 / 1024)
+    learning_rate = configured_learning_rate(config)
+    peak = optimizer.learning_rate
+    tenth = config.updates // 10
+    np.testing.assert_allclose(learning_rate(tenth // 2), peak / 2, rtol=0.01)
+    np.testing.assert_allclose(learning_rate(config.updates // 2), peak / 2, rtol=0.01)
+    assert learning_rate(config.updates - 1) < 1e-6 * peak
+    if images == "imagenet":
+        # As many updates as 48 passes of natural training.
+        assert config.updates == 48 * (1_281_167 // 1024)
+
+
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -366,3 +484,67 @@ def test_the_papers_network_has_its_number_of_parameters(name, classes, count):
 
 def test_preact_resnet_18_has_its_number_of_parameters():
     assert parameters(config_of("cifar10_fast_free8"), 10) == 11_172_170
+
+
+@pytest.mark.parametrize("method", ["n-fgsm", "grad-align"])
+def test_other_single_step_methods_have_the_recipe_of_fgsm_rs(method):
+    config = config_of(f"cifar10_fast_{method.replace('-', '_')}")
+    other = config_of("cifar10_fast_fgsm_rs")
+    assert (config.method, config.attack.step_size) == (method, 8 / 255)
+    assert (config.attack.n_fgsm_noise, config.attack.grad_align_lambda) == (2, 0.2)
+    other.method, other.attack.step_size = method, 8 / 255
+    assert config.to_dict() == other.to_dict()
+
+
+def test_noise_for_smoothing_has_the_recipe_of_the_natural_row():
+    config, other = config_of("cifar10_gaussian"), config_of("cifar10_natural")
+    assert (config.method, config.attack.gaussian_sigma) == ("gaussian", 0.25)
+    other.method, other.evaluation = config.method, config.evaluation
+    assert config.to_dict() == other.to_dict()
+
+
+CERTIFIED = {  # data, network, epsilon, radius in training, last kappa
+    "mnist_ibp_01": ("mnist", "dm-medium", 0.1, 0.2, 0.5),
+    "mnist_ibp_03": ("mnist", "dm-large", 0.3, 0.4, 0.5),
+    "mnist_crown_ibp_01": ("mnist", "dm-large", 0.1, 0.2, 0.5),
+    "mnist_crown_ibp_03": ("mnist", "dm-large", 0.3, 0.4, 0.5),
+    "cifar10_ibp_2": ("cifar10", "dm-large", 2 / 255, 2.2 / 255, 0.5),
+    "cifar10_ibp_8": ("cifar10", "dm-large", 8 / 255, 8.8 / 255, 0.5),
+    "cifar10_crown_ibp_2": ("cifar10", "dm-large", 2 / 255, 2.2 / 255, 0.0),
+    "cifar10_crown_ibp_8": ("cifar10", "dm-large", 8 / 255, 8.8 / 255, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", CERTIFIED)
+def test_a_row_of_certified_training_has_its_authors_recipe(name):
+    config, attack = config_of(name), config_of(name).attack
+    assert config.method == ("crown-ibp" if "crown" in name else "ibp")
+    data, network, epsilon, radius, kappa = CERTIFIED[name]
+    assert (config.data.name, config.model.name) == (data, network)
+    assert (attack.norm, attack.epsilon) == ("linf", epsilon)
+    np.testing.assert_allclose(attack.certified_scale * epsilon, radius)
+    assert attack.certified_kappa == kappa
+    assert attack.crown_ibp_beta == (1 if name == "cifar10_crown_ibp_2" else 0)
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.momentum, optimizer.beta2) == (
+        "adamw",
+        0.9,
+        0.999,
+    )
+    assert optimizer.weight_decay == 0
+    # In updates for MNIST, and in passes over the images for CIFAR-10.
+    unit = config.updates if data == "mnist" else 3200
+    parts = (*optimizer.turns, attack.certified_warmup, attack.certified_rampup)
+    if data == "mnist":
+        assert (config.updates, config.batch_size) == (60_000, 100)
+        assert (config.data.pad, config.data.flip) == (0, False)
+        assert config.model.mean == (0.0,)
+        expected = 15_000, 25_000, 2_000, 10_000
+    else:
+        assert (config.updates, config.batch_size) == (3200 * 48, 1024)
+        assert (config.data.pad, config.data.flip) == (4, True)
+        assert config.model.mean == (0.4914, 0.4822, 0.4465)
+        expected = 2600, 3040, 320, 1600
+    np.testing.assert_allclose(np.array(parts) * unit, expected)
+    rate = 1e-3 if data == "mnist" else 5e-4
+    np.testing.assert_allclose(configured_learning_rate(config)(0), rate)

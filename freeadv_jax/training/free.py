@@ -86,7 +86,7 @@ def free_train_step(
             average_decay=average_decay,
             axis_name=axis_name,
         )
-        delta = threat.ascend(state.delta, delta_gradient, step_size)
+        delta = threat.ascend(state.delta, delta_gradient, step_size, images=images)
         metrics = measure(loss, logits, labels, axis_name=axis_name)
         return state.replace(delta=delta), metrics
 

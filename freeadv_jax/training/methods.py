@@ -4,7 +4,15 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
+from freeadv_jax.training.alp import alp_train_step
+from freeadv_jax.training.awp import awp_train_step
 from freeadv_jax.training.free import free_train_step
+from freeadv_jax.training.gaussian import gaussian_train_step
+from freeadv_jax.training.grad_align import grad_align_train_step
+from freeadv_jax.training.ibp import crown_ibp_train_step, ibp_train_step
+from freeadv_jax.training.llr import llr_train_step
+from freeadv_jax.training.mart import mart_train_step
+from freeadv_jax.training.n_fgsm import n_fgsm_train_step
 from freeadv_jax.training.pgd import pgd_train_step
 from freeadv_jax.training.trades import trades_train_step
 
@@ -18,7 +26,8 @@ class Method:
 
     `step(state, batch, *, model, tx, threat, step_size, <settings>, label_smoothing,
     average_decay, axis_name)` trains on one minibatch. `settings` names the fields of the
-    `attack` group that the step takes beside the threat and the step size.
+    `attack` group that the step takes beside the threat and the step size. A `scheduled`
+    step also takes `updates`, the budget of weight updates.
     """
 
     name: str
@@ -37,6 +46,8 @@ class Method:
     forward_passes: Callable[[Attack], int]
     # Whether it trains on attacked images.
     adversarial: bool = True
+    # Whether its loss changes in the course of the budget.
+    scheduled: bool = False
 
 
 def natural_train_step(state, batch, *, threat, step_size, **common):
@@ -47,6 +58,14 @@ def natural_train_step(state, batch, *, threat, step_size, **common):
         state, batch, threat=threat, step_size=0.0, replays=1, **common
     )
 
+
+# The schedule of certified training.
+_CERTIFIED = (
+    "certified_scale",
+    "certified_warmup",
+    "certified_rampup",
+    "certified_kappa",
+)
 
 METHODS = {
     method.name: method
@@ -106,6 +125,117 @@ METHODS = {
             # that the attack moves away from.
             passes=lambda attack: attack["steps"] + 2,
             forward_passes=lambda attack: 1 + 2 * attack["steps"] + 2 * 3,
+        ),
+        Method(
+            name="alp",
+            step=alp_train_step,
+            settings=("steps", "alp_lambda"),
+            title=lambda attack: "ALP",
+            description="was taught to give an image and its attacked version the same "
+            "logits (ALP)",
+            updates=lambda attack: 1,
+            # K attack steps, the natural and the attacked images.
+            passes=lambda attack: attack["steps"] + 2,
+            forward_passes=lambda attack: 2 * attack["steps"] + 2 * 3,
+        ),
+        Method(
+            name="llr",
+            step=llr_train_step,
+            settings=("steps", "llr_lambda", "llr_mu"),
+            title=lambda attack: "LLR",
+            description="was taught to have a loss that is nearly linear around each "
+            "image (LLR)",
+            updates=lambda attack: 1,
+            # The natural gradient that the attack compares with, K attack steps, the
+            # attacked images, and the natural gradient, which is differentiated again.
+            passes=lambda attack: attack["steps"] + 4,
+            forward_passes=lambda attack: 2 + 2 * attack["steps"] + 3 + 3 * 2,
+        ),
+        Method(
+            name="mart",
+            step=mart_train_step,
+            settings=("steps", "mart_lambda"),
+            title=lambda attack: "MART",
+            description="was taught to classify attacked images, and to keep its class "
+            "probabilities where it misses the natural image (MART)",
+            updates=lambda attack: 1,
+            # K attack steps, the natural and the attacked images.
+            passes=lambda attack: attack["steps"] + 2,
+            forward_passes=lambda attack: 2 * attack["steps"] + 2 * 3,
+        ),
+        Method(
+            name="awp",
+            step=awp_train_step,
+            settings=("steps", "awp_gamma"),
+            title=lambda attack: "AT-AWP",
+            description="saw images attacked with several steps at every update, while its "
+            "weights were attacked as well (AWP)",
+            updates=lambda attack: 1,
+            # K attack steps on the images, one on the weights, and the update.
+            passes=lambda attack: attack["steps"] + 2,
+            forward_passes=lambda attack: 2 * attack["steps"] + 2 * 3,
+        ),
+        Method(
+            name="n-fgsm",
+            step=n_fgsm_train_step,
+            settings=("n_fgsm_noise",),
+            title=lambda attack: "N-FGSM",
+            description="saw images attacked with one step from wide noise (N-FGSM)",
+            updates=lambda attack: 1,
+            passes=lambda attack: 2,
+            forward_passes=lambda attack: 2 + 3,
+        ),
+        Method(
+            name="grad-align",
+            step=grad_align_train_step,
+            settings=("grad_align_lambda",),
+            title=lambda attack: "GradAlign",
+            description="saw images attacked with one step, and was taught to have equal "
+            "gradients around each image (GradAlign)",
+            updates=lambda attack: 1,
+            # The attack step, the update, and two gradients of images, which are
+            # differentiated again.
+            passes=lambda attack: 2 + 2 * 2,
+            forward_passes=lambda attack: 2 + 3 + 2 * 3 * 2,
+        ),
+        Method(
+            name="gaussian",
+            step=gaussian_train_step,
+            settings=("gaussian_sigma",),
+            title=lambda attack: f"Gaussian noise {attack['gaussian_sigma']:g}",
+            description="saw images with Gaussian noise, for randomised smoothing",
+            updates=lambda attack: 1,
+            passes=lambda attack: 1,
+            forward_passes=lambda attack: 3,
+            adversarial=False,
+        ),
+        Method(
+            name="ibp",
+            step=ibp_train_step,
+            settings=_CERTIFIED,
+            title=lambda attack: "IBP",
+            description="was taught to keep its class for certain, by bounds of interval "
+            "arithmetic (IBP)",
+            updates=lambda attack: 1,
+            # The natural images, and the middles and the radii of the intervals.
+            passes=lambda attack: 3,
+            forward_passes=lambda attack: 3 * 3,
+            adversarial=False,
+            scheduled=True,
+        ),
+        Method(
+            name="crown-ibp",
+            step=crown_ibp_train_step,
+            settings=(*_CERTIFIED, "crown_ibp_beta"),
+            title=lambda attack: "CROWN-IBP",
+            description="was taught to keep its class for certain, by linear bounds from "
+            "those of interval arithmetic (CROWN-IBP)",
+            updates=lambda attack: 1,
+            # Those of IBP, and a backward pass for each of ten classes.
+            passes=lambda attack: 3 + 10,
+            forward_passes=lambda attack: 3 * 3 + 10 * 3,
+            adversarial=False,
+            scheduled=True,
         ),
     )
 }

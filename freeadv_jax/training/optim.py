@@ -1,4 +1,4 @@
-"""Stochastic gradient descent and learning rates, as in the papers."""
+"""Optimizers and learning rates, as in the papers."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 
 DECAYED = ("kernels", "all")
+# Arrays of ViTs and XCiTs that have the axes of kernels and are none.
+_NO_KERNELS = ("cls_token", "pos_embed", "temperature")
 
 
 def learning_rate_schedule(
@@ -71,13 +73,57 @@ def sgd(
     """Return SGD with coupled L2 decay, added to the gradient before the momentum.
 
     `decayed` names the parameters that decay: 'kernels' (of convolutions and dense
-    layers, without BatchNorm and biases) or 'all'.
+    layers, without normalisations, biases, tokens and embeddings) or 'all'.
     """
-
-    def mask(params):
-        return jax.tree.map(lambda p: decayed == "all" or p.ndim > 1, params)
-
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask),
+        optax.add_decayed_weights(weight_decay, _decays(decayed)),
         optax.sgd(learning_rate, momentum, nesterov),
     )
+
+
+def adamw(
+    learning_rate: Callable,
+    *,
+    momentum: float,
+    beta2: float,
+    nesterov: bool,
+    weight_decay: float,
+    decayed: str,
+) -> optax.GradientTransformation:
+    """Return AdamW, whose decay is apart from the gradient (Loshchilov & Hutter 2019).
+
+    `momentum` is the decay of the gradient's mean, `beta2` that of its mean square. An
+    update takes away the learning rate times `weight_decay` of the weights that
+    `decayed` names, as for `sgd`.
+    """
+    return optax.adamw(
+        learning_rate,
+        b1=momentum,
+        b2=beta2,
+        weight_decay=weight_decay,
+        mask=_decays(decayed),
+        nesterov=nesterov,
+    )
+
+
+OPTIMIZERS = ("sgd", "adamw")
+
+
+def clipped(
+    tx: optax.GradientTransformation, norm: float
+) -> optax.GradientTransformation:
+    """Return `tx` for gradients scaled down to the L2 norm `norm` where theirs is larger.
+
+    The norm is that of all weights together (Pascanu et al. 2013). With 0 it is `tx`.
+    """
+    return optax.chain(optax.clip_by_global_norm(norm), tx) if norm else tx
+
+
+def _decays(decayed):
+    """Return the function from parameters to whether each of them decays."""
+
+    def decays(path, array):
+        name = jax.tree_util.keystr(path[-1:], simple=True) if path else ""
+        return decayed == "all" or array.ndim > 1 and name not in _NO_KERNELS
+
+    return lambda params: jax.tree_util.tree_map_with_path(decays, params)

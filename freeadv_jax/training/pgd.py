@@ -1,5 +1,9 @@
 """K-PGD adversarial training: Madry et al. (ICLR 2018); FGSM-RS is its K = 1."""
 
+from collections.abc import Callable
+
+from jaxtyping import Array, Float, Int
+
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Threat
@@ -34,15 +38,18 @@ def pgd_train_step(
     model = loop_model(model)
     key = state.noise_key(axis_name=axis_name)
 
-    def attack_loss(images):
-        logits, _ = train_logits(model, state.params, state.collections, images, key)
-        return cross_entropy(logits, labels)
+    def attacked_logits(images):
+        return train_logits(model, state.params, state.collections, images, key)[0]
 
-    start = threat.random_start(
-        state.attack_keys(axis_name=axis_name), images.shape[1:]
-    )
-    adversarial = projected_ascent(
-        attack_loss, images, start, threat=threat, steps=steps, step_size=step_size
+    adversarial = attacked_images(
+        attacked_logits,
+        state,
+        images,
+        labels,
+        threat=threat,
+        steps=steps,
+        step_size=step_size,
+        axis_name=axis_name,
     )
 
     def loss_fn(params):
@@ -61,4 +68,32 @@ def pgd_train_step(
         tx=tx,
         average_decay=average_decay,
         axis_name=axis_name,
+    )
+
+
+def attacked_images(
+    logits_fn: Callable,
+    state: TrainState,
+    images: Float[Array, "b h w c"],
+    labels: Int[Array, " b"],
+    *,
+    threat: Threat,
+    steps: int,
+    step_size: float,
+    axis_name: str | None,
+) -> Float[Array, "b h w c"]:
+    """Return `images` after `steps` PGD steps on the cross-entropy from a random start.
+
+    The start is drawn with the keys that `state` has for attacks.
+    """
+    start = threat.random_start(
+        state.attack_keys(axis_name=axis_name), images.shape[1:]
+    )
+    return projected_ascent(
+        lambda images: cross_entropy(logits_fn(images), labels),
+        images,
+        start,
+        threat=threat,
+        steps=steps,
+        step_size=step_size,
     )

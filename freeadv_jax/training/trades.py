@@ -2,10 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float
 
-from freeadv_jax.attacks.losses import cross_entropy
+from freeadv_jax.attacks.losses import cross_entropy, divergence
 from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.models.interface import loop_model
@@ -48,7 +46,7 @@ def trades_train_step(
     clean_logits = model.logits(variables, images)
 
     def attack_loss(images):
-        return _divergence(clean_logits, model.logits(variables, images))
+        return divergence(clean_logits, model.logits(variables, images))
 
     noise = jax.vmap(lambda key: _START * jax.random.normal(key, images.shape[1:]))
     adversarial = projected_ascent(
@@ -68,7 +66,7 @@ def trades_train_step(
             model, params, collections, adversarial, key
         )
         loss = cross_entropy(natural, labels, smoothing=label_smoothing)
-        loss += beta * _divergence(natural, attacked)
+        loss += beta * divergence(natural, attacked)
         return jnp.mean(loss), (attacked, collections)
 
     return weight_update(
@@ -78,13 +76,4 @@ def trades_train_step(
         tx=tx,
         average_decay=average_decay,
         axis_name=axis_name,
-    )
-
-
-def _divergence(
-    logits: Float[Array, "b k"], other: Float[Array, "b k"]
-) -> Float[Array, " b"]:
-    """Return KL(softmax(logits) || softmax(other)) of each image."""
-    return optax.losses.kl_divergence_with_log_targets(
-        jax.nn.log_softmax(other), jax.nn.log_softmax(logits)
     )
