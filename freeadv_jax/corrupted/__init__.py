@@ -1,0 +1,1 @@
+"""Accuracy on images with common corruptions: noise, blur, weather, compression."""
