@@ -1,0 +1,1 @@
+"""The gallery: defences that fell beside those that hold, each attacked plainly and adaptively."""
