@@ -51,6 +51,31 @@ class Parser(argparse.ArgumentParser):
         ]
         return unknown_choice("option", argument.split("=")[0], options)
 
+    def add_processes(self, verb: str) -> None:
+        """Add the options of several processes that `verb` together."""
+        self.add_argument(
+            "--multihost",
+            action="store_true",
+            help=f"this process is one of several that {verb} together; default: alone",
+        )
+        self.add_argument(
+            "--coordinator",
+            metavar="HOST:PORT",
+            help="address of the first process; default: found through the cluster",
+        )
+        self.add_argument(
+            "--num_processes",
+            type=count,
+            metavar="N",
+            help="number of processes; default: found through the cluster",
+        )
+        self.add_argument(
+            "--process_id",
+            type=_process_id,
+            metavar="I",
+            help="number of this process, from 0; default: found through the cluster",
+        )
+
     def error(self, message):
         """Raise InputError in place of printing the usage."""
         raise InputError(message)
@@ -94,6 +119,18 @@ def _as_typed(default):
     if isinstance(default, str) or not isinstance(default, Iterable):
         return str(default)
     return " ".join(f"'{each}'" if " " in str(each) else str(each) for each in default)
+
+
+def processes_of(given: argparse.Namespace) -> dict:
+    """Return the options of `Parser.add_processes` as `devices.processes.start` takes them."""
+    names = ("multihost", "coordinator", "num_processes", "process_id")
+    return {name: getattr(given, name) for name in names}
+
+
+def _process_id(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 0 or more")
+    return int(text)
 
 
 def count(text: str) -> int:

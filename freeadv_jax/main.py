@@ -12,7 +12,7 @@ with commas: --config.evaluation.attacks=natural,pgd-20.
 import argparse
 import pathlib
 
-from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.command import Parser, processes_of, run_command
 from freeadv_jax.config import (
     FIELDS,
     field_names,
@@ -31,12 +31,7 @@ _METAVARS = {bool: "true|false", int: "N", float: "NUMBER", str: "TEXT", tuple: 
 
 def main(argv):
     config, given = _parse(argv[1:])
-    start(
-        multihost=given.multihost,
-        coordinator=given.coordinator,
-        num_processes=given.num_processes,
-        process_id=given.process_id,
-    )
+    start(**processes_of(given))
     if (ignored := without_effect(config, given.fields)) and is_first():
         warn(f"fields without effect: {', '.join(ignored)}")
     workdir = given.workdir
@@ -45,7 +40,7 @@ def main(argv):
     from freeadv_jax.devices.compilation import keep_compiled
     from freeadv_jax.devices.parallel import check_batch_size
     from freeadv_jax.devices.processes import agreement, require_same
-    from freeadv_jax.files import sole_writer
+    from freeadv_jax.files import machine_folder, sole_writer
     from freeadv_jax.runs.build import network_title, parameter_shapes
     from freeadv_jax.runs.folder import open_run, saved_updates
     from freeadv_jax.runs.load import initial_variables
@@ -84,7 +79,7 @@ def main(argv):
         f"training {network_title(config, params)} for {updates} on "
         f"{training_images:,} images, on {devices}"
     )
-    keep_compiled(run.workdir)
+    keep_compiled(machine_folder(run.workdir))
     with sole_writer(run.workdir):
         state, training = train_run(run, dataset, variables=variables)
         results = evaluate_run(run, state.variables, dataset.test, training=training)
@@ -124,28 +119,7 @@ def _parser():
         help="a configuration by name, such as digits_free8, or a file of one",
     )
     add("--workdir", metavar="DIR", help="the run folder; default: runs/NAME")
-    add(
-        "--multihost",
-        action="store_true",
-        help="this process is one of several that train together; default: alone",
-    )
-    add(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="address of the first process; default: found through the cluster",
-    )
-    add(
-        "--num_processes",
-        type=count,
-        metavar="N",
-        help="number of processes; default: found through the cluster",
-    )
-    add(
-        "--process_id",
-        type=_process_id,
-        metavar="I",
-        help="number of this process, from 0; default: found through the cluster",
-    )
+    parser.add_processes("train")
     group = parser.add_argument_group(
         "fields of the configuration",
         "The defaults are those of base_config(); a configuration file may set others.",
@@ -179,12 +153,6 @@ def _help_text(field):
         parts.append(f"only with {field.only.text}")
     default = field.default_text or "none"
     return "; ".join(filter(None, [*parts, f"default: {default}"]))
-
-
-def _process_id(text):
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 0 or more")
-    return int(text)
 
 
 def run():

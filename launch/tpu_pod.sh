@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on all workers of a TPU pod slice:
+# Trains and evaluates on all workers of a TPU pod slice:
 #
 #   launch/tpu_pod.sh COMMAND [--dry-run]
 #
@@ -9,6 +9,8 @@
 #                              start the training, which outlives this connection
 #   run --restart [...]        start the training and watch it: set up and start it again
 #                              after an interruption, on a new pod after a preemption
+#   evaluate [--attacks=NAME,... ...]
+#                              attack the trained model, with options of freeadv-evaluate
 #   status | logs [--follow] | stop | delete
 #
 # Settings are environment variables:
@@ -122,6 +124,10 @@ start() {
         --config.data.dir="$DATA" "${overrides[@]}"
 }
 
+evaluate() {
+    on_workers all start evaluate --workdir="$WORKDIR" --data="$DATA" "${overrides[@]}"
+}
+
 # Watch until the training ends. Each round checks the pod and takes one step.
 watch() {
     local begun='' recreating='' failures=0 now answer
@@ -175,15 +181,15 @@ watch() {
 
 command=${1:-}
 case $command in
-    create | setup | run | status | logs | stop | delete) shift ;;
-    *) fail "command '$command' is unknown; allowed: create setup run status logs stop delete" ;;
+    create | setup | run | evaluate | status | logs | stop | delete) shift ;;
+    *) fail "command '$command' is unknown; allowed: create setup run evaluate status logs stop delete" ;;
 esac
 dry_run='' restart='' follow='' overrides=()
 for option in "$@"; do
     case $command:$option in
         *:--dry-run) dry_run=yes ;;
         run:--restart) restart=yes ;;
-        run:--config.*) overrides+=("$option") ;;
+        run:--config.* | evaluate:--*) overrides+=("$option") ;;
         logs:--follow) follow=--follow ;;
         *) fail "option $option of $command is unknown; the head of launch/tpu_pod.sh lists them" ;;
     esac
@@ -191,7 +197,7 @@ done
 [ -n "$dry_run" ] || command -v gcloud >/dev/null ||
     fail "gcloud is missing; install it: https://cloud.google.com/sdk/docs/install"
 need NAME ZONE
-case $command in create) need TYPE VERSION ;; setup | run) need WORKDIR DATA ;; esac
+case $command in create) need TYPE VERSION ;; setup | run | evaluate) need WORKDIR DATA ;; esac
 [ -z "$restart" ] || need TYPE VERSION
 
 CONFIG=${CONFIG:-configs/imagenet_free4.py} POLL=${POLL:-60}
@@ -233,6 +239,11 @@ case $command in
             need_no_training run
             start || fail "not every worker started; stop the others: launch/tpu_pod.sh stop"
         fi
+        ;;
+    evaluate)
+        need_pod READY
+        need_no_training evaluate
+        evaluate || fail "not every worker started; stop the others: launch/tpu_pod.sh stop"
         ;;
     status)
         need_pod READY

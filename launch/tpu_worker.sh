@@ -2,7 +2,8 @@
 # Runs on every worker of a TPU pod, called by tpu_pod.sh. It reads and writes gs:// paths
 # through a mount of their bucket under ~/gs.
 #
-#   tpu_worker.sh install GS_PATH... | start FLAG... | status | logs [--follow] | stop
+#   tpu_worker.sh install GS_PATH... | start [evaluate] FLAG... | status | logs [--follow] |
+#       stop
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -60,7 +61,11 @@ start() {
         echo "$host: running (pid $(<"$folder/pid"))"
         return
     fi
-    local flags=()
+    local job=(launch/train.sh) flags=()
+    if [ "${1:-}" = evaluate ]; then
+        job+=(evaluate)
+        shift
+    fi
     for flag in "$@"; do
         [[ $flag != *=gs://* ]] || mount_bucket_of "${flag#*=}"
         flags+=("${flag/=gs:\/\//=$HOME/gs/}")
@@ -70,8 +75,8 @@ start() {
     # A session of its own outlives the connection.
     # shellcheck disable=SC2016 # The inner shell expands these variables.
     setsid bash -c 'trap : TERM
-        bash launch/train.sh --multihost "${@:2}"
-        echo $? >"$1/exit_code"' bash "$folder" "${flags[@]}" \
+        bash "${@:2}"
+        echo $? >"$1/exit_code"' bash "$folder" "${job[@]}" --multihost "${flags[@]}" \
         </dev/null >"$folder/log" 2>&1 &
     echo $! >"$folder/pid"
     # Until `setsid` has run, the end of the connection would end the training too, and

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Trains, and exits with status 143 if SIGTERM ended the training early. The training itself
-# then saves and exits with status 0, which a scheduler would take for a finished run.
+# Trains or evaluates, and exits with status 143 if SIGTERM ended that early. A training
+# itself then saves and exits with status 0, which a scheduler would take for a finished run.
 #
 #   bash launch/train.sh --config=configs/imagenet_free4.py --workdir=DIR ...
+#   bash launch/train.sh evaluate --workdir=DIR ...
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
@@ -10,7 +11,12 @@ program='' terminated=''
 # Forward SIGTERM: a container or a batch system may send it to this shell alone.
 trap 'terminated=yes; [ -z "$program" ] || kill -TERM "$program" 2>/dev/null' TERM
 
-python -m freeadv_jax.main "$@" &
+module=main
+if [ "${1:-}" = evaluate ]; then
+    module=evaluate
+    shift
+fi
+python -m "freeadv_jax.$module" "$@" &
 program=$!
 wait "$program"
 code=$?

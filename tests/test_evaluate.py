@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from corruption_files import write_corruptions
 from tiny_run import ROOT, environment, tiny_config
 
 import freeadv_jax
@@ -124,6 +125,24 @@ def test_rows_of_another_epsilon_have_it_in_their_name(run):
     assert (attack["norm"], attack["epsilon"]) == ("l2", 0.5)
     assert attack["step_size"] == 0.125
     assert "pgd-20" in results(run)["evaluation"]
+
+
+def test_certificates_of_another_epsilon_stand_beside_its_attacks(run, capsys):
+    arguments = ("--attacks=natural,pgd-5,ibp,crown-ibp", "--examples=16")
+    call(f"--workdir={run}", *arguments, "--epsilon=0.002")
+    found = results(run)
+    assert list(found["certified"]) == ["ibp@linf-0.002", "crown-ibp@linf-0.002"]
+    both = found["sandwich@linf-0.002"]
+    assert both["attacks"] == ["pgd-5@linf-0.002"]
+    assert both["certified"] >= found["certified"]["ibp@linf-0.002"]["correct"]
+    assert both["certified"] > 0 and both["violations"] == []
+    natural, arrays = found["evaluation"]["natural"], outcomes(run)
+    assert both["certified"] <= natural["correct"]
+    certified = arrays["certified/crown-ibp@linf-0.002"]
+    assert not (certified & ~arrays["pgd-5@linf-0.002"]).any()
+    shown = capsys.readouterr().out
+    assert "certified by ibp@linf-0.002" in shown
+    assert f"within linf epsilon 0.002, of 16 images {both['certified']}" in shown
 
 
 def test_best_checkpoint_has_its_own_files(run):
@@ -247,6 +266,24 @@ def test_data_set_of_other_images_is_refused_for_an_exported_model(run, tmp_path
     )
 
 
+def test_corruptions_of_a_folder_stand_below_the_attacks(run, tmp_path, capsys):
+    folder = write_corruptions(tmp_path / "c", DIGITS.test.images, DIGITS.test.labels)
+    arguments = ("--attacks=natural", "--examples=48", f"--corruptions={folder}")
+    call(f"--workdir={run}", *arguments)
+    record = results(run)["corruptions"]
+    assert record["examples"] == 48
+    natural = results(run)["evaluation"]["natural"]
+    assert record["natural"]["correct"] == natural["correct"]
+    rows = record["kinds"]["fog"]["severities"]
+    assert rows["5"]["correct"] == outcomes(run)["corruptions/fog/5"].sum()
+    printed = capsys.readouterr().out
+    assert f"corruptions: mean error {record['mean_error']:.2%}, " in printed
+    # Another evaluation keeps them.
+    call(f"--workdir={run}", "--attacks=fgsm", "--examples=48")
+    assert results(run)["corruptions"] == record
+    assert "corruptions: mean error" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_results_are_the_same_for_any_number_of_devices_and_batch_size(run):
     """This process has eight devices and another batch size."""
@@ -311,15 +348,17 @@ def test_kills_at_any_moment_do_not_change_the_results(finished, tmp_path):
         (["--epsilon=0"], "above 0"),
         (["--epsilon=8/0"], "such as 8/255"),
         (["--norm=l2"], "--epsilon is missing"),
-        (["--norm=l1"], "invalid choice: 'l1'"),
+        (["--norm=l3"], "invalid choice: 'l3'"),
         (["--checkpoint=newest"], "invalid choice: 'newest'"),
         (["--example=5"], "option '--example' is unknown; did you mean '--examples'?"),
         (["--out=here"], "--out goes with --images"),
         (["--images=nowhere.npz"], "nowhere.npz does not exist"),
         (["--step_size=-1"], "above 0"),
         (["--epsilon=1e400"], "such as 8/255"),
-        (["--workdir=gs://bucket/run"], "gs://bucket/run is no folder of this machine"),
-        (["--images=mine.npz", "--out=gs://bucket/x"], "mount the bucket"),
+        (["--workdir=az://bucket/run"], "az://bucket/run: must be a folder of this"),
+        (["--images=mine.npz", "--out=gs:///x"], "must be gs://BUCKET/FOLDER"),
+        (["--corruptions"], "images of 8 x 8 pixels and 1 channels: corruptions are"),
+        (["--corruptions=nowhere"], "nowhere lacks gaussian_noise.npy, shot_noise"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_and_change_no_file(

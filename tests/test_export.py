@@ -5,17 +5,19 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
-from preact_weights import PREACT, preact_state
 from tiny_run import ROOT, environment, tiny_config
+from torch_states import PREACT, preact_state, wide_state
 
 import freeadv_jax
 from freeadv_jax.errors import InputError
+from freeadv_jax.evaluate import main as evaluate
 from freeadv_jax.export import export_run, main
-from freeadv_jax.files import read_json
+from freeadv_jax.files import checksum, read_json, write_json
 from freeadv_jax.runs.build import initial_state_of
 from freeadv_jax.runs.folder import open_run
 from freeadv_jax.weights.load import load_exported
@@ -89,7 +91,7 @@ def test_tensors_are_stored_under_their_paths_as_float32(exported):
     assert "batch_stats/network/BatchNorm_0/mean" in tensors
     assert {array.dtype for array in tensors.values()} == {np.dtype("float32")}
     names = {path.name for path in exported.iterdir()}
-    assert names == {"model.json", "model.safetensors"}
+    assert names == {"model.json", "model.safetensors", "README.md", "robustbench.json"}
 
 
 def test_a_jitted_function_takes_the_weights_as_arguments(exported):
@@ -225,12 +227,23 @@ def test_the_command_imports_pytorch_weights(tmp_path):
     assert set(PREACT) <= set(description)
 
 
+def test_the_command_finds_the_network_and_its_normalisation(tmp_path, capsys):
+    path, out = tmp_path / "x.safetensors", tmp_path / "out"
+    buffers = {"mu": np.full(3, 0.5), "sigma": np.full((1, 3, 1, 1), 0.25)}
+    write_tensors(path, wide_state(num_classes=7) | buffers)
+    main(["export", f"--torch={path}", f"--out={out}"])
+    assert capsys.readouterr().out == (
+        f"{path}: wrn-10-1, 7 classes, images 32 x 32 x 3, mean 0.5,0.5,0.5, std "
+        f"0.25,0.25,0.25\nwritten to {out}\n"
+    )
+    assert freeadv_jax.load(out).num_classes == 7
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model": "wrn-28-10"}, "model 'wrn-28-10' has no PyTorch form; allowed: "),
-        ({"model": None}, "--model is missing"),
-        ({"std": None}, "--std is missing"),
+        ({"model": "small-cnn"}, "model 'small-cnn' has no PyTorch form; allowed: "),
+        ({"key": "ema"}, "key = 'ema': "),
         ({"torch": None}, "give either --workdir, a run, or --torch"),
         ({"workdir": "x"}, "give either --workdir, a run, or --torch"),
         ({"checkpoint": "best"}, "--checkpoint does not go with --torch"),
@@ -246,6 +259,7 @@ def test_the_command_imports_pytorch_weights(tmp_path):
         ({"std": "0"}, "std above 0"),
         ({"stdd": "1"}, "option '--stdd' is unknown; did you mean '--std'?"),
         ({"torch": "/nowhere.safetensors"}, "there is no file /nowhere.safetensors"),
+        ({"push": "mine"}, "'mine' is no repository of the hub: must be OWNER/NAME"),
     ],
     ids=str,
 )
@@ -281,9 +295,134 @@ def test_the_command_ends_with_status_one_and_one_line(arguments, reason):
     assert ended.stderr.count("\n") == 1
 
 
-def test_a_bucket_is_no_folder_to_write_or_to_load(workdir, tmp_path, monkeypatch):
+def test_the_card_has_the_figures_of_these_weights_alone(workdir, tmp_path, capsys):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    attack = {"norm": "linf", "epsilon": 0.2}
+    row = {"accuracy": 0.8125, "interval": [0.7, 0.9], "examples": 16, "correct": 13}
+    rows = {"natural": row | {"attack": attack | {"epsilon": 0.0}}}
+    rows["pgd-20"] = row | {"accuracy": 0.4375, "attack": attack}
+    write_json(run / "results.json", {"evaluation": rows})
+    model = checksum(freeadv_jax.load(run).logits_fn)
+    for name, about in (("own", model), ("other", model + 1)):
+        np.savez(run / "evaluation.npz", about=np.array(json.dumps({"model": about})))
+        main(
+            ["export", f"--workdir={run}", f"--out={tmp_path / name}", "--license=mit"]
+        )
+    told = "is of other weights: the model card has no figures"
+    assert capsys.readouterr().out.count(told) == 1
+    card = (tmp_path / "own/README.md").read_text()
+    assert "| pgd-20 | linf epsilon 0.2 | 43.75% | 70.00% to 90.00% | 16 |" in card
+    assert "\n## Licence\n\nmit\n" in card
+    entry = read_json(tmp_path / "own/robustbench.json")
+    assert entry["clean_acc"] == "81.25"
+    assert entry["autoattack_acc"] == "not yet run"
+    card = (tmp_path / "other/README.md").read_text()
+    assert "43.75%" not in card
+    assert "| natural | – | not yet run |" in card
+
+
+def test_an_evaluated_export_is_exported_again_with_its_figures(
+    exported, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported, "first")
+    evaluate(
+        [
+            "evaluate",
+            "--workdir=first",
+            "--dataset=digits",
+            "--attacks=natural,fgsm",
+            "--examples=40",
+            "--no-red_flags",
+        ]
+    )
+    main(["export", "--workdir=first", "--out=second"])
+    row = read_json(tmp_path / "first/results.json")["evaluation"]["fgsm"]
+    card = (tmp_path / "second/README.md").read_text()
+    assert f"| fgsm | linf epsilon 0.2 | {row['accuracy']:.2%} | " in card
+    assert "| data | digits |" in card
+    names = {path.name for path in (tmp_path / "second").iterdir()}
+    assert names == {path.name for path in (tmp_path / "first").iterdir()} - {
+        "results.json",
+        "evaluation.npz",
+    }
+
+
+class Client:
+    """A stand-in for huggingface_hub.HfApi, which keeps what it was asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def create_repo(self, repo_id, *, repo_type, private, exist_ok):
+        self.calls.append(("create", repo_id, repo_type, private, exist_ok))
+
+    def upload_folder(self, *, repo_id, folder_path, repo_type):
+        names = {path.name for path in folder_path.iterdir()}
+        self.calls.append(("upload", repo_id, names, repo_type))
+
+
+def test_the_command_pushes_the_written_folder(workdir, tmp_path, monkeypatch, capsys):
+    client = Client()
+    module = types.SimpleNamespace(HfApi=lambda: client)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    out = tmp_path / "out"
+    main(["export", f"--workdir={workdir}", f"--out={out}", "--push=me/digits"])
+    names = {"model.json", "model.safetensors", "README.md", "robustbench.json"}
+    assert client.calls == [
+        ("create", "me/digits", "model", True, True),
+        ("upload", "me/digits", names, "model"),
+    ]
+    assert capsys.readouterr().out == (
+        f"written to {out}\npushed to https://huggingface.co/me/digits\n"
+    )
+
+
+def test_a_dry_run_shows_the_files_and_needs_no_client(
+    workdir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    out = tmp_path / "out"
+    arguments = [f"--workdir={workdir}", "--push=me/digits"]
+    main(["export", *arguments, f"--out={out}", "--dry_run"])
+    first, target, *files, last = capsys.readouterr().out.splitlines()
+    assert first == f"written to {out}"
+    assert target == (
+        "would go to https://huggingface.co/me/digits, private if it is new:"
+    )
+    assert len(files) == 4
+    size = (out / "model.safetensors").stat().st_size
+    assert f"  model.safetensors  {size:,} bytes" in files
+    assert last == "nothing was sent (--dry_run)"
+    with pytest.raises(InputError, match=r"pip install 'freeadv_jax\[hub\]'"):
+        main(["export", *arguments, f"--out={tmp_path / 'other'}"])
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(InputError, match="--dry_run goes with --push"):
+        main(["export", f"--workdir={workdir}", f"--out={out}", "--dry_run"])
+
+
+def test_what_the_hub_refuses_is_told_in_one_line(workdir, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("401 Client Error.\nInvalid username or password.")
+
+    client = types.SimpleNamespace(create_repo=fail)
+    module = types.SimpleNamespace(HfApi=lambda: client)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    out = tmp_path / "out"
+    with pytest.raises(InputError) as raised:
+        main(["export", f"--workdir={workdir}", f"--out={out}", "--push=me/digits"])
+    assert str(raised.value) == (
+        f"{out} is written, but the hub refused me/digits: 401 Client Error.; `hf upload "
+        f"me/digits {out}` sends it again"
+    )
+    assert (out / "README.md").exists()
+
+
+def test_an_unknown_store_is_no_folder_to_write_or_to_load(
+    workdir, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for use in (lambda bucket: export_run(workdir, bucket), freeadv_jax.load):
-        with pytest.raises(InputError, match="gs://bucket/model is no folder of this"):
-            use("gs://bucket/model")
+        with pytest.raises(InputError, match="az://bucket/model: must be a folder of"):
+            use("az://bucket/model")
     assert not list(tmp_path.iterdir())

@@ -138,7 +138,7 @@ def run_copy(finished, tmp_path):
         ("--config.data.validation_examples=1347", "1347", "0 to 1,346"),
         # Names.
         ("--config.method=freee", "'freee'", "natural, free, pgd, fgsm-rs, trades"),
-        ("--config.attack.norm=l1", "'l1'", "linf, l2"),
+        ("--config.attack.norm=l3", "'l3'", "linf, l2"),
         ("--config.model.name=resnet-51", "'resnet-51'", "resnet-50"),
         ("--config.optimizer.schedule=linear", "'linear'", "step, triangular, cosine"),
         ("--config.model.dtype=float16", "'float16'", "float32, bfloat16"),
@@ -251,8 +251,8 @@ def test_numbers_may_be_fractions_and_lists_have_commas(config_file, tmp_path, c
     assert config.evaluation.attacks == ("natural", "fgsm")
     assert (config.model.sync_batch_norm, config.model.remat) == (False, True)
     assert capsys.readouterr().err == (
-        "warning: fields without effect: attack.steps (only with method = pgd or "
-        "trades), data.image_size (only with imagenet and folder:PATH)\n"
+        "warning: fields without effect: attack.steps (only with method = pgd, trades, "
+        "alp, llr, mart or awp), data.image_size (only with imagenet and folder:PATH)\n"
     )
 
 

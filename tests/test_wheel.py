@@ -52,6 +52,7 @@ def test_the_wheel_holds_every_configuration_and_nothing_beside_the_package(inst
     packaged = installed / "freeadv_jax/configs"
     assert {path.name for path in packaged.glob("*.py")} == names
     assert (installed / "freeadv_jax/py.typed").is_file()
+    assert (installed / "freeadv_jax/weights/robustbench.json").is_file()
     top = {path.name for path in installed.iterdir()}
     assert {name for name in top if "dist-info" not in name} == {"freeadv_jax"}
 

@@ -1,7 +1,11 @@
-"""The main job of `tiny_run` as two processes of four devices, over loopback."""
+"""The main job of `tiny_run`, and its evaluation, as two processes over loopback.
+
+Each has four devices.
+"""
 
 import socket
 import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,7 +18,17 @@ FIELDS = {"updates": 12, "evaluation__examples": 100}
 
 
 def start(workdirs, *, own_flags=((), ()), **fields):
-    """Run two processes of one job, each with its workdir and flags."""
+    """Run two processes of one training, each with its workdir and flags."""
+    return _start([command(each, **FIELDS | fields) for each in workdirs], own_flags)
+
+
+def evaluate_two(workdir, *flags, own_flags=((), ())):
+    """Run two processes of one evaluation to their ends."""
+    evaluate = [sys.executable, "-m", "freeadv_jax.evaluate", f"--workdir={workdir}"]
+    return finish(_start([[*evaluate, *flags]] * 2, own_flags))
+
+
+def _start(commands, own_flags):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -22,7 +36,7 @@ def start(workdirs, *, own_flags=((), ()), **fields):
     return [
         subprocess.Popen(
             [
-                *command(workdir, **FIELDS | fields),
+                *each,
                 *together,
                 f"--process_id={i}",
                 *own,
@@ -33,7 +47,7 @@ def start(workdirs, *, own_flags=((), ()), **fields):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i, (workdir, own) in enumerate(zip(workdirs, own_flags))
+        for i, (each, own) in enumerate(zip(commands, own_flags, strict=True))
     ]
 
 

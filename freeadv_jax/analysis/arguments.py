@@ -4,7 +4,7 @@ import argparse
 
 from freeadv_jax.command import Parser
 from freeadv_jax.errors import InputError
-from freeadv_jax.files import local_path
+from freeadv_jax.files import as_path
 
 
 class ModelsParser(Parser):
@@ -48,7 +48,7 @@ def image_number(text: str) -> int:
 
 def _path(text):
     try:
-        path = local_path(text)
+        path = as_path(text)
     except InputError as fault:
         raise argparse.ArgumentTypeError(str(fault)) from fault
     if path.is_dir():

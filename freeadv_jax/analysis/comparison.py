@@ -1,7 +1,6 @@
 """Trained models of one data set and one threat, opened for comparison."""
 
 import dataclasses
-import pathlib
 from collections import Counter
 from collections.abc import Callable
 
@@ -9,9 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from freeadv_jax.attacks.robustness import epsilon_text
+from freeadv_jax.attacks.threat import NORMS, THREATS
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.errors import InputError
-from freeadv_jax.files import checksum, local_path, read_json
+from freeadv_jax.files import AnyPath, as_path, checksum, read_json
 from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import Run, read_run
@@ -36,8 +36,8 @@ class ComparedModel:
     only in their seed; `label` is unique. `checksum` is that of the weights.
     """
 
-    folder: pathlib.Path
-    results_folder: pathlib.Path
+    folder: AnyPath
+    results_folder: AnyPath
     run: Run | None
     data_name: str | None
     threat: dict
@@ -77,13 +77,19 @@ def open_models(folders) -> list[ComparedModel]:
     """
     if not folders:
         raise InputError("no model is given: name one or more folders")
-    paths = [local_path(folder).resolve() for folder in folders]
+    paths = [as_path(folder).resolve() for folder in folders]
     repeated = [str(path) for path, count in Counter(paths).items() if count > 1]
     if repeated:
         raise InputError(f"{repeated[0]} is given twice")
-    opened = [_open(local_path(folder)) for folder in folders]
+    opened = [_open(as_path(folder)) for folder in folders]
     runs = [one for one in opened if one.run]
     _check_same(runs, "data sets", lambda one: one.run.config.data.name)
+    for one in opened:
+        if one.threat["norm"] not in NORMS:
+            raise InputError(
+                f"{one.folder} was trained against the threat {one.threat['norm']!r}: its "
+                f"report knows only {', '.join(NORMS)}, so read its results.json"
+            )
     _check_same(opened, "threats", lambda one: threat_text(**one.threat))
     _check_same(opened, "image shapes", lambda one: one.image_shape)
     _check_same(opened, "numbers of classes", lambda one: one.num_classes)
@@ -130,7 +136,7 @@ def first_examples(
             "run folder of the same data set too"
         )
     given = runs[0].config.data.to_dict()
-    dataset = load_dataset(**given | {"dir": data or given["dir"]})
+    dataset = load_dataset(**given | {"dir": data or given["dir"], "extra": ""})
     for run in runs:
         run.require_classes(dataset.class_names)
     test = dataset.test
@@ -140,15 +146,15 @@ def first_examples(
 
 def threat_text(norm: str, epsilon: float) -> str:
     """Return a threat as text: 'L-inf epsilon 8/255'."""
-    return f"{'L-inf' if norm == 'linf' else 'L2'} epsilon {epsilon_text(epsilon)}"
+    return f"{THREATS[norm].title} epsilon {epsilon_text(epsilon)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Opened:
     """A folder before its weights are read."""
 
-    folder: pathlib.Path
-    results_folder: pathlib.Path
+    folder: AnyPath
+    results_folder: AnyPath
     run: Run | None
     threat: dict
     num_classes: int

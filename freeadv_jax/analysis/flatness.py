@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
-from freeadv_jax.attacks.threat import make_threat
+from freeadv_jax.attacks.threat import NORMS, make_threat
 
 # Grid points in one forward pass.
 _POINTS_PER_PASS = 128
@@ -99,5 +99,5 @@ def flatness(
 def random_direction(seed: int, shape, *, norm: str, epsilon: float) -> np.ndarray:
     """Return a Rademacher direction f32[h, w, c] that reaches the edge of the ball."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=shape)
-    length = 1.0 if norm == "linf" else np.sqrt(signs.size)
+    length = NORMS[norm].box_radius(shape)
     return (epsilon / length * signs).astype(np.float32)

@@ -35,6 +35,7 @@ from freeadv_jax.attacks.robustness import epsilon_text
 from freeadv_jax.command import count, number, run_command
 from freeadv_jax.console import say
 from freeadv_jax.devices.compilation import keep_compiled
+from freeadv_jax.files import machine_folder
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.progress import Progress
 
@@ -198,7 +199,7 @@ def main(argv):
     given = _parser().parse_args(argv[1:])
     check_figure_path(given.out)
     models = open_models(given.models)
-    keep_compiled(models[0].folder)
+    keep_compiled(machine_folder(models[0].folder))
     times = given.times or default_times(**models[0].threat)
     choice = first_examples(models, data=given.data, examples=_CHOICE)
     examples = one_of_each_class(choice, given.images)

@@ -30,7 +30,7 @@ from freeadv_jax.command import run_command, several
 from freeadv_jax.console import say
 from freeadv_jax.devices.compilation import keep_compiled
 from freeadv_jax.errors import InputError
-from freeadv_jax.files import write_json
+from freeadv_jax.files import machine_folder, write_json
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.progress import Progress
 
@@ -194,7 +194,7 @@ def main(argv):
     given = _parser().parse_args(argv[1:])
     check_figure_path(given.out)
     models = open_models(given.models)
-    keep_compiled(models[0].folder)
+    keep_compiled(machine_folder(models[0].folder))
     examples = first_examples(models, data=given.data, examples=given.examples)
     image = _chosen(models, examples, given.image)
     measured = [

@@ -9,6 +9,7 @@ import re
 from xml.etree import ElementTree
 
 from freeadv_jax.errors import InputError
+from freeadv_jax.files import AnyPath, local_path
 
 # Readable on white, in print and, with MARKERS, to the colour-blind. A page replaces each
 # colour by a variable that has another value in the dark.
@@ -60,8 +61,9 @@ def missing_extra(what: str, package: str) -> InputError:
     return InputError(f"{what} need {package}; pip install 'freeadv_jax[report]'")
 
 
-def check_figure_path(path: pathlib.Path) -> None:
+def check_figure_path(path: AnyPath) -> None:
     """Raise InputError unless a figure can be written to `path`; make its folder."""
+    path = local_path(path)
     new_figure(1, 1)
     if path.suffix not in _SUFFIXES:
         raise InputError(f"{path}: a figure ends in one of {', '.join(_SUFFIXES)}")

@@ -113,12 +113,12 @@ def _attend():
         sys.exit(
             "error: the job lost one of its processes, or never had all of them (the "
             "messages above say which); the same command, given to all again, goes on "
-            "from the last checkpoint"
+            "from what was saved last"
         )
     if code < 0:
         sys.exit(
             f"error: this process was ended by {signal.Signals(-code).name}; the same "
-            "command, given to all again, goes on from the last checkpoint"
+            "command, given to all again, goes on from what was saved last"
         )
     sys.exit(code)
 

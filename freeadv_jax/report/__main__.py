@@ -19,7 +19,7 @@ from freeadv_jax.analysis.measurement import kept_measurements, measure
 from freeadv_jax.analysis.plotting import new_figure
 from freeadv_jax.command import count, run_command
 from freeadv_jax.devices.compilation import keep_compiled
-from freeadv_jax.files import whole_file
+from freeadv_jax.files import machine_folder, whole_file
 from freeadv_jax.report.page import FORMATS, render
 from freeadv_jax.report.reported import read_reported
 
@@ -30,7 +30,7 @@ def main(argv):
     if given.format == "html":
         new_figure(1, 1)  # Fails early if matplotlib is not installed.
     models = open_models(given.models)
-    keep_compiled(models[0].folder)
+    keep_compiled(machine_folder(models[0].folder))
     read_reported(models, None)  # Fails early if a model was not evaluated.
     if given.measure and any(model.config for model in models):
 

@@ -13,7 +13,9 @@ from freeadv_jax.analysis.plotting import (
     new_figure,
 )
 from freeadv_jax.attacks.robustness import VALIDATION_ATTACK, epsilon_text
+from freeadv_jax.attacks.threat import NORMS
 from freeadv_jax.intervals import wilson
+from freeadv_jax.report.certified_tables import shares_by_epsilon
 from freeadv_jax.report.class_tables import class_names, robust_images
 from freeadv_jax.report.reported import (
     ReportedModel,
@@ -137,6 +139,53 @@ def robustness_curves(models: list[ReportedModel]) -> list[Plot]:
     return plots
 
 
+def sandwich_plots(models: list[ReportedModel]) -> list[Plot]:
+    """Return certified, open and broken images by epsilon, a plot for each kind."""
+    plots = []
+    for model in first_of_each_kind(models):
+        shares = shares_by_epsilon(model)
+        if not shares:
+            continue
+        scale, label = _epsilon_axis(model.model.threat)
+        figure = new_figure(*_SIZE)
+        axes = figure.subplots()
+        draw_sandwich(axes, shares, SERIES[model.place % len(SERIES)], x_scale=scale)
+        axes.set(xlabel=label)
+        axes.legend(fontsize=8)
+        description = "; ".join(
+            f"{epsilon_text(radius)}: "
+            + ", ".join(f"{100 * share:.0f} {part}" for part, share in parts.items())
+            for radius, parts in shares.items()
+        )
+        plots.append(
+            _plot(
+                f"{model.label}: certified, open, broken",
+                figure,
+                f"Percent of images by epsilon. {description}.",
+                "Below the lower line a proof says that no attack succeeds, above the upper "
+                "line one did. Robust accuracy lies between them.",
+            )
+        )
+    return plots
+
+
+def draw_sandwich(axes, shares: dict, colour: str, *, x_scale: float = 1) -> None:
+    """Draw the shares of certified, open and broken images by epsilon, one on another."""
+    x = [x_scale * radius for radius in shares]
+    certified = np.array([100 * parts["certified"] for parts in shares.values()])
+    open_ = np.array([100 * parts["open"] for parts in shares.values()])
+    upper = certified + open_
+    layers = {"certified": (0, certified, 0.75), "open": (certified, upper, 0.25)}
+    for name, (low, high, alpha) in layers.items():
+        axes.fill_between(
+            x, low, high, color=colour, alpha=alpha, linewidth=0, label=name
+        )
+    axes.fill_between(x, upper, 100, color=INK, alpha=0.06, linewidth=0, label="broken")
+    for line, marker in ((certified, "o"), (upper, "v")):
+        axes.plot(x, line, color=colour, marker=marker, linewidth=1)
+    axes.set(ylabel="percent of images", ylim=(0, 100), xlim=(0, max(x)))
+
+
 def class_bars(models: list[ReportedModel]) -> list[Plot]:
     """Return natural and robust accuracy of the classes, a plot for each kind."""
     comparison = strongest_attack(models)
@@ -218,8 +267,7 @@ def _red_flag_curve(models):
 
 
 def _epsilon_plot(models, curves, epsilon):
-    in_levels = epsilon_text(epsilon).endswith("/255")
-    scale = 255 if in_levels else 1
+    scale, label = _epsilon_axis(models[0].model.threat)
     figure = new_figure(*_SIZE)
     axes = figure.subplots()
     for model, curve in zip(models, curves):
@@ -233,10 +281,8 @@ def _epsilon_plot(models, curves, epsilon):
         fontsize=8,
         verticalalignment="top",
     )
-    unit = "in pixel levels of 255" if in_levels else "pixels range from 0 to 1"
-    linf = models[0].model.threat["norm"] == "linf"
     axes.set(
-        xlabel=f"epsilon, {unit}" if linf else "epsilon, L2",
+        xlabel=label,
         ylabel="percent correct",
         ylim=(0, 100),
         xlim=(0, None),
@@ -258,6 +304,16 @@ def _epsilon_plot(models, curves, epsilon):
         "classifies correctly. A robust model falls slowly. Every model must reach zero, "
         "or the attack fails.",
     )
+
+
+def _epsilon_axis(threat):
+    """The factor of an axis of epsilon, and its label."""
+    in_levels = epsilon_text(threat["epsilon"]).endswith("/255")
+    unit = "in pixel levels of 255" if in_levels else "pixels range from 0 to 1"
+    label = (
+        f"epsilon, {unit if threat['norm'] == 'linf' else NORMS[threat['norm']].title}"
+    )
+    return (255 if in_levels else 1), label
 
 
 def _with_interval(axes, model, models, curve, x_scale=1):

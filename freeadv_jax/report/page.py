@@ -5,8 +5,19 @@ import dataclasses
 import freeadv_jax
 from freeadv_jax.analysis.comparison import threat_text
 from freeadv_jax.analysis.plotting import missing_extra
-from freeadv_jax.report import accuracy_tables, class_tables, run_tables
-from freeadv_jax.report.figures import class_bars, robustness_curves, training_curves
+from freeadv_jax.report import (
+    accuracy_tables,
+    certified_tables,
+    class_tables,
+    corruption_tables,
+    run_tables,
+)
+from freeadv_jax.report.figures import (
+    class_bars,
+    robustness_curves,
+    sandwich_plots,
+    training_curves,
+)
 from freeadv_jax.report.pictures import picture_grids
 from freeadv_jax.report.reported import ReportedModel
 from freeadv_jax.report.table import Table, as_csv, as_markdown
@@ -21,7 +32,9 @@ class Tables:
 
     results: Table
     seeds: Table | None
+    certified: Table | None
     transfer: Table | None
+    corruptions: Table | None
     classes: Table | None
     confused: Table | None
     cost: Table
@@ -36,7 +49,9 @@ def make_tables(models: list[ReportedModel]) -> Tables:
     return Tables(
         results=accuracy_tables.results_table(models),
         seeds=accuracy_tables.seeds_table(models),
+        certified=certified_tables.certified_table(models),
         transfer=accuracy_tables.transfer_table(models),
+        corruptions=corruption_tables.corruptions_table(models),
         classes=class_tables.classes_table(models),
         confused=class_tables.confused_table(models),
         cost=run_tables.cost_table(models),
@@ -72,20 +87,9 @@ def title(models: list[ReportedModel]) -> str:
 
 
 def _html(models, made):
-    try:
-        import jinja2
-    except ImportError as fault:
-        raise missing_extra("pages", "jinja2") from fault
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("freeadv_jax.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     headline, *sentences = verdict(models)
-    page = environment.get_template("page.html.jinja")
-    return page.render(
+    return rendered(
+        "page.html.jinja",
         title=title(models),
         threat=threat_text(**models[0].model.threat),
         headline=headline,
@@ -93,10 +97,34 @@ def _html(models, made):
         tables=made,
         training=training_curves(models),
         robustness=robustness_curves(models),
+        sandwiches=sandwich_plots(models),
         classes=class_bars(models),
         pictures=picture_grids(models),
         measured=all(model.measured for model in models),
         measurable=any(model.config for model in models),
         folders=[str(model.model.results_folder) for model in models],
-        version=freeadv_jax.__version__,
     )
+
+
+def rendered(template: str, *, package: str = "freeadv_jax.report", **values) -> str:
+    """Return a page: a `template` of `package` with these values and the version.
+
+    A template may import the plots, tables and style of "parts.html.jinja". Raise
+    InputError where jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as fault:
+        raise missing_extra("pages", "jinja2") from fault
+    packages = dict.fromkeys((package, "freeadv_jax.report"))
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(name, ".") for name in packages]
+        ),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template)
+    return page.render(version=freeadv_jax.__version__, **values)

@@ -12,7 +12,7 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.files import read_json
 from freeadv_jax.intervals import wilson
 from freeadv_jax.report.published import Published, published_row
-from freeadv_jax.runs.metrics import read_lines
+from freeadv_jax.runs.metrics import read_metrics
 from freeadv_jax.runs.outcomes import read_arrays
 
 NATURAL = "natural"
@@ -219,7 +219,6 @@ def _read(model, place, measured):
             f"{model.folder} was evaluated with other weights than it holds now; {again}"
         )
     kept = {"label": "label", "prediction": "prediction"} | names
-    metrics = model.folder / "metrics.jsonl"
     return ReportedModel(
         model=model,
         place=place,
@@ -227,7 +226,7 @@ def _read(model, place, measured):
         rows=rows,
         outcomes={new: arrays[old] for new, old in kept.items() if old in arrays},
         images=about.get("images"),
-        metrics=list(read_lines(metrics)) if metrics.exists() else [],
+        metrics=read_metrics(model.folder),
         measured=measured,
         published=published_row(model.config) if model.config else None,
     )

@@ -1,5 +1,6 @@
 """Tables about the training and the evaluation: cost, red flags, settings, versions."""
 
+from freeadv_jax.report.certified_tables import sandwiches_of
 from freeadv_jax.report.reported import ReportedModel
 from freeadv_jax.report.table import NONE, Cell, Table, minutes_text
 
@@ -59,6 +60,11 @@ def flags_table(models: list[ReportedModel]) -> Table:
                 mark="suspicious" if suspicious else "",
             )
             rows.append([Cell(model.label), Cell(name), answer, Cell(flag["text"])])
+        for record in sandwiches_of(model):
+            if record["suspicious"]:
+                answer = Cell("suspicious", mark="suspicious")
+                cells = Cell("certified and broken"), answer, Cell(record["text"])
+                rows.append([Cell(model.label), *cells])
     caption = (
         "Signs that a model only hides its gradients from the attacks, which makes its "
         "robust accuracy look too high (Athalye et al. 2018, Carlini et al. 2019). One "

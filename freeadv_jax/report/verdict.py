@@ -4,6 +4,7 @@ import statistics
 
 from freeadv_jax.analysis.comparison import threat_text
 from freeadv_jax.attacks.robustness import WORST_CASE
+from freeadv_jax.report.certified_tables import sandwiches_of
 from freeadv_jax.report.reported import (
     NATURAL,
     Comparison,
@@ -169,9 +170,14 @@ def _minutes(ranked):
             if "seconds" in (model.results.get("training") or {})
         ]
         if seconds:
-            text = minutes_text(statistics.mean(seconds), digits=2)
-            times.append(f"{kind.name} {text} minutes")
+            times.append(f"{kind.name} {_time(statistics.mean(seconds))}")
     return f"Training took: {', '.join(times)}." if times else ""
+
+
+def _time(seconds):
+    if round(seconds) < 120:
+        return f"{round(seconds)} seconds"
+    return f"{minutes_text(seconds, digits=2)} minutes"
 
 
 def _red_flags(models):
@@ -182,6 +188,11 @@ def _red_flags(models):
         .get("flags", {})
         .items()
         if flag["suspicious"]
+    ]
+    suspicious += [
+        f"{model.label} (certified and broken)"
+        for model in models
+        if any(record["suspicious"] for record in sandwiches_of(model))
     ]
     if suspicious:
         return f"Careful: red flags for {', '.join(suspicious)}; see the table below."

@@ -1,9 +1,16 @@
-"""Attacks whose outcomes are kept on disk, and continue there after a kill."""
+"""Attacks and certificates whose outcomes are kept on disk, and continue after a kill."""
 
 import dataclasses
 
 from freeadv_jax.attacks.named import NamedAttack
-from freeadv_jax.attacks.robustness import AttackState, Evaluation, ProgressLines
+from freeadv_jax.attacks.robustness import (
+    AttackState,
+    CertificateLines,
+    CertificateState,
+    Evaluation,
+    ProgressLines,
+)
+from freeadv_jax.certify.named import NamedCertificate
 from freeadv_jax.console import say
 from freeadv_jax.runs.outcomes import ArrayFile
 
@@ -13,7 +20,8 @@ class ResumableAttacks:
     """Attacks of one evaluation, with the outcome for each image in an `ArrayFile`.
 
     The file holds by the name of the attack bool[n], the robust images, and with
-    `keep_images` as <name>/images the attacked images f32[n, h, w, c].
+    `keep_images` as <name>/images the attacked images f32[n, h, w, c]. Certificates are
+    there as certified/<name>, bool[n], the certified images.
     """
 
     evaluation: Evaluation
@@ -64,6 +72,34 @@ class ResumableAttacks:
             arrays.pop(_images(attack.name), None)
         return dict(zip(attack.stages, state.counts.tolist()))
 
+    def certify(
+        self, certificate: NamedCertificate, description: dict, *, before: dict
+    ) -> None:
+        """Certify the images, or the part that is missing, as `run` runs an attack."""
+        arrays, key = self.file.arrays, certified_key(certificate.name)
+        known = slice(before["examples"])
+        fresh = self.evaluation.start_certificate()
+        fresh.waiting[known] = False
+        found = self.file.under_way(
+            description | {"name": certificate.name, "before": known.stop},
+            certified=fresh.certified,
+            waiting=fresh.waiting,
+        )
+        state = CertificateState(**found)
+        show = CertificateLines(say)
+
+        def watch(*progress):
+            self.file.save_sometimes()
+            show(*progress)
+
+        self.evaluation.certify(
+            certificate, state, known=before["correct"], watch=watch
+        )
+        self.file.forget_under_way()
+        if before["examples"]:
+            state.certified[known] = arrays[key][known]
+        arrays[key] = state.certified
+
     def _under_way(self, description, fresh):
         """The state in the file, or `fresh`; the first name is older than its meaning."""
         arrays = self.file.under_way(
@@ -74,6 +110,11 @@ class ResumableAttacks:
             images=fresh.images,
         )
         return AttackState(robust=arrays.pop("standing"), **arrays)
+
+
+def certified_key(name: str) -> str:
+    """Return the name under which the images that a certificate certifies are kept."""
+    return f"certified/{name}"
 
 
 def _images(name):

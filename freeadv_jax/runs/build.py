@@ -51,6 +51,7 @@ def configured_model(
         dtype=model.dtype,
         batch_norm_axis=parallel.AXIS if model.sync_batch_norm else None,
         remat=model.remat,
+        drop_path=model.drop_path,
     )
 
 
@@ -102,13 +103,18 @@ def configured_learning_rate(config: ConfigDict) -> Callable:
 def configured_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optax transformation of `config.optimizer`."""
     optimizer = config.optimizer
-    return optim.sgd(
-        configured_learning_rate(config),
-        momentum=optimizer.momentum,
-        nesterov=optimizer.nesterov,
-        weight_decay=optimizer.weight_decay,
-        decayed=optimizer.decayed,
-    )
+    settings = {
+        "momentum": optimizer.momentum,
+        "nesterov": optimizer.nesterov,
+        "weight_decay": optimizer.weight_decay,
+        "decayed": optimizer.decayed,
+    }
+    learning_rate = configured_learning_rate(config)
+    if optimizer.name == "adamw":
+        tx = optim.adamw(learning_rate, beta2=optimizer.beta2, **settings)
+    else:
+        tx = optim.sgd(learning_rate, **settings)
+    return optim.clipped(tx, optimizer.clip_norm)
 
 
 def initial_state(
@@ -122,8 +128,10 @@ def initial_state(
     """Return the state before the first minibatch, a function of `config.seed`.
 
     The weights are those of `variables` where they are given. One compiled program makes
-    the state. `jax.eval_shape` gives its shapes at no cost.
+    the state. `jax.eval_shape` gives its shapes at no cost. Raise InputError for a patch
+    larger than the images.
     """
+    make_threat(config.attack.norm, config.attack.epsilon).check(image_shape)
     create = functools.partial(
         create_state,
         model,
@@ -171,6 +179,7 @@ def configured_steps(
         threat=make_threat(attack.norm, attack.epsilon),
         step_size=attack.step_size,
         **{name: attack[name] for name in method.settings},
+        **({"updates": config.updates} if method.scheduled else {}),
         label_smoothing=config.optimizer.label_smoothing,
         average_decay=config.optimizer.average_decay,
         axis_name=parallel.AXIS,

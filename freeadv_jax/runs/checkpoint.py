@@ -14,7 +14,8 @@ from orbax.checkpoint import v1 as ocp
 
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError, TrainingStoppedError, one_line
-from freeadv_jax.files import checksum
+from freeadv_jax.files import AnyPath, BucketPath, checksum
+from freeadv_jax.runs.staging import Staging
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -72,14 +73,20 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        directory: AnyPath,
         *,
         keep: int | None = None,
         accuracies: bool = True,
     ):
         policies = ocp.training.preservation_policies
+        self._staging = context = None
+        if isinstance(directory, BucketPath):
+            self._staging = Staging(directory, writable=keep is not None)
+            context = _each_its_own()
+        local = self._staging.local if self._staging else directory
         self._checkpointer = ocp.training.Checkpointer(
-            directory.resolve(),
+            local.resolve(),
+            context=context,
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep),
@@ -154,17 +161,21 @@ class Checkpoints:
                     f"{jax.tree_util.keystr(path)} is not finite after step {step}"
                 )
         with self._writing():
-            self._checkpointer.wait()
+            self._wait()
             if step in self.steps:
                 # It was skipped as damaged at the start of this run.
                 self._checkpointer.delete(step)
-            self._checkpointer.save_async(
+                if self._staging:
+                    self._staging.delete(step)
+            saving = self._checkpointer.save_async(
                 step,
                 _stored(state),
                 force=True,
                 metrics=None if robust is None else {BEST_METRIC: robust},
                 custom_metadata={"progress": progress, "crc32": checksum(state)},
             )
+            if self._staging:
+                self._staging.publish(step, saving.result)
 
     def restore(
         self, like, which: str = "last", *, any_optimizer: bool = False
@@ -190,6 +201,8 @@ class Checkpoints:
         for step in candidates:
             try:
                 return self._restore(step, like, any_optimizer=any_optimizer)
+            except InputError:  # The store failed, not the checkpoint.
+                raise
             # Orbax and TensorStore raise whatever the damage makes them stumble on.
             except Exception as fault:  # noqa: BLE001
                 _LOGGER.warning(
@@ -205,6 +218,8 @@ class Checkpoints:
         return None
 
     def _restore(self, step, like, *, any_optimizer):
+        if self._staging:
+            self._staging.fetch(step)
         saved = self._checkpointer.metadata(step).custom_metadata
         if any_optimizer:
             return _restored(like, self._checkpointer.load(step)), saved["progress"]
@@ -216,12 +231,19 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait until every save is on disk."""
         with self._writing():
-            self._checkpointer.wait()
+            self._wait()
 
     def close(self) -> None:
         """Wait until every save is on disk, and close the folder."""
-        with self._writing():
-            self._checkpointer.close()
+        with self._writing(), contextlib.ExitStack() as stack:
+            if self._staging:
+                stack.callback(self._staging.close)
+            stack.callback(self._checkpointer.close)
+
+    def _wait(self):
+        if self._staging:
+            self._staging.wait()
+        self._checkpointer.wait()
 
     @contextlib.contextmanager
     def _writing(self):
@@ -232,6 +254,15 @@ class Checkpoints:
             raise TrainingStoppedError(
                 f"{self._directory}: a checkpoint cannot be written: {_reason(fault)}"
             ) from fault
+
+
+def _each_its_own() -> ocp.Context:
+    """Let each process write its checkpoints, on its own machine.
+
+    Otherwise Orbax lets one process write, and the others wait to see its folders.
+    """
+    options = ocp.options.MultiprocessingOptions(primary_host=None)
+    return ocp.Context(multiprocessing_options=options)
 
 
 def _reason(fault):

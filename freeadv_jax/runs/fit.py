@@ -12,7 +12,6 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from freeadv_jax.attacks.checks import check_output
 from freeadv_jax.config import base_config, validate
 from freeadv_jax.console import say
 from freeadv_jax.data.arrays import ArrayDataset
@@ -22,7 +21,8 @@ from freeadv_jax.errors import InputError, one_line
 from freeadv_jax.files import sole_writer
 from freeadv_jax.models.imported import OBJECT
 from freeadv_jax.models.interface import FunctionModel, as_model
-from freeadv_jax.pixels import Numbers, as_array
+from freeadv_jax.models.user_model import check_output
+from freeadv_jax.pixels import Numbers, as_array, channels_first
 from freeadv_jax.runs.build import configured_convolutions, configured_optimizer
 from freeadv_jax.runs.folder import open_run
 from freeadv_jax.runs.load import saved_variables
@@ -51,17 +51,32 @@ def fit(
     straight_through: bool = True,
     steps: int = 7,
     beta: float = 6.0,
+    alp_lambda: float = 0.5,
+    llr_lambda: float = 4.0,
+    llr_mu: float = 3.0,
+    mart_lambda: float = 5.0,
+    awp_gamma: float = 0.01,
+    n_fgsm_noise: float = 2.0,
+    grad_align_lambda: float = 0.2,
+    gaussian_sigma: float = 0.25,
+    certified_scale: float = 1.0,
+    certified_warmup: float = 0.05,
+    certified_rampup: float = 0.5,
+    certified_kappa: float = 0.5,
+    crown_ibp_beta: float = 0.0,
     updates: int = 80_000,
     batch_size: int = 128,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | str = "sgd",
     learning_rate: float = 0.1,
     schedule: str = "step",
     turns: tuple[float, ...] | None = None,
     warmup: float = 0.0,
     momentum: float = 0.9,
+    beta2: float = 0.999,
     nesterov: bool = False,
     weight_decay: float = 2e-4,
     decayed: str = "kernels",
+    clip_norm: float = 0.0,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
     pad: int = 0,
@@ -88,17 +103,27 @@ def fit(
     to k - 1. All devices take part, and `batch_size` must divide over them.
 
     `method` is 'free' (Free-m, Shafahi et al. 2019, with m = `replays`), 'natural', 'pgd'
-    (K-PGD, Madry et al. 2018, with K = `steps`), 'fgsm-rs' (Wong et al. 2020) or
-    'trades' (Zhang et al. 2019, with `steps` and `beta`). `norm` is 'linf' or 'l2';
-    `epsilon` and `step_size` are in [0, 1] pixels, such as `8 / 255`, and `step_size` is
-    epsilon by default. `updates` counts weight updates, whatever the method. With
-    `straight_through` the perturbation of Free-m can leave pixels of exactly 0 and 1.
+    (K-PGD, Madry et al. 2018, with K = `steps`), 'fgsm-rs' (Wong et al. 2020), 'n-fgsm'
+    (de Jorge et al. 2022, `n_fgsm_noise` in epsilons), 'grad-align' (Andriushchenko &
+    Flammarion 2020, `grad_align_lambda`), 'gaussian' (Cohen et al. 2019, noise of
+    `gaussian_sigma` for `freeadv_jax.certify.smooth`), 'ibp' (Gowal et al. 2018) or
+    'crown-ibp' (Zhang et al. 2020, `crown_ibp_beta`), certified training with the schedule
+    of `certified_scale`, `certified_warmup`, `certified_rampup` and `certified_kappa`
+    (`freeadv_jax.training.ibp`), or with `steps` as well 'trades' (Zhang et al. 2019,
+    `beta`), 'alp' (Kannan et al. 2018, `alp_lambda`), 'llr' (Qin et al. 2019,
+    `llr_lambda` and `llr_mu`), 'mart' (Wang et al. 2020, `mart_lambda`) or 'awp' (Wu et
+    al. 2020, `awp_gamma`); these numbers are the papers'. `norm` is 'linf', 'l2' or 'l1', and for
+    certified training one of the first two; `epsilon` and `step_size` are in [0, 1] pixels, such
+    as `8 / 255`, and `step_size` is epsilon by default. `updates` counts weight updates,
+    whatever the method. With `straight_through` the perturbation of Free-m can leave
+    pixels of exactly 0 and 1.
 
-    `optimizer` is any optax transformation; by default it is SGD with `learning_rate`,
-    `schedule` ('step', 'triangular', 'cosine'), `turns`, `warmup`, `momentum`,
-    `nesterov`, `weight_decay` and `decayed`. With `average_decay` above 0 the trained
-    model is the moving average of the weights. These keywords are the fields of a
-    configuration, explained by `freeadv-train --help`.
+    `optimizer` is 'sgd' or 'adamw', with `learning_rate`, `schedule` ('step',
+    'triangular', 'cosine'), `turns`, `warmup`, `momentum`, `beta2` (of AdamW),
+    `nesterov`, `weight_decay`, `decayed` and `clip_norm`; or it is any optax
+    transformation. With `average_decay` above 0 the trained model is the moving average
+    of the weights. These keywords are the fields of a configuration, explained by
+    `freeadv-train --help`.
 
     Images are cropped at random after `pad` pixels of zeros on each side, mirrored at
     random with `flip`, and given to `augment(key, images) -> images`, with images
@@ -106,7 +131,8 @@ def fit(
     training images to hold out.
 
     `init` gives weights to begin with: variables as the model's own `init` returns them,
-    a run folder or an exported folder. The last layer is made new where the number of
+    a run folder, an exported folder, or a file of PyTorch weights for a network of
+    `freeadv_jax.models.build_model`. The last layer is made new where the number of
     classes differs. With `workdir` checkpoints and metrics go to that folder, and the
     same call goes on where it was cut off; without it nothing is written.
     `convolutions` names the kernels of the model's convolutions on a CPU, 'xla', 'onednn'
@@ -136,14 +162,30 @@ def fit(
             "attack.straight_through": straight_through,
             "attack.steps": steps,
             "attack.beta": beta,
+            "optimizer.name": optimizer if isinstance(optimizer, str) else "sgd",
+            "attack.alp_lambda": alp_lambda,
+            "attack.llr_lambda": llr_lambda,
+            "attack.llr_mu": llr_mu,
+            "attack.mart_lambda": mart_lambda,
+            "attack.awp_gamma": awp_gamma,
+            "attack.n_fgsm_noise": n_fgsm_noise,
+            "attack.grad_align_lambda": grad_align_lambda,
+            "attack.gaussian_sigma": gaussian_sigma,
+            "attack.certified_scale": certified_scale,
+            "attack.certified_warmup": certified_warmup,
+            "attack.certified_rampup": certified_rampup,
+            "attack.certified_kappa": certified_kappa,
+            "attack.crown_ibp_beta": crown_ibp_beta,
             "optimizer.learning_rate": learning_rate,
             "optimizer.schedule": schedule,
             "optimizer.turns": _TURNS.get(schedule, ()) if turns is None else turns,
             "optimizer.warmup": warmup,
             "optimizer.momentum": momentum,
+            "optimizer.beta2": beta2,
             "optimizer.nesterov": nesterov,
             "optimizer.weight_decay": weight_decay,
             "optimizer.decayed": decayed,
+            "optimizer.clip_norm": clip_norm,
             "optimizer.label_smoothing": label_smoothing,
             "optimizer.average_decay": average_decay,
             "validation.every_passes": validation_every_passes,
@@ -155,6 +197,7 @@ def fit(
     dataset, num_classes = _dataset(
         network, images, labels, validation, config, augment=augment
     )
+    tx = configured_optimizer(config) if isinstance(optimizer, str) else optimizer
     write = say if progress is True else progress or (lambda line: None)
     variables = init if init is None else _given(init, network, dataset, config)
     with contextlib.ExitStack() as stack:
@@ -176,7 +219,7 @@ def fit(
             config,
             dataset,
             model=network,
-            tx=optimizer or configured_optimizer(config),
+            tx=tx,
             num_classes=num_classes,
             convolutions=kernels,
             run=run,
@@ -212,7 +255,7 @@ def _configuration(fields: dict) -> ConfigDict:
         config.update_from_flattened_dict(fields)
         validate(config)
     except (InputError, TypeError, ValueError) as fault:
-        text = one_line(fault)
+        text = one_line(fault).replace("optimizer.name", "optimizer")
         raise InputError(
             re.sub(r"\b(attack|data|model|optimizer)\.", "", text)
         ) from fault
@@ -274,6 +317,11 @@ def _split(images, labels, name):
         raise InputError(
             f"{name} of shape {list(images.shape)}: must be [n, height, width, channels], "
             "at least one"
+        )
+    if channels_first(images.shape):
+        raise InputError(
+            f"{name} of shape {list(images.shape)} have the channels first: must be [n, "
+            f"height, width, channels]; np.moveaxis({name}, 1, -1) moves them"
         )
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(

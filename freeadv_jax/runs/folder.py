@@ -8,7 +8,6 @@ results.json     the outcome
 
 import contextlib
 import dataclasses
-import pathlib
 import time
 
 import jax
@@ -21,10 +20,11 @@ from freeadv_jax.devices import onednn
 from freeadv_jax.devices.processes import agreement
 from freeadv_jax.errors import InputError, shortened
 from freeadv_jax.files import (
-    local_path,
-    partial_path,
+    AnyPath,
+    as_path,
     read_json,
     sole_writer,
+    strangers,
     write_json,
 )
 from freeadv_jax.models.imported import PREFIX
@@ -46,7 +46,7 @@ _LATE = 30
 class Run:
     """A run folder with its configuration and what is known of its data."""
 
-    workdir: pathlib.Path
+    workdir: AnyPath
     config: ConfigDict
     num_classes: int
     # Height, width and channels.
@@ -83,7 +83,7 @@ class Run:
 
 def saved_updates(workdir, config: ConfigDict) -> int:
     """Return the weight updates behind the newest checkpoint in a folder, or 0."""
-    folder = local_path(workdir) / CHECKPOINTS
+    folder = as_path(workdir) / CHECKPOINTS
     if not folder.is_dir():
         return 0
     # Whoever reads the accuracies warns of damaged ones.
@@ -111,7 +111,7 @@ def open_run(
     images or with another model, or where the processes do not share it.
     """
     run = Run(
-        local_path(workdir),
+        as_path(workdir),
         config,
         num_classes,
         tuple(image_shape),
@@ -200,7 +200,7 @@ def _check_folder(run, record, shapes):
                 f"follows the new budget from update {done} on"
             )
     # Another process may be writing the record at this moment.
-    elif workdir.is_dir() and set(workdir.iterdir()) - {record, partial_path(record)}:
+    elif strangers(workdir, record):
         raise InputError(
             f"{workdir} is not empty and holds no run (no {RECORD}); "
             "use another --workdir"
@@ -246,7 +246,7 @@ def _unwritable(run, fault):
 
 def read_run(workdir) -> Run:
     """Return the run in `workdir`; raise InputError where there is none."""
-    workdir = local_path(workdir)
+    workdir = as_path(workdir)
     record = workdir / RECORD
     if not record.exists():
         raise InputError(f"{workdir} holds no run: there is no {record}")

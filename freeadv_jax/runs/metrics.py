@@ -4,13 +4,19 @@ import importlib.util
 import json
 import logging
 import os
-import pathlib
+import time
 
 from freeadv_jax.data.tf_import import without_notes
 from freeadv_jax.devices.processes import is_first
 from freeadv_jax.errors import InputError
+from freeadv_jax.files import AnyPath, BucketPath
 
 _LOGGER = logging.getLogger(__name__)
+_NAME = "metrics.jsonl"
+# Where the lines since the start lie in a bucket, to which nothing can be appended.
+_PARTS = "metrics.jsonl.parts"
+# Seconds between two parts; each costs a request.
+_SECONDS_BETWEEN_PARTS = 30
 
 
 class MetricsLog:
@@ -18,36 +24,39 @@ class MetricsLog:
 
     A line has `kind`, `step` (minibatches) and `updates`, then the figures. All of it but
     `seconds` is a function of the configuration. Without a folder the lines are kept in
-    memory alone.
+    memory alone. In a bucket the lines since the start are objects of their own, which
+    `close` joins to one, as `read_metrics` does.
     """
 
-    def __init__(self, workdir: pathlib.Path | None, *, last_step: int = 0):
+    def __init__(self, workdir: AnyPath | None, *, last_step: int = 0):
         """Go on after `last_step`: lines that a killed run wrote beyond it are dropped."""
         self.lines: list[dict] = []
         self._file = self._tensorboard = None
         if workdir is None:
             return
-        path = workdir / "metrics.jsonl"
-        self.lines = [line for line in read_lines(path) if line["step"] <= last_step]
+        self.lines = [
+            line for line in read_metrics(workdir) if line["step"] <= last_step
+        ]
         if is_first():
-            rewritten = path.with_suffix(".tmp")
-            text = "".join(json.dumps(line) + "\n" for line in self.lines)
-            rewritten.write_text(text)
-            os.replace(rewritten, path)
-            self._file = path.open("a")
+            opened = _Parts if isinstance(workdir, BucketPath) else _Appended
+            self._file = opened(workdir, self.lines)
             self._tensorboard = _tensorboard_writer(workdir)
 
     def write(self, kind: str, *, step: int, **values: float) -> None:
-        """Add a line; it is in the file when this returns."""
+        """Add a line; it is in the file when this returns, in a bucket after `flush`."""
         line = {"kind": kind, "step": step, **values}
         self.lines.append(line)
         if self._file:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            self._file.add(line)
         if self._tensorboard:
             self._tensorboard.write_scalars(
                 step, {f"{kind}/{name}": value for name, value in values.items()}
             )
+
+    def flush(self) -> None:
+        """Let all lines be in the file."""
+        if self._file:
+            self._file.flush()
 
     def of_kind(self, kind: str) -> list[dict]:
         """Return the lines of one kind so far, oldest first."""
@@ -84,6 +93,80 @@ class Window:
         return {"sums": dict(self.sums), "count": self.count}
 
 
+class _Appended:
+    """metrics.jsonl of this machine, a line appended at a time."""
+
+    def __init__(self, workdir, lines):
+        path = workdir / _NAME
+        rewritten = path.with_suffix(".tmp")
+        rewritten.write_text(_text(lines))
+        os.replace(rewritten, path)
+        self._file = path.open("a")
+
+    def add(self, line):
+        self._file.write(_text([line]))
+        self._file.flush()
+
+    def flush(self):
+        """Do nothing: each line is in the file."""
+
+    def close(self):
+        self._file.close()
+
+
+class _Parts:
+    """metrics.jsonl of a bucket, and the lines since the start in numbered objects."""
+
+    def __init__(self, workdir, lines):
+        self._path, self._folder = workdir / _NAME, workdir / _PARTS
+        self._lines, self._waiting = list(lines), []
+        self._parts, self._put = 0, time.monotonic()
+        self._join()
+
+    def add(self, line):
+        self._lines.append(line)
+        self._waiting.append(line)
+        if time.monotonic() - self._put > _SECONDS_BETWEEN_PARTS:
+            self.flush()
+
+    def flush(self):
+        if self._waiting:
+            self._parts += 1
+            part = self._folder / f"{self._parts:09d}.jsonl"
+            part.write_text(_text(self._waiting))
+            self._waiting = []
+        self._put = time.monotonic()
+
+    def close(self):
+        self.flush()
+        self._join()
+
+    def _join(self):
+        """Put all lines as one object, then delete the parts: a kill loses none."""
+        self._path.write_text(_text(self._lines))
+        for part in self._folder.files_below():
+            part.unlink(missing_ok=True)
+
+
+def _text(lines):
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def read_metrics(folder: AnyPath) -> list[dict]:
+    """Return the lines of a run folder, of a bucket with those of all parts.
+
+    Raise InputError for a damaged line, naming it.
+    """
+    if not isinstance(folder, BucketPath):
+        return list(read_lines(folder / _NAME))
+    lines: dict = {}
+    for path in (folder / _NAME, *(folder / _PARTS).files_below()):
+        for line in read_lines(path):
+            # A run that was killed while it joined the parts left some lines twice.
+            lines[line["kind"], line["step"]] = line
+    return list(lines.values())
+
+
 def read_lines(path):
     """Yield the lines of the file but a last one that a kill cut short.
 
@@ -106,7 +189,12 @@ def read_lines(path):
 
 
 def _tensorboard_writer(workdir):
-    """Return clu's writer, or None without TensorFlow, which clu needs."""
+    """Return clu's writer, or None without TensorFlow, which clu needs.
+
+    Its files are appended to, and a bucket takes whole objects only.
+    """
+    if isinstance(workdir, BucketPath):
+        return None
     if importlib.util.find_spec("tensorflow") is None:
         return None
     try:

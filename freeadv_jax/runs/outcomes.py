@@ -5,7 +5,6 @@ seconds.
 """
 
 import json
-import pathlib
 import time
 import zipfile
 import zlib
@@ -14,7 +13,7 @@ import numpy as np
 
 from freeadv_jax.devices.processes import is_first
 from freeadv_jax.errors import InputError
-from freeadv_jax.files import whole_file
+from freeadv_jax.files import AnyPath, local_copy, whole_file
 
 _ABOUT = "about"
 # The state of an unfinished attack is under these names; all other names are results.
@@ -33,7 +32,7 @@ class ArrayFile:
     and other images, and with `of_one_model` also for a file of another model.
     """
 
-    def __init__(self, path: pathlib.Path, about: dict, *, of_one_model: bool = False):
+    def __init__(self, path: AnyPath, about: dict, *, of_one_model: bool = False):
         self._path, self._about = path, about
         self.arrays: dict[str, np.ndarray] = {}
         self._next_save = time.monotonic() + SECONDS_BETWEEN_SAVES
@@ -88,10 +87,10 @@ class ArrayFile:
             del self.arrays[name]
 
 
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_arrays(path: AnyPath) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz file by name; raise InputError where it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with local_copy(path) as copy, np.load(copy, allow_pickle=False) as file:
             return dict(file)
     except (
         OSError,

@@ -5,7 +5,6 @@ are asked for; the outcome for each image lies beside it in evaluation.npz.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -17,20 +16,25 @@ from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, red_flags
 from freeadv_jax.attacks.robustness import (
     Evaluation,
     accuracy_row,
+    apart,
+    certificate_row,
     flags_as_record,
     named_attacks,
     rows_on_common_images,
     table_text,
     worst_case_rows,
 )
+from freeadv_jax.attacks.sandwich import SANDWICH, sandwiches
+from freeadv_jax.certify.named import NamedCertificate, check_certifiable
 from freeadv_jax.console import say
+from freeadv_jax.corrupted.accuracy import error_table
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
 from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
-from freeadv_jax.files import checksum, read_json, write_json
+from freeadv_jax.files import AnyPath, checksum, read_json, write_json
 from freeadv_jax.models.interface import logits_functions
-from freeadv_jax.runs.attacked import ResumableAttacks
+from freeadv_jax.runs.attacked import ResumableAttacks, certified_key
 from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import Run
 from freeadv_jax.runs.outcomes import ArrayFile
@@ -41,8 +45,22 @@ from freeadv_jax.runs.provenance import environment
 RED_FLAGS = "red_flags"
 # The key of the rows on the images that all attacks have, where their images differ.
 COMMON = "evaluation_on_common_images"
+# The key of the error on corrupted images.
+CORRUPTIONS = "corruptions"
+# The key of the rows of certificates. The key 'sandwich' has the comparison of both sides;
+# for another norm or epsilon it goes on with @ and its name.
+CERTIFIED = "certified"
 # The keys of results.json in their order. A model from elsewhere has no config or training.
-_FIELDS = ("model", "data", "config", "environment", "training", "evaluation")
+_FIELDS = (
+    "model",
+    "data",
+    "config",
+    "environment",
+    "training",
+    "evaluation",
+    CERTIFIED,
+    CORRUPTIONS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +72,13 @@ class ResultsFolder:
     replace those that are there, as in the folder of a run that went on training.
     """
 
-    folder: pathlib.Path
+    folder: AnyPath
     header: dict = dataclasses.field(default_factory=dict)
     suffix: str = ""
     of_one_model: bool = False
 
     @property
-    def path(self) -> pathlib.Path:
+    def path(self) -> AnyPath:
         """The path of results.json."""
         return self.folder / f"results{self.suffix}.json"
 
@@ -78,8 +96,8 @@ class ResultsFolder:
 
 def configured_attacks(
     config: ConfigDict, names: Iterable[str], *, num_classes: int
-) -> list[NamedAttack]:
-    """Return the attacks `names` with the norm, epsilon and step size of a configuration."""
+) -> list[NamedAttack | NamedCertificate]:
+    """Return the attacks and certificates `names` with the norm, epsilon and step size of a configuration."""
     return named_attacks(
         names,
         norm=config.attack.norm,
@@ -113,7 +131,7 @@ def evaluate_and_record(
     logits_fn: Callable,
     images: Images,
     labels: np.ndarray,
-    attacks: list[NamedAttack],
+    attacks: list[NamedAttack | NamedCertificate],
     *,
     into: ResultsFolder,
     batch_size: int,
@@ -129,13 +147,18 @@ def evaluate_and_record(
     'auto', see `robust_accuracy`, and the environment in results.json has the kernels that
     were taken. evaluation.npz gets the outcome for each
     image: by the name of the attack bool[n], true for robust images, and with
-    `keep_images` as <name>/images the attacked images.
+    `keep_images` as <name>/images the attacked images. Certificates among `attacks` add
+    rows under 'certified' and arrays certified/<name>, and after them 'sandwich' says
+    what both say together.
 
     An attack that is found there, of this model and with these settings, is run only on
     the images that it lacks. An attack that was cut off continues. Raise InputError where a
     row of more images or of other images would be lost, and see `ResultsFolder` for another
     model.
     """
+    attacks, certificates = apart(attacks)
+    if certificates:  # A model without them is refused before the attacks take hours.
+        check_certifiable(logits_fn, images.shape[1:])
     file = into.arrays(logits_fn, images, labels)
     file.arrays["label"] = labels
     images, labels = images[: examples or None], labels[: examples or None]
@@ -159,6 +182,15 @@ def evaluate_and_record(
         if not resumable.known(attack) or _differs(attack, rows.get(attack.name), seed)
     }
     _refuse_to_lose(rows, stale, examples=len(labels))
+    certified = results.get(CERTIFIED, {})
+    outdated = {
+        certificate.name
+        for certificate in certificates
+        if certified_key(certificate.name) not in file.arrays
+        or certified.get(certificate.name, {}).get("certificate")
+        != certificate.record()
+    }
+    _refuse_to_lose(certified, outdated, examples=len(labels))
     if not file.found:  # The rows of another model go before its arrays do.
         write_json(into.path, results)
     for attack in attacks:
@@ -171,6 +203,19 @@ def evaluate_and_record(
             stages = {"stages": counts} if len(counts) > 1 else {}
             row = accuracy_row(file.arrays[attack.name])
             rows[attack.name] = row | made | stages
+            file.save()
+            write_json(into.path, results)
+    for certificate in certificates:
+        name = certificate.name
+        if name in outdated:
+            certified.pop(name, None)
+        made = {"examples": len(labels), "certificate": certificate.record()}
+        row = certified.get(name, {"examples": 0, "correct": 0})
+        if row["examples"] < len(labels):
+            resumable.certify(certificate, made, before=row)
+            certain = file.arrays[certified_key(name)]
+            certified[name] = certificate_row(certificate, certain)
+            results[CERTIFIED] = certified
             file.save()
             write_json(into.path, results)
     _summarise(results, file.arrays)
@@ -196,6 +241,14 @@ def _summarise(results, robust):
         rows[name] = row
     if common := rows_on_common_images(rows, robust):
         results[COMMON] = common
+    certified = results.get(CERTIFIED, {})
+    results |= sandwiches(
+        rows,
+        robust,
+        certified,
+        {name: robust[certified_key(name)] for name in certified},
+        natural=robust["prediction"] == robust["label"][: len(robust["prediction"])],
+    )
 
 
 def _keep_prediction(file, prediction):
@@ -236,7 +289,8 @@ def record_red_flags(
 ) -> dict:
     """Look for red flags, add them to results.json under `name`, and return its content.
 
-    `threat` is {norm, epsilon, step_size}, in [0, 1] pixels. The first 200 of the images
+    `threat` is {norm, epsilon, step_size}, in [0, 1] pixels, and {samples} for a randomised
+    model. The first 200 of the images
     are attacked; red flags that are found there, with the same threat and of as many
     images, are kept. The evaluation comes first: it writes the file.
     """
@@ -255,14 +309,23 @@ def record_red_flags(
 
 
 def table(results: dict) -> str:
-    """Return the accuracies and red flags of results.json as a table to read."""
+    """Return the accuracies, red flags and corruptions of results.json as a table."""
     flags = {
         name.replace("_", " "): results[name]["flags"]
         for name in results
         if name.startswith(RED_FLAGS)
     }
-    common = results.get(COMMON)
-    return table_text(results["evaluation"], flags, common=common)
+    both = {name: found for name, found in results.items() if name.startswith(SANDWICH)}
+    text = table_text(
+        results["evaluation"],
+        flags,
+        common=results.get(COMMON),
+        certified=results.get(CERTIFIED),
+        sandwich=both,
+    )
+    if CORRUPTIONS in results:
+        text += f"\n\n{error_table(results[CORRUPTIONS])}"
+    return text
 
 
 def _identity(images):

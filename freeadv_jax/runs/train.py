@@ -159,6 +159,7 @@ class _RunListener(Listener):
         passes = config.validation.every_passes
         validation_period = max(1, round(passes * per_pass)) * replays(config)
         self._config, self._checkpoints, self._write = config, checkpoints, write
+        self._log = log
         self._validates_at = _every(validation_period, config)
         self._saves_at = _every(config.checkpoint.every_updates, config)
         self._validate = _validation(
@@ -198,6 +199,8 @@ class _RunListener(Listener):
                 raise TrainingStoppedError(collapse)
         if self._checkpoints and (validates or self._saves_at(step) or stopping):
             progress = self._watch.progress()
+            # A run that goes on from this state has the lines before it.
+            self._log.flush()
             self._checkpoints.save(state, progress=progress, robust=robust)
 
     def stop(self, step):

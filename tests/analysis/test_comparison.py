@@ -150,9 +150,9 @@ def test_data_with_other_classes_than_the_training_is_refused(pair):
         first_examples(open_models(pair), data="", examples=5)
 
 
-def test_a_bucket_is_refused_as_the_output_file():
-    with pytest.raises(InputError, match="gs://bucket/page.html is no folder of this"):
-        ModelsParser("a", "b").parse_args(["run", "--out=gs://bucket/page.html"])
+def test_an_unknown_store_is_refused_as_the_output_file():
+    with pytest.raises(InputError, match="az://bucket/page.html: must be a folder of"):
+        ModelsParser("a", "b").parse_args(["run", "--out=az://bucket/page.html"])
 
 
 @pytest.fixture

@@ -12,8 +12,16 @@ from freeadv_jax.devices.parallel import REPLICATED, SPLIT
 from freeadv_jax.errors import InputError
 from freeadv_jax.models import build_model
 from freeadv_jax.training import trades
+from freeadv_jax.training.alp import alp_train_step
+from freeadv_jax.training.awp import awp_train_step
 from freeadv_jax.training.free import free_train_step
+from freeadv_jax.training.gaussian import gaussian_train_step
+from freeadv_jax.training.grad_align import grad_align_train_step
+from freeadv_jax.training.ibp import crown_ibp_train_step
+from freeadv_jax.training.llr import llr_train_step
+from freeadv_jax.training.mart import mart_train_step
 from freeadv_jax.training.multistep import STATE_LAYOUT
+from freeadv_jax.training.n_fgsm import n_fgsm_train_step
 from freeadv_jax.training.pgd import pgd_train_step
 from freeadv_jax.training.state import create_state
 from freeadv_jax.training.trades import trades_train_step
@@ -28,6 +36,32 @@ METHODS = {
     # attack's steps. An L2 attack does not depend on it.
     "pgd": partial(pgd_train_step, threat=L2, step_size=0.25, steps=2),
     "trades": partial(trades_train_step, threat=L2, step_size=0.25, steps=2, beta=6.0),
+    "alp": partial(alp_train_step, threat=L2, step_size=0.25, steps=2, alp_lambda=0.5),
+    "llr": partial(
+        llr_train_step, threat=L2, step_size=0.25, steps=2, llr_lambda=4.0, llr_mu=3.0
+    ),
+    "mart": partial(
+        mart_train_step, threat=L2, step_size=0.25, steps=2, mart_lambda=5.0
+    ),
+    "awp": partial(awp_train_step, threat=L2, step_size=0.25, steps=2, awp_gamma=0.01),
+    "n-fgsm": partial(n_fgsm_train_step, threat=L2, step_size=0.25, n_fgsm_noise=2.0),
+    "grad-align": partial(
+        grad_align_train_step, threat=L2, step_size=0.25, grad_align_lambda=0.2
+    ),
+    "gaussian": partial(
+        gaussian_train_step, threat=L2, step_size=0.25, gaussian_sigma=0.25
+    ),
+    "crown-ibp": partial(
+        crown_ibp_train_step,
+        threat=LINF,
+        step_size=0.0,
+        updates=2,
+        certified_scale=1.0,
+        certified_warmup=-1.0,
+        certified_rampup=2.0,
+        certified_kappa=0.5,
+        crown_ibp_beta=0.5,
+    ),
 }
 
 
@@ -63,7 +97,13 @@ def on_all_devices(step, state, batch):
     return (*step(placed, parallel.place(batch, SPLIT)), step, placed)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("alp", "mart") else ())
+        for name in METHODS
+    ],
+)
 def test_eight_devices_take_the_same_step_as_one(method, monkeypatch):
     # TRADES starts its attack near 0. There the divergence compares nearly equal
     # distributions, and its float32 gradient, which leads the attack, has few correct

@@ -2,16 +2,20 @@
 
 import json
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
 import numpy as np
 import pytest
-from tiny_run import run_main
+from tiny_run import ROOT, environment, run_main
 from two_processes import (
     FIELDS,
     assert_same_training,
+    evaluate_two,
     finish,
     run_two,
     start,
@@ -50,9 +54,9 @@ def test_two_processes_train_and_evaluate_like_one(one, two):
     ours, expected = (np.load(folder / "evaluation.npz") for folder in (workdir, one))
     for attack in ("natural", "pgd-20"):
         np.testing.assert_array_equal(ours[attack], expected[attack])
-    environment = json.loads((workdir / "results.json").read_text())["environment"]
-    assert environment["process_count"] == 2
-    assert environment["device_count"] == 8
+    made = json.loads((workdir / "results.json").read_text())["environment"]
+    assert made["process_count"] == 2
+    assert made["device_count"] == 8
 
 
 @pytest.mark.slow
@@ -65,6 +69,65 @@ def test_only_the_first_process_writes_and_prints(one, two):
     assert "pgd-20" in first
     # Gloo's threads print at the same time, so their lines may interleave.
     assert GLOO.sub("", second) == ""
+
+
+def evaluate_alone(workdir, *flags):
+    evaluate = [sys.executable, "-m", "freeadv_jax.evaluate", f"--workdir={workdir}"]
+    subprocess.run(
+        [*evaluate, *flags],
+        cwd=ROOT,
+        env=environment(devices=1),
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_like_one(tmp_path, one):
+    """They go on where one was, on more images, and one goes on where they were."""
+    attacks = "--attacks=natural,apgd-t,square"
+    alone, together = (shutil.copytree(one, tmp_path / name) for name in "ab")
+    evaluate_alone(alone, attacks, "--examples=150")
+    evaluate_alone(together, "--attacks=apgd-t", "--examples=30", "--no-red_flags")
+    outcomes = evaluate_two(together, attacks, "--examples=120")
+    assert [status for status, *_ in outcomes] == [0, 0], outcomes
+    (_, first, _), (_, second, _) = outcomes
+    assert "apgd-t" in first
+    assert GLOO.sub("", second) == ""
+    evaluate_alone(together, attacks, "--examples=150")
+    ours, expected = (
+        np.load(folder / "evaluation.npz") for folder in (together, alone)
+    )
+    for attack in ("natural", "apgd-t", "square"):
+        assert len(expected[attack]) == 150
+        np.testing.assert_array_equal(ours[attack], expected[attack])
+
+
+@pytest.mark.slow
+def test_two_processes_certify_like_one(tmp_path, one):
+    flags = "--attacks=crown-ibp", "--epsilon=0.004", "--examples=40"
+    alone, together = (shutil.copytree(one, tmp_path / name) for name in "ab")
+    evaluate_alone(alone, *flags, "--no-red_flags")
+    outcomes = evaluate_two(together, *flags, "--no-red_flags")
+    assert [status for status, *_ in outcomes] == [0, 0], outcomes
+    ours, expected = (
+        np.load(folder / "evaluation.npz")["certified/crown-ibp@linf-0.004"]
+        for folder in (together, alone)
+    )
+    assert len(expected) == 40 and expected.any()
+    np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.slow
+def test_processes_with_other_options_evaluate_nothing(tmp_path, one):
+    workdir = shutil.copytree(one, tmp_path / "run")
+    before = (workdir / "results.json").read_bytes()
+    flags = (["--epsilon=0.1"], ["--epsilon=0.2"])
+    outcomes = evaluate_two(workdir, "--attacks=fgsm", own_flags=flags)
+    assert [status for status, *_ in outcomes] == [1, 1]
+    for _, _, fault in outcomes:
+        assert "the processes differ in their options" in fault
+    assert (workdir / "results.json").read_bytes() == before
 
 
 @pytest.mark.slow

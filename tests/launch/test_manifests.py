@@ -1,6 +1,7 @@
 """The scripts pass their linters, and the manifests fit their schemas."""
 
 import math
+import pathlib
 import re
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ import tomllib
 import pytest
 import yaml
 from stand_ins import ROOT
+
+from freeadv_jax import evaluate
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -136,7 +139,18 @@ def test_one_pod_that_ends_early_restarts_all_pods(path):
     assert job["backoffLimit"] == 0
     assert job["completions"] == job["parallelism"]
     assert job["template"]["spec"]["restartPolicy"] == "Never"
-    assert container_of(manifest)["command"][:2] == ["bash", "launch/train.sh"]
+    assert container_of(manifest)["command"] == ["bash", "launch/train.sh"]
+
+
+@pytest.mark.parametrize("path", JOB_SETS, ids=lambda path: path.name)
+def test_a_job_set_evaluates_with_the_word_and_the_flags_that_its_comment_names(path):
+    assert "put `- evaluate` here, and --workdir, --data and --att" in path.read_text()
+    args = container_of(job_set(path))["args"]
+    assert args[-3].startswith("--config=")
+    args = [each.replace("$(JOB_COMPLETION_INDEX)", "1") for each in args]
+    flags = [*args[:-3], "--workdir=/bucket/run", "--data=/bucket/imagenet"]
+    given = evaluate._parser().parse_args([*flags, "--attacks=autoattack"])
+    assert (given.multihost, given.workdir) == (True, "/bucket/run")
 
 
 def test_the_slice_has_as_many_chips_as_its_pods_ask_for():
@@ -151,7 +165,7 @@ def test_the_gpu_pods_get_the_name_that_a_job_set_gives_their_first():
     manifest = job_set(LAUNCH / "gke-jobset-gpu.yaml")
     name = manifest["metadata"]["name"]
     (replicated,) = manifest["spec"]["replicatedJobs"]
-    assert container_of(manifest)["command"][2:] == [
+    assert container_of(manifest)["args"][:4] == [
         "--multihost",
         f"--coordinator={name}-{replicated['name']}-0-0.{name}:8476",
         f"--num_processes={job_of(manifest)['parallelism']}",
@@ -239,8 +253,8 @@ def texts():
 
 
 def test_every_flag_given_to_main_is_one_of_its_flags():
-    main = (ROOT / "freeadv_jax" / "main.py").read_text()
-    defined = set(re.findall(r'"--(\w+)"', main))
+    files = (ROOT / "freeadv_jax" / name for name in ("main.py", "command.py"))
+    defined = set(re.findall(r'"--(\w+)"', "".join(map(pathlib.Path.read_text, files))))
     given = {"multihost", "coordinator", "num_processes", "process_id", "workdir"}
     assert given <= defined
     for name, text in texts().items():

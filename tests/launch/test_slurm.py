@@ -75,6 +75,23 @@ def test_every_process_gets_the_command_word_for_word(slurm):
     assert slurm.calls("python") == [["python", "-m", "freeadv_jax.main", *arguments]]
 
 
+def test_evaluate_gives_every_process_the_command_word_for_word(slurm):
+    slurm.put("exit_code", "0")
+    job = JOB | {"CONFIG": "configs/none.py"}
+    option = "--attacks=natural,autoattack"
+    assert slurm.run("bash", SCRIPT, "evaluate", option, **job).returncode == 0
+    arguments = [
+        "--workdir=/shared/my runs/tiny",
+        "--data=/shared/data",
+        "--multihost",
+        option,
+    ]
+    step = ["srun", "--kill-on-bad-exit=0", "bash", "launch/train.sh", "evaluate"]
+    assert slurm.calls("srun") == [[*step, *arguments]]
+    evaluation = ["python", "-m", "freeadv_jax.evaluate", *arguments]
+    assert slurm.calls("python") == [evaluation]
+
+
 @pytest.mark.parametrize("code", [0, 1, 137])
 def test_a_training_that_ends_by_itself_is_not_queued_again(slurm, code):
     slurm.put("exit_code", str(code))

@@ -63,6 +63,22 @@ def test_run_gives_every_worker_the_command_word_for_word(pod):
     ]
 
 
+def test_evaluate_gives_every_worker_the_command_word_for_word(pod):
+    option = "--attacks=natural,autoattack"
+    succeed(pod, "setup")
+    succeed(pod, "evaluate", option)
+    eventually(lambda: len(trainings(pod)) == 2)
+    assert trainings(pod) == [
+        [
+            *["python", "-m", "freeadv_jax.evaluate", "--multihost"],
+            f"--workdir={pod.folder}/{name}/gs/runs/a/b",
+            f"--data={pod.folder}/{name}/gs/data/imagenet",
+            option,
+        ]
+        for name in ("worker0", "worker1")
+    ]
+
+
 def test_the_training_outlives_the_connection_that_started_it(pod):
     train(pod)
     for line in status(pod):

@@ -6,7 +6,7 @@ import pytest
 from pod import asked, command, train, trainings
 
 MISSING = "{0} is not set, e.g. {0}={1}"
-COMMANDS = "allowed: create setup run status logs stop delete"
+COMMANDS = "allowed: create setup run evaluate status logs stop delete"
 NO_POD = "pod free4 does not exist in us-west4-a; create it: launch/tpu_pod.sh create"
 
 
@@ -32,6 +32,12 @@ NO_POD = "pod free4 does not exist in us-west4-a; create it: launch/tpu_pod.sh c
         ),
         (["run", "config.a=1"], {}, "option config.a=1 of run is unknown; "),
         (["stop", "--restart"], {}, "option --restart of stop is unknown; "),
+        (["evaluate", "fgsm"], {}, "option fgsm of evaluate is unknown; "),
+        (
+            ["evaluate"],
+            {"WORKDIR": "/runs"},
+            "WORKDIR=/runs must be gs://BUCKET/FOLDER",
+        ),
     ],
 )
 def test_a_mistake_gets_one_line_and_calls_no_command(pod, arguments, settings, error):
@@ -52,6 +58,7 @@ def test_a_mistake_gets_one_line_and_calls_no_command(pod, arguments, settings, 
         ),
         (["setup"], None, NO_POD),
         (["run"], None, NO_POD),
+        (["evaluate"], None, NO_POD),
         (["run", "--restart"], None, NO_POD),
         (["status"], None, NO_POD),
         (["delete"], None, NO_POD),

@@ -6,18 +6,23 @@ import numpy as np
 import pytest
 from fake_models import measured, reported, row
 
+from freeadv_jax.corrupted.images import KINDS
 from freeadv_jax.report.accuracy_tables import (
     results_table,
     seeds_table,
     transfer_table,
 )
+from freeadv_jax.report.certified_tables import certified_table, shares_by_epsilon
 from freeadv_jax.report.class_tables import (
     classes_table,
     confused_table,
     robust_images,
 )
+from freeadv_jax.report.corruption_tables import corruptions_table
+from freeadv_jax.report.figures import sandwich_plots
 from freeadv_jax.report.reported import strongest_attack
 from freeadv_jax.report.run_tables import cost_table, flags_table, settings_table
+from freeadv_jax.report.verdict import verdict
 
 
 def pair(natural, free):
@@ -51,6 +56,60 @@ def test_attacks_with_other_settings_or_images_are_not_compared(other):
     table = results_table(runs)
     assert {line[2].mark for line in table.rows} == {""}
     assert "Nothing is marked for pgd-20" in table.caption
+
+
+def corrupted(model, *, shift=0, images=None, examples=100):
+    """Return a model with errors of 1, 2, ... percent by kind and severity, shifted."""
+    kinds = {}
+    for place, kind in enumerate(KINDS):
+        severities = {
+            str(n): {"accuracy": 1 - (place + n + shift) / 100} for n in range(1, 6)
+        }
+        kinds[kind] = {
+            "mean_error": (place + 3 + shift) / 100,
+            "severities": severities,
+        }
+    record = {
+        "mean_error": (10 + shift) / 100,
+        "interval": [0.05, 0.25],
+        "examples": examples,
+        "natural": row(90 - shift, examples=100),
+        "kinds": kinds,
+        "images": images or {"library": "x"},
+    }
+    return dataclasses.replace(model, results=model.results | {"corruptions": record})
+
+
+def test_errors_under_corruptions_are_shown_by_kind_and_severity():
+    models = pair({"natural": row(190)}, {"natural": row(180)})
+    assert corruptions_table(models) is None
+    table = corruptions_table([corrupted(models[0], shift=4), corrupted(models[1])])
+    assert table.columns == ("corruption", "Natural", "Free-2")
+    names = [line[0].text for line in table.rows]
+    assert names[:3] == ["none", "mean of all", "gaussian noise"]
+    assert len(names) == 2 + len(KINDS)
+    none, mean, noise = table.rows[:3]
+    assert [cell.text for cell in none[1:]] == ["14.0", "10.0"]
+    assert [cell.text for cell in mean[1:]] == ["14.0", "10.0"]
+    assert mean[1].note == "5.0 to 25.0"
+    assert noise[2].note == "1.0 2.0 3.0 4.0 5.0"
+    assert noise[2].numbers["severity 5"] == pytest.approx(0.05)
+    assert {cell.mark for line in table.rows for cell in line[2:]} == {"best"}
+    assert {cell.mark for line in table.rows for cell in line[:2]} == {""}
+    assert "100 test images" in table.caption
+
+
+@pytest.mark.parametrize(
+    "other", [{"images": {"library": "y"}}, {"examples": 50}, None]
+)
+def test_errors_on_other_corruptions_or_images_are_not_compared(other):
+    models = pair({"natural": row(190)}, {"natural": row(180)})
+    first, second = corrupted(models[0]), models[1]
+    table = corruptions_table(
+        [first, second if other is None else corrupted(second, **other)]
+    )
+    assert {cell.mark for line in table.rows for cell in line} == {""}
+    assert "Nothing is marked as best" in table.caption
 
 
 OUTCOMES = {
@@ -270,3 +329,52 @@ def test_differences_list_only_fields_with_different_values():
     everything = settings_table(runs, differing=False).rows
     assert "optimizer.turns" in [line[0].text for line in everything]
     assert settings_table(runs[:1], differing=True) is None
+
+
+def sandwich_record(epsilon, certified, broken, **changed):
+    parts = {"certified": certified, "broken": broken}
+    parts["open"] = 200 - certified - broken
+    return (
+        {
+            "norm": "linf",
+            "epsilon": epsilon,
+            "examples": 200,
+            "certificates": ["crown"],
+            "attacks": ["pgd-20"],
+            "suspicious": False,
+            "text": "of 200 images",
+        }
+        | parts
+        | changed
+    )
+
+
+def certified_model(**changed):
+    model = reported({"natural": row(180, epsilon=0.0), "pgd-20": row(90)})
+    model.results["sandwich@linf-0.05"] = sandwich_record(0.05, 120, 40)
+    model.results["sandwich"] = sandwich_record(0.2, 10, 110, **changed)
+    return model
+
+
+def test_certified_open_and_broken_images_are_shown_by_epsilon():
+    assert certified_table([reported({"natural": row(180), "pgd-20": row(90)})]) is None
+    first, second = certified_table([certified_model()]).rows
+    texts = [cell.text for cell in first]
+    assert texts[1:] == ["linf 0.05", "60.0", "20.0", "20.0", "200", "none"]
+    assert first[0].note == "crown; pgd-20"
+    assert [cell.text for cell in second][2:5] == ["5.0", "40.0", "55.0"]
+    shares = shares_by_epsilon(certified_model())
+    assert list(shares) == [0.0, 0.05, 0.2]
+    assert shares[0.0]["certified"] == 0.9
+    (plot,) = sandwich_plots([certified_model()])
+    assert "0.05: 60 certified, 20 open, 20 broken" in plot.svg
+    assert plot.svg.startswith("<svg")
+
+
+def test_a_contradiction_of_proof_and_attack_is_a_red_flag():
+    told = "of 200 images; image 3 is certified by crown and broken by pgd-20"
+    model = certified_model(suspicious=True, text=told)
+    assert certified_table([model]).rows[1][-1].text == told
+    lines = [[cell.text for cell in line] for line in flags_table([model]).rows]
+    assert [model.label, "certified and broken", "suspicious", told] in lines
+    assert f"{model.label} (certified and broken)" in verdict([model])[-1]

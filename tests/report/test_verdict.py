@@ -33,14 +33,14 @@ def test_the_more_robust_model_is_named_with_its_figures():
     assert "L-inf epsilon 0.2" in robust
     assert natural == "Without an attack: Free-2 95.0 %, Natural 98.0 %."
     assert "Free-2 saw attacked images" in why
-    assert "Free-2 1 minutes" in cost
+    assert "Free-2 60 seconds" in cost
     assert trust == "Not every model was checked for red flags."
 
 
 def test_a_long_training_has_whole_minutes():
     models = runs(4, 100)
     models[1].results["training"]["seconds"] = 60 * 5418
-    assert "Free-2 5,418 minutes, Natural 1 minutes" in verdict(models)[4]
+    assert "Free-2 5,418 minutes, Natural 60 seconds" in verdict(models)[4]
     assert [line[1].text for line in cost_table(models).rows] == ["1", "5,418"]
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import json
@@ -12,6 +13,7 @@ from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.ensemble import warn_of_few_classes
 from freeadv_jax.attacks.named import attack_by_name
 from freeadv_jax.attacks.square import Square
+from freeadv_jax.certify.named import NamedCertificate, certificate_by_name
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
 from freeadv_jax.errors import InputError
@@ -64,6 +66,10 @@ def named(name, *, epsilon=0.1, step_size=0.05):
     return attack_by_name(
         name, norm="linf", epsilon=epsilon, step_size=step_size, num_classes=2
     )
+
+
+def certificate(name, *, epsilon=0.1):
+    return certificate_by_name(name, norm="linf", epsilon=epsilon)
 
 
 def evaluated(
@@ -593,3 +599,76 @@ def test_attack_interrupted_without_keeping_images_restarts_to_keep_them(
     looks += [None] * 1000
     evaluated(tmp_path, "pgd-10-x3", keep_images=True)
     assert len(outcomes(tmp_path)["pgd-10-x3/images"]) == 77
+
+
+def test_certificates_add_rows_outcomes_and_the_sandwich(tmp_path):
+    results = evaluated(tmp_path, "natural", "pgd-20", certificate("crown"))
+    assert list(results["evaluation"]) == ["natural", "pgd-20"]
+    row = results["certified"]["crown"]
+    assert (row["correct"], row["examples"]) == (ROBUST.sum(), 77)
+    assert row["certificate"]["bound"] == "crown"
+    np.testing.assert_array_equal(outcomes(tmp_path)["certified/crown"], ROBUST)
+    both = results["sandwich"]
+    assert (both["certified"], both["open"]) == (ROBUST.sum(), 0)
+    assert (both["attacks"], both["violations"]) == (["pgd-20"], [])
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    shown = table(results)
+    assert "certified by crown" in shown
+    assert f"of 77 images {ROBUST.sum()} certified" in shown
+
+
+def test_certified_images_are_kept_and_more_are_added(tmp_path, monkeypatch):
+    bounded = []
+    made = NamedCertificate.certified
+
+    def recorded(self, logits_fn, images, labels, chosen):
+        bounded.append(chosen.tolist())
+        return made(self, logits_fn, images, labels, chosen)
+
+    monkeypatch.setattr(NamedCertificate, "certified", recorded)
+    evaluated(tmp_path, certificate("ibp"), examples=30, labels=WRONG)
+    whole = evaluated(tmp_path, certificate("ibp"), labels=WRONG)
+    evaluated(tmp_path, certificate("ibp"), examples=20, labels=WRONG)
+    # The first five images are misclassified.
+    assert bounded == [list(range(5, 30)), list(range(30, 77))]
+    assert whole["certified"]["ibp"]["correct"] == ROBUST[5:].sum()
+    with pytest.raises(InputError, match="ibp was made on 77 images"):
+        other = certificate("ibp", epsilon=0.2)
+        evaluated(tmp_path, other, examples=20, labels=WRONG)
+    other = evaluated(tmp_path, certificate("ibp", epsilon=0.2), labels=WRONG)
+    assert other["certified"]["ibp"]["correct"] < whole["certified"]["ibp"]["correct"]
+    assert other["sandwich"]["epsilon"] == 0.2
+
+
+def test_an_interrupted_certificate_goes_on_with_the_next_chunk(tmp_path, monkeypatch):
+    few = dataclasses.replace(certificate("crown"), batch_size=8)
+    bounded, made = [], NamedCertificate.certified
+
+    def cut(self, *arguments):
+        for chunk, certain in made(self, *arguments):
+            if len(bounded) == 3:
+                bounded.append("cut")
+                raise Cut
+            bounded.append(chunk.tolist())
+            yield chunk, certain
+
+    monkeypatch.setattr(NamedCertificate, "certified", cut)
+    monkeypatch.setattr(ArrayFile, "save_sometimes", lambda self: self.save())
+    with pytest.raises(Cut):
+        evaluated(tmp_path, few)
+    assert "certified" not in json.loads((tmp_path / "results.json").read_text())
+    results = evaluated(tmp_path, few)
+    images = [image for chunk in bounded if chunk != "cut" for image in chunk]
+    assert images == list(range(77))
+    assert bounded.index("cut") == 3
+    assert results["certified"]["crown"]["correct"] == ROBUST.sum()
+    np.testing.assert_array_equal(outcomes(tmp_path)["certified/crown"], ROBUST)
+
+
+def test_a_model_without_certificates_is_refused_before_anything_is_written(tmp_path):
+    def model(images):
+        return jnp.sin(LOGITS_FN(images))
+
+    with pytest.raises(InputError, match="no rule for sin"):
+        evaluated(tmp_path, "pgd-20", certificate("crown"), logits_fn=model)
+    assert not list(tmp_path.iterdir())
