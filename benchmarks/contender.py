@@ -28,6 +28,7 @@ from freeadv_jax.runs.build import (
 )
 from freeadv_jax.runs.folder import Run
 from freeadv_jax.runs.watch import Clock
+from freeadv_jax.training.methods import METHODS
 from freeadv_jax.training.multistep import STATE_LAYOUT, minibatches_per_call
 
 
@@ -61,7 +62,7 @@ def configured_run(
     """Return a run of the network with the recipe of `images`, a name in IMAGES.
 
     `images` None means the network's usual ones, `batch_size` None the recipe's. Methods
-    are natural, free-<m>, <K>-pgd, fgsm-rs and trades. The run has no folder.
+    are free-<m>, <K>-pgd and the names of the other methods. The run has no folder.
     """
     images = images or usual_images(network)
     kind = IMAGES[images]
@@ -74,7 +75,8 @@ def configured_run(
 
 def _fields(method):
     """Return the fields of the configuration that a method's name sets."""
-    if method in ("natural", "fgsm-rs", "trades"):
+    others = METHODS.keys() - {"free", "pgd"}
+    if method in others:
         return {"method": method}
     if free := re.fullmatch(r"free-([1-9]\d*)", method):
         return {"method": "free", "attack.replays": int(free[1])}
@@ -82,8 +84,8 @@ def _fields(method):
         steps = {"attack.steps": int(pgd[1]), "attack.step_size": 2 / 255}
         return {"method": "pgd", **steps}
     raise InputError(
-        f"unknown method {method!r}; allowed: natural, free-<m>, <K>-pgd, fgsm-rs, "
-        "trades, with m, K >= 1"
+        f"unknown method {method!r}; allowed: free-<m>, <K>-pgd, with m, K >= 1, "
+        f"{', '.join(sorted(others))}"
     )
 
 

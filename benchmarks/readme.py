@@ -6,6 +6,7 @@ replaces the text between `<!-- NAME -->` and `<!-- end -->`, for each NAME of B
 come from the records in benchmarks/results, the tables of fields and methods from the package.
 """
 
+import inspect
 import itertools
 import pathlib
 import re
@@ -15,6 +16,7 @@ from functools import partial
 from benchmarks.ablation import BASE, summary
 from benchmarks.accelerators import NARROW, ONE_VECTOR
 from benchmarks.contender import usual_images
+from benchmarks.corruptions import GROUPS
 from benchmarks.fine_tuning import ATTACKS as FINE_TUNING_ATTACKS
 from benchmarks.reproduce import ATTACKS, TABLES
 from benchmarks.step_changes import (
@@ -27,10 +29,11 @@ from benchmarks.step_changes import (
 )
 from benchmarks.step_cost import ONE_A_CALL
 from benchmarks.training import compilation, memory
-from freeadv_jax.attacks.robustness import WORST_CASE
+from freeadv_jax.attacks.robustness import WORST_CASE, epsilon_text
 from freeadv_jax.command import Parser, run_command
 from freeadv_jax.config import FIELDS, base_config
 from freeadv_jax.files import read_json
+from freeadv_jax.gallery.defences import DEFENCES
 from freeadv_jax.training.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,8 +61,15 @@ TRAINING = {
         "training_avx512_small_cnn_mnist",
     ),
 }
+# With XLA's convolutions, at an earlier commit.
+REFERENCE_STYLE = "training_avx512_xla"
 # The records of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
-BY_ONEDNN = ("convolutions_onednn_float32",)
+BY_ONEDNN = (
+    "convolutions_onednn_float32",
+    "convolutions_onednn_preact_resnet_18",
+    "convolutions_onednn_bfloat16_wrn_32_10_madry",
+    "convolutions_onednn_bfloat16_resnet_50",
+)
 KERNELS = ("kernels_preact_resnet_18", "kernels_wrn_10_1", "kernels_resnet_50")
 KERNELS_OF_ATTACKS = ("kernels_attack_preact_resnet_18",)
 CONVOLUTIONS = ("convolutions_avx2", "convolutions_avx512")
@@ -75,6 +85,7 @@ STEP_CHANGES = ("step_changes", "step_changes_128")
 # last attack.
 ABLATIONS = {
     "ablation": ("natural", WORST_CASE),
+    "ablation_straight_through": ("natural", "pgd-20", "apgd-t"),
     "ablation_test": ("natural", "pgd-20", "autoattack"),
     "ablation_6000": ("natural", "pgd-20", "apgd-t"),
     "ablation_test_6000": ("natural", "pgd-20", "cw-20", "apgd-t"),
@@ -281,8 +292,7 @@ def _reference_style():
     """Return the time of an update in the style of the reference code, divided by ours."""
     return ", ".join(
         f"{ratio:.2f} ({result['setting']['network']})"
-        for name in itertools.chain(*TRAINING.values())
-        for result in results(name).values()
+        for result in results(REFERENCE_STYLE).values()
         if (ratio := result["ratios"]["free-8"].get("reference-style / ours"))
     )
 
@@ -328,6 +338,9 @@ def _convolutions(name):
 
 
 def _convolutions_by_onednn(name):
+    record = results(name)
+    if networks := record.get("networks"):
+        (record,) = networks.values()
     rows = [
         [
             layer,
@@ -336,7 +349,7 @@ def _convolutions_by_onednn(name):
                 for which in _PASSES
             ),
         ]
-        for layer, rates in results(name).items()
+        for layer, rates in record.items()
     ]
     return _table(["layer", *_PASSES.values()], rows)
 
@@ -516,6 +529,77 @@ def _fine_tuning(name):
     return _table(["training", "updates", *heads], rows)
 
 
+def _corruptions():
+    """Return a row for each training, with its errors under groups of corruptions."""
+    path = RESULTS / "corruptions.json"
+    if not path.exists():
+        return f"\n{_NOT_YET_RUN}\n"
+    columns = ("natural", "pgd-20", "corruptions", *GROUPS)
+    rows = [
+        [row, *(_mean(found[name]) for name in columns)]
+        for row, found in results(path.stem)["rows"].items()
+    ]
+    heads = ("natural", "PGD-20", "mean of all corruptions", *GROUPS)
+    return _table(["training", *heads], rows)
+
+
+def _certified():
+    """Return a row for each data set, with what is certified on its test images."""
+    rows = []
+    titles = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+    for name, title in titles.items():
+        path = RESULTS / f"certified_{name}.json"
+        if not path.exists():
+            rows.append([title, *[_NOT_YET_RUN] * 6])
+            continue
+        found = results(path.stem)
+        measured = [found["evaluation"][attack] for attack in ("natural", "pgd-20")]
+        measured += [found["certified"][bound] for bound in ("ibp", "crown-ibp")]
+        rows.append(
+            [
+                title,
+                epsilon_text(found["epsilon"]),
+                f"{found['training']['updates']:,}",
+                *map(_with_interval, measured),
+            ]
+        )
+    heads = "images|epsilon|updates|natural|PGD-20|certified, IBP|certified, CROWN-IBP"
+    return _table(heads.split("|"), rows)
+
+
+def _certificates():
+    """Return the rate of CROWN, and what it certifies beside what PGD breaks."""
+    found = results("certificates")["crown"]
+    return (
+        f"{found['images']} images took {found['processor_seconds']:.0f} seconds of the "
+        f"processor, {found['images_per_second_on_two_cores']:.1f} images a second on two "
+        f"cores,\nafter a compilation of {found['first_call']['processor_seconds']:.0f} "
+        f"seconds. {found['certified']} of them are certified, and PGD-20 breaks "
+        f"{found['broken_by_pgd_20']}"
+    )
+
+
+def _sandwich():
+    """Return a row for each training, with both bounds at every epsilon."""
+    path = RESULTS / "sandwich.json"
+    if not path.exists():
+        return f"\n{_NOT_YET_RUN}\n"
+    found = results(path.stem)
+    radii = list(next(iter(found.values()))["by_epsilon"])
+    rows = [
+        [
+            name,
+            _percent(result["natural"], 0),
+            *(
+                f"{_percent(at['certified'], 0)} to {_percent(at['attacked'], 0)}"
+                for at in result["by_epsilon"].values()
+            ),
+        ]
+        for name, result in found.items()
+    ]
+    return _table(["training", "natural", *radii], rows)
+
+
 def _fields():
     """Return a row for each field of a configuration."""
     rows = [
@@ -632,20 +716,28 @@ def _parity():
 
 
 def _speed():
-    said = []
-    for file, name in (
-        ("attack_speed_pgd_100", "pgd-100"),
-        ("attack_speed", "autoattack"),
-    ):
-        record = results(file)
-        row = record[name]
-        said.append(
-            f"{_NAMES[name]} on {record['examples']} images "
-            f"{row['seconds']['ours']:.0f} s against "
-            f"{row['seconds']['reference']:.0f} s "
-            f"({row['reference / ours']:.2f} times as fast)"
-        )
-    return f"{record['network']}, {', '.join(said)}"
+    files = {"attack_speed_pgd_100": "pgd-100", "attack_speed": "autoattack"}
+    said = [_against_reference(file, name) for file, name in files.items()]
+    return f"{results('attack_speed')['network']}, {', '.join(said)}"
+
+
+def _speed_of_small_models():
+    """Return the seconds of AutoAttack on digits, compilation included."""
+    files = ("attack_speed_small_cnn", "attack_speed_small_cnn_1")
+    said = [_against_reference(file, "autoattack") for file in files]
+    return f"{results(files[0])['network']}, {', '.join(said)}"
+
+
+def _against_reference(file, name):
+    record = results(file)
+    row = record[name]
+    images = "1 image" if record["examples"] == 1 else f"{record['examples']} images"
+    ours, reference = (row["seconds"][who] for who in ("ours", "reference"))
+    digits = 0 if ours >= 100 else 1
+    return (
+        f"{_NAMES[name]} on {images} {ours:.{digits}f} s against "
+        f"{reference:.{digits}f} s ({row['reference / ours']:.2f} times as fast)"
+    )
 
 
 def _flatness():
@@ -678,6 +770,23 @@ def _folder():
     return _table(["training", "natural", "PGD-10"], rows)
 
 
+def _transformers():
+    networks = {"convnext-atto": "ConvNeXt-Atto", "vit": "ViT, 6 blocks of width 96"}
+    rows = [
+        [
+            networks[network],
+            {"natural": "natural", "free-4": "Free-4"}[method],
+            *(
+                _with_interval(found["evaluation"][attack])
+                for attack in ("natural", "pgd-20", "apgd-t")
+            ),
+        ]
+        for row, found in results("transformers").items()
+        for network, method in [row.split(", ")]
+    ]
+    return _table(["network", "training", "natural", "PGD-20", "APGD-T"], rows)
+
+
 def _decoded():
     methods = results("input_rate")["methods"]
     first, *others, last = (f"{row['images_decoded']:,}" for row in methods.values())
@@ -702,7 +811,44 @@ def _replays():
     )
 
 
+def _gallery_defences():
+    lines = [
+        "| defence | paper | masks by | here | broken by |",
+        "|---|---|---|---|---|",
+    ]
+    for defence in DEFENCES.values():
+        module = inspect.getmodule(defence.build).__name__.rpartition(".")[2]
+        path = f"../freeadv_jax/gallery/defences/{module}.py"
+        lines.append(
+            f"| [`{defence.name}`]({path}) | {defence.paper} | {defence.kind} | "
+            f"{defence.parameters} | {defence.broken_by} |"
+        )
+    return "\n".join(["", *lines, ""])
+
+
+def _gallery(record):
+    found = results(record)
+    lines = [
+        "",
+        "| defence | natural | naive PGD-20 | red flags | adaptive | published |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        defence = DEFENCES[row["defence"]]
+        natural, naive, adaptive = (
+            f"{100 * row[name]:.1f}" for name in ("natural", "naive", "adaptive")
+        )
+        published = "" if defence.published is None else f"{100 * defence.published:g}"
+        lines.append(
+            f"| {defence.title} | {natural} | {naive} | "
+            f"{', '.join(row['flags']) or 'none'} | {adaptive} | {published} |"
+        )
+    return "\n".join([*lines, ""])
+
+
 BLOCKS = {
+    "gallery_defences": _gallery_defences,
+    "gallery_digits": partial(_gallery, "gallery_digits"),
     "quickstart": _quickstart,
     "start_up": _start_up,
     "digits": _digits,
@@ -735,12 +881,18 @@ BLOCKS = {
     "robustness": _robustness,
     "parity": _parity,
     "speed": _speed,
+    "speed_of_small_models": _speed_of_small_models,
     "flatness": _flatness,
     "folder": _folder,
+    "transformers": _transformers,
     "decoded": _decoded,
     "replays": _replays,
     "fine_tuning_digits": partial(_fine_tuning, "digits"),
     "fine_tuning_cifar10": partial(_fine_tuning, "cifar10"),
+    "corruptions": _corruptions,
+    "certified": _certified,
+    "certificates": _certificates,
+    "sandwich": _sandwich,
     "fields": _fields,
     "methods": _methods,
 }

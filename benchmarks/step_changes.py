@@ -38,6 +38,7 @@ _BY_XLA = "convolutions' gradients as XLA derives them"
 class _FlaxBatchNorm(nn.Module):
     epsilon: float
     axis_name: str | None
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -46,6 +47,7 @@ class _FlaxBatchNorm(nn.Module):
             momentum=0.9,
             epsilon=self.epsilon,
             axis_name=self.axis_name,
+            scale_init=nn.initializers.constant(self.initial_scale),
         )(images)
 
 

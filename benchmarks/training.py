@@ -315,7 +315,7 @@ def main(argv):
         metavar="NAME",
         nargs="+",
         default=MEASURED_METHODS,
-        help="natural, free-<m>, <K>-pgd, fgsm-rs or trades",
+        help="free-<m>, <K>-pgd or the name of another method",
     )
     parser.add_argument(
         "--dtypes",

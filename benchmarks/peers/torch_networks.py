@@ -19,6 +19,18 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
+# The fields in which the networks here may differ; all others have their defaults.
+_FIELDS = (
+    "stem_features",
+    "features",
+    "units",
+    "widen_factor",
+    "num_classes",
+    "hidden",
+    "batch_norm",
+    "dtype",
+    "batch_norm_axis",
+)
 # The order of Flax's axes [h, w, c, features] and [c, features] in PyTorch.
 _AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 
@@ -52,7 +64,7 @@ class TorchPreActResNet(nn.Module):
         channels = network.stem_features
         self.units = []
         for stage, features in enumerate(network.features):
-            for unit in range(network.units):
+            for unit in range(network.units[stage]):
                 stride = 2 if stage > 0 and unit == 0 else 1
                 self.units.append(f"PreActUnit_{len(self.units)}")
                 layer = TorchUnit(channels, features, stride=stride)
@@ -232,13 +244,19 @@ def torch_classifier(run: Run, variables) -> TorchClassifier:
     `.train().requires_grad_()` makes it a network for training.
     """
     model = model_of(run)
+    network = model.network
+    plain = type(network)(
+        **{name: getattr(network, name) for name in _FIELDS if hasattr(network, name)}
+    )
+    if network != plain:
+        raise ValueError(f"{run.config.model.name} has no counterpart in PyTorch")
     kind, described_by = {
         PreActResNet: (TorchPreActResNet, run.image_shape[-1]),
         MadryWideResNet: (TorchMadryWideResNet, run.image_shape[-1]),
         ResNet: (TorchResNet, run.image_shape[-1]),
         SmallCNN: (TorchSmallCNN, run.image_shape),
-    }[type(model.network)]
-    network = kind(described_by, model.network)
+    }[type(network)]
+    network = kind(described_by, network)
     weights = torch_tensors(variables)
     for name, count in network.state_dict().items():
         if name.endswith("num_batches_tracked"):

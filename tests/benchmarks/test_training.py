@@ -183,7 +183,7 @@ def test_ratios_are_medians_of_rounds_not_ratios_of_medians():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "free"], "unknown method 'free'; allowed: natural, free-<m>"),
+        (["--methods", "free"], "unknown method 'free'; allowed: free-<m>, <K>-pgd"),
         (["--networks", "wrn-10-1"], "wrn-10-1 needs --data"),
         (["--networks", "vgg", "--data=x"], "model 'vgg' is unknown"),
         (["--networks", "wrn-10-1", "--peer", "--data=x"], "--peer is for 1 device"),
