@@ -9,5 +9,10 @@ setup(
     ],
     # The wheel holds configs/ inside the package, where --config=NAME finds them.
     package_dir={"freeadv_jax.configs": "configs"},
-    package_data={"freeadv_jax": ["py.typed"], "freeadv_jax.report": ["*.jinja"]},
+    package_data={
+        "freeadv_jax": ["py.typed"],
+        "freeadv_jax.gallery": ["*.jinja"],
+        "freeadv_jax.report": ["*.jinja"],
+        "freeadv_jax.weights": ["robustbench.json"],
+    },
 )

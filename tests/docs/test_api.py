@@ -18,7 +18,7 @@ LISTED = re.findall(r"^::: (\S+)$", API, re.MULTILINE)
 
 
 def public_names():
-    for module in ("freeadv_jax", "freeadv_jax.attacks"):
+    for module in ("freeadv_jax", "freeadv_jax.attacks", "freeadv_jax.certify"):
         for name in importlib.import_module(module).__all__:
             if not name.startswith("__"):
                 yield f"{module}.{name}"

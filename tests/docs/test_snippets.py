@@ -43,10 +43,27 @@ PROGRAMS = {
 }
 
 
+def marks(program):
+    """Return the markers of the libraries that a program needs."""
+    needed = {"import torch": "torch", "fa.corruptions(": "corruptions"}
+    return [getattr(pytest.mark, needed[text]) for text in needed if text in program]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=marks(program)) for name, program in PROGRAMS.items()],
+)
 def test_python_blocks_run_in_an_empty_folder(name, tmp_path, request):
     program = PROGRAMS[name]
+    if "import torch" in program:
+        # In a process of its own: beside a PyTorch that it was not built for torchvision
+        # fails at its first import alone, and timm may have tried before.
+        tried = [sys.executable, "-c", "import torchvision"]
+        if subprocess.run(tried, capture_output=True, check=False).returncode:
+            pytest.skip("torchvision is missing or does not fit this PyTorch")
+    if "fa.corruptions(" in program:
+        pytest.importorskip("imagecorruptions")
     for folder in _LOADED.findall(program):
         run = request.getfixturevalue("trained_pair")[1]
         shutil.copytree(run, tmp_path / folder)
