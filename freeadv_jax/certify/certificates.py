@@ -104,7 +104,7 @@ def crown(
     Every array before a nonlinear function is bounded too, and decides which lines enclose
     the function. Entries that interval arithmetic from the bounds before them already leaves
     on one side of a ReLU keep these, and no rows are traced for them. Memory beside the
-    weights is at most four arrays of 8 * rows * n bytes for each image at a time, with n the
+    weights is about four arrays of 8 * rows * n bytes for each image at a time, with n the
     units of the largest layer. On a CPU one image is bounded at a time on each device,
     elsewhere `batch_size` on all devices together. Time grows with the square of the number
     of layers.

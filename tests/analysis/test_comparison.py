@@ -58,9 +58,7 @@ def test_the_models_of_run_folders_are_named_by_their_methods(pair):
 def test_encoded_images_of_a_data_set_are_decoded(pair, monkeypatch):
     def decoder(size):
         """Return an image whose pixels all equal its only byte, as TensorFlow would."""
-        return lambda encoded: types.SimpleNamespace(
-            numpy=lambda: np.full((size, size, 3), encoded[0], np.uint8)
-        )
+        return lambda encoded: np.full((size, size, 3), encoded[0], np.uint8)
 
     images = EncodedImages.of([bytes([level]) for level in range(9)], size=4)
     test = Split(images, np.arange(9, dtype=np.int32))

@@ -117,7 +117,8 @@ def test_standard_has_the_parameters_of_the_reference():
     assert Square("linf", 8 / 255).steps == 5000
 
 
-def test_l1_has_the_schedule_of_mind_the_box():
+def test_l1_has_the_schedule_of_mind_the_box(monkeypatch):
+    monkeypatch.setattr("freeadv_jax.attacks.ensemble.Square", Square)
     attacks = cascade("standard", norm="l1", epsilon=12, num_classes=10)
     ce, t, fab, square = attacks.values()
     assert isinstance(ce, SparseAPGD)

@@ -427,5 +427,5 @@ def test_restarts_are_attempts_with_keys_of_their_own():
 def test_unusable_settings_are_refused():
     with pytest.raises(InputError, match="epsilon"):
         square(wave, IMAGES, LABELS, epsilon=8)
-    with pytest.raises(InputError, match="norm 'l1' is unknown"):
-        square(wave, IMAGES, LABELS, norm="l1", epsilon=0.1)
+    with pytest.raises(InputError, match="norm 'l3' is unknown"):
+        square(wave, IMAGES, LABELS, norm="l3", epsilon=0.1)

@@ -126,7 +126,9 @@ def test_eight_devices_take_the_same_step_as_one(method, monkeypatch):
     jax.tree.map(close, together.collections, alone.collections)
     jax.tree.map(close_momentum, together.opt_state, alone.opt_state)
     np.testing.assert_array_equal(together.delta, alone.delta)
-    jax.tree.map(close, metrics, alone_metrics)
+    # A certified method's loss is near 28, where float32 numbers are 2e-6 apart.
+    close_metric = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
+    jax.tree.map(close_metric, metrics, alone_metrics)
 
 
 def test_batch_norm_per_device_changes_the_step_and_keeps_devices_equal():

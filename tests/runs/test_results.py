@@ -2,7 +2,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import types
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -237,8 +236,7 @@ def encoded(monkeypatch):
     def decoder(size):
         def decode(data):
             decoded.append(data[0])
-            pixels = np.full((size, size, 3), data[0], np.uint8)
-            return types.SimpleNamespace(numpy=lambda: pixels)
+            return np.full((size, size, 3), data[0], np.uint8)
 
         return decode
 
