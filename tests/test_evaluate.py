@@ -304,7 +304,7 @@ def test_results_are_the_same_for_any_number_of_devices_and_batch_size(run):
             np.testing.assert_array_equal(outcomes(run)[name], here[name])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_kills_at_any_moment_do_not_change_the_results(finished, tmp_path):
     attacks = "--attacks=natural,pgd-20-x3,apgd-ce,square,fab-t"
     whole = shutil.copytree(finished, tmp_path / "whole")

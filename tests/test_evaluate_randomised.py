@@ -132,7 +132,7 @@ def test_a_randomised_model_is_attacked_over_draws_and_the_rows_say_so(
     assert rows(folder)["pgd-5@linf-0.1"]["attack"]["samples"] == 6
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_red_flags_of_a_randomised_model_are_recorded(exported, capsys):
     folder, _, _ = exported("spread=0.05")
     call(folder, "--attacks=natural", "--eot=4")

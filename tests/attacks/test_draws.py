@@ -187,7 +187,9 @@ def every(kind):
     attacks = [
         attack
         if attack in DEFAULT[kind]
-        else pytest.param(attack, marks=pytest.mark.slow)
+        else pytest.param(
+            attack, marks=pytest.mark.slow if attack is pgd else pytest.mark.thorough
+        )
         for attack in CALLS
     ]
     return pytest.mark.parametrize("attack", attacks, ids=lambda each: each.__name__)

@@ -37,7 +37,7 @@ def losses(variant, network):
         worker.close()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "variant", sorted({**step_changes.VARIANTS, **step_changes.ON_CPU})
 )

@@ -88,7 +88,7 @@ def test_bounds_equal_the_oracle_and_are_below_it(kind, norm, method):
 
 
 # The residual network computes in float32 alone.
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["cnn"])
 def test_bounds_in_float64_equal_the_oracle_to_nine_digits(kind):
     variables = drawn(kind, seed=1)

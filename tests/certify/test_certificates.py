@@ -296,8 +296,18 @@ def refuted(architecture, seed, bounds, *, norm, epsilon):
     return below, found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.slow
+            if name in ("dense", "convolutional", "residual")
+            else pytest.mark.thorough,
+        )
+        for name in ARCHITECTURES
+    ],
+)
 def test_no_point_of_200_random_networks_refutes_a_bound(architecture):
     certified = 0
     for seed in range(DRAWS):

@@ -65,6 +65,10 @@ METHODS = {
 }
 
 
+# Methods whose programs take longest to compile.
+LONG = ("alp", "mart", "llr", "awp", "grad-align", "ibp", "crown-ibp")
+
+
 def setting(*, sync=True):
     model = build_model(
         "small-cnn-bn",
@@ -100,7 +104,7 @@ def on_all_devices(step, state, batch):
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in ("alp", "mart") else ())
+        pytest.param(name, marks=pytest.mark.thorough if name in LONG else ())
         for name in METHODS
     ],
 )

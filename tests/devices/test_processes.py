@@ -82,7 +82,7 @@ def evaluate_alone(workdir, *flags):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes_evaluate_like_one(tmp_path, one):
     """They go on where one was, on more images, and one goes on where they were."""
     attacks = "--attacks=natural,apgd-t,square"
@@ -161,7 +161,7 @@ def test_sigterm_to_one_process_saves_and_ends_both(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.thorough)])
 def test_a_killed_process_ends_the_other_within_a_minute_and_both_resume(
     tmp_path, killed
 ):

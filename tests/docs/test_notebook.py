@@ -44,7 +44,7 @@ def test_the_notebook_holds_no_algorithm():
     assert not {"jax", "flax", "optax"} & {name.split(".")[0] for name in imported}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_its_quick_path_shows_that_free_8_is_robust_and_natural_training_is_not(
     tmp_path, monkeypatch
 ):
@@ -52,7 +52,7 @@ def test_its_quick_path_shows_that_free_8_is_robust_and_natural_training_is_not(
     pytest.importorskip("ipykernel")
     pytest.importorskip("matplotlib")
     # The kernel and its commands use this package, on one device. Most of their time is
-    # compilation, so LLVM optimises at its first level.
+    # compilation, so LLVM optimises nothing.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     notebook = nbformat.read(PATH, as_version=4)

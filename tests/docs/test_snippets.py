@@ -21,7 +21,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# One device. Most of the snippets' time is compilation, so LLVM optimises at its first level.
+# One device. Most of the snippets' time is compilation, so LLVM optimises nothing.
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",

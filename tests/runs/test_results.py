@@ -244,7 +244,7 @@ def encoded(monkeypatch):
     return EncodedImages.of([bytes([level]) for level in LEVELS], size=4), decoded
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_images_decoded_on_demand_give_the_results_of_their_pixels(tmp_path, encoded):
     images, decoded = encoded
     threat = {"norm": "linf", "epsilon": 0.1, "step_size": 0.05}

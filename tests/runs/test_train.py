@@ -32,6 +32,8 @@ from freeadv_jax.training.methods import METHODS
 from freeadv_jax.training.multistep import STATE_LAYOUT, Multistep, minibatches_per_call
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
+# The marks of methods whose interruption is not left to the longest tests.
+INTERRUPTED = {"awp": (), "free": pytest.mark.slow, "trades": pytest.mark.slow}
 # By default `test_fit` trains by these methods as well.
 RARER = (
     "alp",
@@ -205,7 +207,7 @@ def test_sigterm_during_the_last_call_is_heard_before_the_evaluation(
     assert int(saved_state(tmp_path / "run").step) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_run_killed_ten_times_ends_in_the_same_bits(tmp_path):
     """SIGKILL comes at random moments: during start, compilation, training, saving."""
     fields = {
@@ -276,14 +278,16 @@ def test_run_continues_with_a_larger_budget(tmp_path, capsys):
     assert "resumed at update 16" in said
 
 
+def stage(method, norm):
+    """Return the mark of a method's test: the more it has in common, the later it runs."""
+    rare = (norm == "l2") + (method in RARER)
+    return ((), pytest.mark.slow, pytest.mark.thorough)[rare]
+
+
 @pytest.mark.parametrize(
     ("method", "norm"),
     [
-        pytest.param(
-            method,
-            norm,
-            marks=pytest.mark.slow if norm == "l2" or method in RARER else (),
-        )
+        pytest.param(method, norm, marks=stage(method, norm))
         for method in METHODS
         for norm in ("linf", "l2")
     ],
@@ -432,7 +436,7 @@ class CutOff:
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(name, marks=() if name == "awp" else pytest.mark.slow)
+        pytest.param(name, marks=INTERRUPTED.get(name, pytest.mark.thorough))
         for name in METHODS
         if name not in ("natural", "fgsm-rs")  # They are Free-1 and 1-PGD.
     ],
