@@ -69,8 +69,8 @@ def test_a_network_in_pytorch_gives_the_same_logits(problem):
         ("pgd-20", "linf"),
         ("pgd-20", "l2"),
         ("apgd-ce", "l2"),
-        ("fab-t", "l2"),
-        ("autoattack", "linf"),
+        pytest.param("fab-t", "l2", marks=pytest.mark.thorough),
+        pytest.param("autoattack", "linf", marks=pytest.mark.thorough),
     ],
 )
 def test_our_attack_leaves_at_most_one_image_more_than_the_reference(

@@ -290,7 +290,7 @@ def test_photographs_in_archives_are_drawn_once_a_pass_by_two_processes(
     assert np.mean(first == second) < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_two_processes_train_on_imagenet_like_one(prepared, tmp_path):
     fields = {

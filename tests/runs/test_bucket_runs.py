@@ -25,6 +25,10 @@ from freeadv_jax.runs.outcomes import read_arrays
 
 pytestmark = pytest.mark.buckets
 FIELDS = {"updates": 24, "data__validation_examples": 64}
+# The kinds of store differ in freeadv_jax.files alone, whose tests take both each time.
+stores = pytest.mark.parametrize(
+    "store", ["s3", pytest.param("gs", marks=pytest.mark.thorough)], indirect=True
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,7 @@ def assert_same_run(bucket, whole):
 
 
 @pytest.mark.slow
+@stores
 def test_a_run_killed_in_a_bucket_ends_in_the_same_bits(bucket, whole):
     """SIGKILL comes while a checkpoint is put, and while the model is evaluated."""
     first, last = bucket / CHECKPOINTS, bucket / "results.json"
@@ -95,6 +100,7 @@ def test_two_processes_share_a_run_in_a_bucket(bucket, tmp_path):
 
 
 @pytest.mark.slow
+@stores
 def test_commands_read_and_write_a_run_in_a_bucket(bucket, whole, tmp_path):
     # The evaluation below adds rows to it, and other tests compare with `whole`.
     whole = shutil.copytree(whole, tmp_path / "whole")
