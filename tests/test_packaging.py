@@ -64,7 +64,12 @@ def test_the_forge_runs_all_checks_on_the_oldest_and_the_newest_versions():
     job = workflow["jobs"]["checks"]
     assert job["strategy"]["matrix"]["include"] == [
         {"python": "3.11", "versions": "oldest"},
-        {"python": "3.13", "versions": "newest", "accelerators": "yes"},
+        {
+            "python": "3.13",
+            "versions": "newest",
+            "accelerators": "yes",
+            "thorough": "yes",
+        },
     ]
     assert job["steps"][-1]["run"] == "bash .ci/run"
     (oldest_python,) = re.findall(r">=(3\.\d+)", PROJECT["requires-python"])
