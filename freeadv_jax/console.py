@@ -2,12 +2,18 @@
 
 import logging
 import os
+import shlex
 import sys
 
 
 def say(line: str) -> None:
     """Print a line at once, also where standard output is a file."""
     print(line, flush=True)
+
+
+def quoted(path: object) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def warn(line: str) -> None:

@@ -28,7 +28,7 @@ from freeadv_jax.attacks.checks import check_threat
 from freeadv_jax.attacks.robustness import epsilon_text, named_attacks
 from freeadv_jax.attacks.threat import NORMS, THREATS, make_threat
 from freeadv_jax.command import Parser, count, number, processes_of, run_command
-from freeadv_jax.console import say
+from freeadv_jax.console import quoted, say
 from freeadv_jax.devices.compilation import keep_compiled
 from freeadv_jax.devices.processes import agreement, require_same, start
 from freeadv_jax.errors import InputError
@@ -125,7 +125,7 @@ def main(argv):
     print(table(results))
     print(f"written to {folder}")
     if folder == workdir:
-        print(f"compare models: freeadv-report {folder} [OTHER ...]")
+        print(f"compare models: freeadv-report {quoted(folder)} [OTHER ...]")
 
 
 def _parser():

@@ -22,7 +22,7 @@ from freeadv_jax.config import (
     without_effect,
 )
 from freeadv_jax.config_files import find_config, read_config
-from freeadv_jax.console import say, warn
+from freeadv_jax.console import quoted, say, warn
 from freeadv_jax.devices.processes import is_first, start
 from freeadv_jax.errors import InputError
 
@@ -85,8 +85,10 @@ def main(argv):
         results = evaluate_run(run, state.variables, dataset.test, training=training)
     print(table(results))
     print(f"written to {run.workdir / 'results.json'}")
-    print(f"evaluate with more attacks: freeadv-evaluate --workdir={run.workdir}")
-    print(f"compare models: freeadv-report {run.workdir} [OTHER ...]")
+    print(
+        f"evaluate with more attacks: freeadv-evaluate --workdir={quoted(run.workdir)}"
+    )
+    print(f"compare models: freeadv-report {quoted(run.workdir)} [OTHER ...]")
 
 
 def _parse(arguments):

@@ -413,7 +413,7 @@ def test_what_the_hub_refuses_is_told_in_one_line(workdir, tmp_path, monkeypatch
         main(["export", f"--workdir={workdir}", f"--out={out}", "--push=me/digits"])
     assert str(raised.value) == (
         f"{out} is written, but the hub refused me/digits: 401 Client Error.; `hf upload "
-        f"me/digits {out}` sends it again"
+        f"me/digits {out} --private` sends it again"
     )
     assert (out / "README.md").exists()
 

@@ -16,6 +16,8 @@ from freeadv_jax.errors import InputError, one_line
 # The numbers of an attack may be traced, so that one compilation serves all values.
 Count = int | Int[Array, ""]
 Flag = bool | Bool[Array, ""]
+# It takes the place of infinity in a gradient.
+_LARGEST = 1e30
 
 
 class Batch(NamedTuple):
@@ -105,7 +107,8 @@ def value_and_gradient(objective: Callable, point: Float[Array, "b h w c"]):
     """Return (losses f32[b], logits f32[b, k], gradient f32[b, h, w, c]) at a point.
 
     `objective(point)` returns (losses, logits). The cost is one forward and one backward
-    pass. A NaN in the gradient becomes 0; the image would otherwise leave ball and box.
+    pass. NaN in the gradient becomes 0 and infinity a large number; the image would
+    otherwise leave ball and box.
     """
 
     def total(point):
@@ -114,7 +117,12 @@ def value_and_gradient(objective: Callable, point: Float[Array, "b h w c"]):
 
     with differentiating():
         gradient, (losses, logits) = jax.grad(total, has_aux=True)(point)
-    return losses, logits, jnp.where(jnp.isnan(gradient), 0, gradient)
+    return losses, logits, finite(gradient)
+
+
+def finite(gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return a gradient with 0 for NaN, and its largest numbers for infinity."""
+    return jnp.nan_to_num(gradient, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
 
 
 @contextlib.contextmanager

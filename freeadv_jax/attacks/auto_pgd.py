@@ -25,8 +25,8 @@ class AutoPGD:
 
     @property
     def attempts(self):
-        """Return the number of restarts times targets."""
-        return self.restarts * self.targets
+        """Return the number of restarts times targets; only one goal has targets."""
+        return self.restarts * (self.targets if self.goal == "multi-target" else 1)
 
     def success(self, logits, labels):
         """Return where the image is misclassified."""

@@ -130,6 +130,7 @@ class Campaign:
             np.full(n, samples or 0, np.int32),
             norm=norm,
             randomized=samples is not None,
+            seed=self._seed,
         )
 
     def _in_batches(self, function, logits_fn, *sets, **fixed):

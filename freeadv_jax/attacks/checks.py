@@ -35,13 +35,20 @@ def check_threat(
             f"norm = {norm!r}: this attack has only {', '.join(norms)}; patches and few "
             "pixels are attacked by pgd, in tables natural, pgd-, cw- and dlr-"
         )
-    make_threat(norm, epsilon).check(image_shape)
+    # The caller may be traced, with numbers that are not.
+    with jax.ensure_compile_time_eval():
+        make_threat(norm, epsilon).check(image_shape)
 
 
 def check_step_size(step_size: Real) -> None:
     """Raise InputError unless the step size is above 0."""
-    if not isinstance(step_size, jax.core.Tracer) and not step_size > 0:
-        raise InputError(f"step size {step_size}: must be above 0, in [0, 1] pixels")
+    if isinstance(step_size, jax.core.Tracer):
+        return
+    with jax.ensure_compile_time_eval():
+        if not step_size > 0:
+            raise InputError(
+                f"step size {step_size}: must be above 0, in [0, 1] pixels"
+            )
 
 
 def check_samples(samples: object) -> None:

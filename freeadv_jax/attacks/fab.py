@@ -12,6 +12,7 @@ from freeadv_jax.attacks.attack import (
     Batch,
     Count,
     differentiating,
+    finite,
     misclassified,
     target_class,
     where,
@@ -250,7 +251,7 @@ def _nearest_boundary(logits_fn, batch, point, number, samples, kind):
         towards = one_hot((labels + offset) % classes) - one_hot(labels)
         # Not the product alone: 0 times the -inf of a masked class is NaN.
         f = jnp.sum(jnp.where(towards == 0, 0, towards * logits), axis=-1)
-        (w,) = pullback(towards)
+        w = finite(pullback(towards)[0])
         distance = jnp.abs(f) / (kind.dual_size(w) + _TINY)
         return where(distance < best[0], (distance, f, w), best)
 

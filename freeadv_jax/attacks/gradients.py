@@ -59,6 +59,7 @@ def measure_gradients(
     *,
     norm: str,
     randomized: bool,
+    seed: int | np.integer,
 ) -> Measured:
     """Return the measurements at images; each has its own numbers, all alike.
 
@@ -67,7 +68,7 @@ def measure_gradients(
     """
     draws: Count | None = samples[0] if randomized else None
     none = jnp.zeros_like(index)
-    keys = attack_keys(0, index, none)
+    keys = attack_keys(seed, index, none)
     batch = Batch(images, labels, keys, none, none)
     threat = make_threat(norm, epsilon[0])
 

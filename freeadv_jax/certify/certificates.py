@@ -236,7 +236,10 @@ class MarginBounds:
         self.batch_size = parallel.multiple_of_devices(batch_size)
         self._weights = parallel.place(weights, REPLICATED)
         self._epsilon = epsilon
-        self._program = _program(method, norm, structure)
+        # A function without weights of its own is traced in every call, because the arrays
+        # that it captures may have changed since.
+        program = _program if weights else _program.__wrapped__
+        self._program = program(method, norm, structure)
 
     def __call__(
         self, images: Float[np.ndarray, "b h w c"], labels: Int[np.ndarray, " b"]

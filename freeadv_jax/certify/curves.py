@@ -20,7 +20,7 @@ from freeadv_jax.certify.ball import Interval
 from freeadv_jax.certify.rounding import relative, unit_roundoff
 
 # The elementary functions are exact to a few roundings; a line adds two more.
-_ROUNDINGS = 8
+_ROUNDINGS = 8.0
 
 
 @runtime_checkable
@@ -189,6 +189,7 @@ class Smooth:
     stationary: Callable
     lowest: float = -jnp.inf
     unit: float = 0.0
+    roundings: float = _ROUNDINGS
 
     def slopes(self, interval: Interval) -> list[Array]:
         """Return the slope of the secant, or of the tangent at a point.
@@ -210,12 +211,14 @@ class Smooth:
         low, high = interval
         slope = jnp.asarray(slope, low.dtype)
         points = [low, high]
-        for x in self.stationary(slope):
+        # A line through a stationary point does not turn with it, and the roots in
+        # `stationary` have derivatives that are not finite.
+        for x in self.stationary(lax.stop_gradient(slope)):
             points.append(jnp.where(jnp.isnan(x), low, jnp.clip(x, low, high)))
         values = [self.value(x) for x in points]
         size = functools.reduce(jnp.maximum, map(jnp.abs, values))
         size = jnp.maximum(size, self.unit) + jnp.abs(slope) * interval.size
-        slack = relative(_ROUNDINGS * unit_roundoff(low.dtype), size)
+        slack = relative(self.roundings * unit_roundoff(low.dtype), size)
         lines = [value - slope * x for value, x in zip(values, points)]
         return Interval(
             functools.reduce(jnp.minimum, lines) - slack,
@@ -277,4 +280,8 @@ def power(exponent: int) -> Smooth:
     def stationary(slope):
         return _both(jnp.power(jnp.abs(slope) / exponent, 1 / (exponent - 1)))
 
-    return Smooth(lambda x: lax.integer_pow(x, exponent), stationary)
+    # Each product rounds, in the model and in the bound.
+    roundings = _ROUNDINGS + 2 * exponent
+    return Smooth(
+        lambda x: lax.integer_pow(x, exponent), stationary, roundings=roundings
+    )

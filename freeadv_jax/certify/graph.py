@@ -132,7 +132,10 @@ def _program(params):
 
 
 def _check_type(node, primitive):
-    if isinstance(node, Node) and jnp.finfo(node.dtype).bits < 32:
+    if not isinstance(node, Node):
+        return
+    is_float = jnp.issubdtype(node.dtype, jnp.floating)
+    if not is_float or jnp.finfo(node.dtype).bits < 32:
         raise InputError(
             f"no certificate for this model: {primitive.name} computes in {node.dtype}, "
             "must be float32"

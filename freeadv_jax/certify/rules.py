@@ -431,6 +431,8 @@ def _taps(equation, node):
     window, strides = params["window_dimensions"], params["window_strides"]
     after = equation.outvars[0].aval.shape
     widths = [tuple(map(int, pair)) for pair in params["padding"]]
+    if any(not 0 <= w < size for pair, size in zip(widths, window) for w in pair):
+        raise no_rule(equation, " with negative padding, or as wide as the window")
 
     def function(x):
         padded = jnp.pad(x, widths, mode="edge")

@@ -96,7 +96,8 @@ def smooth(
             count that is not above 0; an alpha outside (0, 1); a `save` file of another
             call; logits that are not finite.
     """
-    _check_numbers(sigma, alpha, selection=selection, samples=samples)
+    counts = {"selection": selection, "samples": samples, "batch_size": batch_size}
+    _check_numbers(sigma, alpha, **counts)
     images, labels = (np.asarray(as_array(values)) for values in (images, labels))
     check_images(images, labels, raw=True)
     num_classes = check_model(logits_fn, images[:1])
@@ -105,9 +106,9 @@ def smooth(
     voter = _Voter(arrays_as_leaves(logits_fn), sigma, batch_size, num_classes)
     settings = {
         "sigma": float(sigma),
-        "selection": selection,
-        "samples": samples,
-        "seed": seed,
+        "selection": int(selection),
+        "samples": int(samples),
+        "seed": int(seed),
         "images": f"{checksum(images):08x}",
         "model": f"{checksum(voter.weights):08x}",
     }
@@ -261,6 +262,4 @@ def _check_numbers(sigma, alpha, **counts):
         raise InputError(f"alpha = {alpha}: must be a probability above 0 and below 1")
     for name, count in counts.items():
         if not np.issubdtype(np.asarray(count).dtype, np.integer) or count < 1:
-            raise InputError(
-                f"{name} = {count}: must be a whole number of draws, 1 or more"
-            )
+            raise InputError(f"{name} = {count}: must be a whole number, 1 or more")

@@ -22,6 +22,7 @@ from freeadv_jax.corrupted.images import (
 )
 from freeadv_jax.devices import onednn
 from freeadv_jax.errors import InputError
+from freeadv_jax.intervals import wilson
 from freeadv_jax.models.user_model import arrays_as_leaves, check_model
 from freeadv_jax.pixels import Numbers, check_labels
 from freeadv_jax.progress import Progress
@@ -122,7 +123,7 @@ def corruptions(
         source,
         correct,
         kinds=kinds,
-        examples=len(source.labels),
+        examples=len(source.labels) if images is None else len(images),
         batch_size=batch_size,
         write=write or (lambda line: None),
     ):
@@ -240,6 +241,8 @@ def _mean_error(correct):
     mean, n = float(np.mean(errors)), len(errors)
     if n < 2:
         return mean, [0.0, 1.0]
+    if np.ptp(errors) == 0:  # They tell nothing of their spread.
+        return mean, list(wilson(round(mean * n), n))
     half = 1.959964 * float(np.std(errors, ddof=1)) / math.sqrt(n)
     return mean, [max(0.0, mean - half), min(1.0, mean + half)]
 

@@ -214,7 +214,7 @@ class StoredImages:
 
 def check_kinds(kinds) -> tuple[str, ...]:
     """Return the kinds as a tuple; raise InputError for an unknown one and for none."""
-    kinds = tuple(kinds)
+    kinds = tuple(dict.fromkeys([kinds] if isinstance(kinds, str) else kinds))
     for kind in kinds:
         require_choice("kind of corruption", kind, KINDS)
     if not kinds:

@@ -63,6 +63,12 @@ def leased(folder: BucketPath) -> Iterator[None]:
             _OWNERS.discard(lease.owner)
 
 
+def _now():
+    """Return seconds of a clock that also runs while the machine sleeps, where it can."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime(clock)
+
+
 class _Lease:
     def __init__(self, folder):
         self.folder, self._objects = folder, folder / LEASE
@@ -103,7 +109,7 @@ class _Lease:
 
     def require(self, path):
         """Raise OSError unless the lease lasts and is this process's."""
-        if time.monotonic() - self._renewed > _LASTS / 2:
+        if _now() - self._renewed > _LASTS / 2:
             self.renew()
         if self._lost:
             raise OSError(
@@ -120,11 +126,13 @@ class _Lease:
         if self._number and self._read(self._number) is None:
             self._lost = True
             return
-        begun = time.monotonic()
+        begun = _now()
         try:
             self._object(number).create(self._text(_LASTS))
         except FileExistsError:
-            pass  # By another process, or by a put of this one whose answer was lost.
+            # By another process, or by a put of this one whose answer was lost. Its lease
+            # has been running since that put.
+            begun = self._renewed
         newest, found = self._newest()
         if newest != number or not self._is_own(found):
             self._lost = True
@@ -144,7 +152,10 @@ class _Lease:
 
     def _await_end(self, number, found):
         """Wait for the end of another's lease; raise InputError where it is renewed."""
-        left = found["seconds"] - self._age(number)
+        try:
+            left = found["seconds"] - self._age(number)
+        except FileNotFoundError:  # Its owner has renewed it meanwhile.
+            raise self._in_use(found) from None
         if left > 0:
             if found.get("machine") == self._owner["machine"]:
                 raise self._in_use(found)  # Its process lives.

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from freeadv_jax.attacks.attack import as_pytree
+from freeadv_jax.attacks.attack import as_pytree, finite
 from freeadv_jax.attacks.draws import randomized
 from freeadv_jax.attacks.red_flags import Flag, red_flags
 from freeadv_jax.attacks.threat import Threat
@@ -179,7 +179,7 @@ def _plain_pgd(
 
     def step(number, point):
         keys = jax.random.split(jax.random.fold_in(key, number), len(images))
-        direction = threat.direction(jax.grad(loss)(point, keys))
+        direction = threat.direction(finite(jax.grad(loss)(point, keys)))
         return threat.inside(images, point + threat.epsilon / 4 * direction)
 
     start = threat.random_start(jax.random.split(key, len(images)), images.shape[1:])

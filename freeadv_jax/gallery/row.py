@@ -3,12 +3,15 @@
 import dataclasses
 import pathlib
 import time
+import zipfile
+import zlib
 
 import jax
 import numpy as np
 
 from freeadv_jax.attacks.robustness import flags_as_record
 from freeadv_jax.attacks.threat import make_threat
+from freeadv_jax.errors import InputError, one_line
 from freeadv_jax.files import read_json, whole_file, write_json
 from freeadv_jax.gallery.defence import Defence, Defended
 from freeadv_jax.gallery.measurement import Measured, measure
@@ -125,5 +128,12 @@ def read_row(name: str, folder: pathlib.Path) -> Row | None:
     path = folder / f"{name}.json"
     if not path.exists():
         return None
-    with np.load(folder / f"{name}.npz") as pictures:
-        return Row(read_json(path), dict(pictures))
+    record, pictures = read_json(path), folder / f"{name}.npz"
+    try:
+        with np.load(pictures) as arrays:
+            return Row(record, dict(arrays))
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as fault:
+        raise InputError(
+            f"{pictures} is damaged ({one_line(fault)}): delete {path}, and the defence "
+            "is measured again"
+        ) from fault

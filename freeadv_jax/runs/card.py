@@ -65,7 +65,8 @@ class Facts:
         """The name of the data set, without the folders of this machine."""
         if self.config:
             return _without_folder(self.config.data.name)
-        return self.results.get("data") or self.origin.get("data")
+        found = self.results.get("data") or self.origin.get("data")
+        return found and _without_folder(found)
 
     @property
     def threat(self) -> dict | None:

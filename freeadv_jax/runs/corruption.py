@@ -21,6 +21,7 @@ from freeadv_jax.corrupted.images import (
     StoredImages,
 )
 from freeadv_jax.devices import onednn
+from freeadv_jax.errors import InputError
 from freeadv_jax.files import read_json, write_json
 from freeadv_jax.runs.results import CORRUPTIONS, ResultsFolder
 
@@ -65,9 +66,7 @@ def record_corruptions(
     file = into.arrays(logits_fn, images, labels)
     about = np.array(json.dumps(source.about()))
     if str(file.arrays.get(_ABOUT, about)) != str(about):
-        say("corruptions: the outcomes of others are replaced")
-        for name in [name for name in file.arrays if name.startswith(CORRUPTIONS)]:
-            del file.arrays[name]
+        _forget(file, examples=examples)
     file.arrays[_ABOUT] = about
     cells = {
         (kind, severity): f"{CORRUPTIONS}/{kind}/{severity}"
@@ -98,3 +97,17 @@ def record_corruptions(
     results[CORRUPTIONS] = error_record(ordered, source, natural=natural)
     write_json(into.path, results)
     return results
+
+
+def _forget(file, *, examples):
+    """Drop the outcomes of another source; raise InputError if they are of more images."""
+    names = [name for name in file.arrays if name.startswith(CORRUPTIONS)]
+    had = max((len(file.arrays[name]) for name in names if name != _ABOUT), default=0)
+    if had > examples:
+        raise InputError(
+            f"{had} corrupted images of another source are recorded: ask for as many, not "
+            f"{examples}, or for another --out"
+        )
+    say("corruptions: the outcomes of others are replaced")
+    for name in names:
+        del file.arrays[name]

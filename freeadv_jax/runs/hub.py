@@ -1,9 +1,10 @@
 """Model folders on the Hugging Face hub: the only module that knows huggingface_hub."""
 
 import re
+import shlex
 
 from freeadv_jax.errors import InputError, one_line
-from freeadv_jax.files import AnyPath, files_below, local_folder
+from freeadv_jax.files import AnyPath, BucketPath, files_below, local_folder
 
 _SITE = "https://huggingface.co"
 
@@ -38,9 +39,15 @@ def push(folder: AnyPath, name: str, client) -> str:
     except Exception as fault:  # The client raises errors of the libraries below it.
         raise InputError(
             f"{folder} is written, but the hub refused {name}: {one_line(fault)}; "
-            f"`hf upload {name} {folder}` sends it again"
+            f"`{_again(folder, name)}` sends it again"
         ) from fault
     return f"{_SITE}/{name}"
+
+
+def _again(folder, name):
+    """Return the command that sends a folder; the first copies it from a bucket."""
+    files = folder.name if isinstance(folder, BucketPath) else folder
+    return f"hf upload {name} {shlex.quote(str(files))} --private"
 
 
 def plan(folder: AnyPath, name: str) -> str:

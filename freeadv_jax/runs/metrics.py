@@ -7,7 +7,7 @@ import os
 import time
 
 from freeadv_jax.data.tf_import import without_notes
-from freeadv_jax.devices.processes import is_first
+from freeadv_jax.devices.processes import agreement, is_first
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import AnyPath, BucketPath
 
@@ -34,9 +34,11 @@ class MetricsLog:
         self._file = self._tensorboard = None
         if workdir is None:
             return
-        self.lines = [
-            line for line in read_metrics(workdir) if line["step"] <= last_step
-        ]
+        # The first process joins the parts of a bucket once all have read them.
+        with agreement():
+            self.lines = [
+                line for line in read_metrics(workdir) if line["step"] <= last_step
+            ]
         if is_first():
             opened = _Parts if isinstance(workdir, BucketPath) else _Appended
             self._file = opened(workdir, self.lines)

@@ -31,6 +31,7 @@ from freeadv_jax.corrupted.accuracy import error_table
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
 from freeadv_jax.devices import onednn
+from freeadv_jax.devices.processes import agreement
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import AnyPath, checksum, read_json, write_json
 from freeadv_jax.models.interface import logits_functions
@@ -219,7 +220,8 @@ def evaluate_and_record(
             file.save()
             write_json(into.path, results)
     _summarise(results, file.arrays)
-    write_json(into.path, results)
+    with agreement():  # What comes next reads the file, on all processes.
+        write_json(into.path, results)
     say(f"{evaluation.campaign.compilations} programs compiled")
     return results
 

@@ -36,10 +36,16 @@ class Staging:
         self._objects: dict[str, list[BucketPath]] = {}
         self._complete: set[str] = set()
         for path in bucket.files_below():
-            self._objects.setdefault(path.relative_to(bucket).parts[0], []).append(path)
+            step = path.relative_to(bucket).parts[0]
+            if step.isdecimal():  # Anything else is somebody else's.
+                self._objects.setdefault(step, []).append(path)
         for step, objects in list(self._objects.items()):
             if bucket / step / _COMMIT in objects:
-                self._download([path for path in objects if not self._is_array(path)])
+                rest = [path for path in objects if not self._is_array(path)]
+                try:
+                    self._download(rest)
+                except FileNotFoundError:  # A training has deleted it meanwhile.
+                    del self._objects[step]
             else:
                 del self._objects[step]
                 if writable and is_first():

@@ -11,7 +11,7 @@ from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
 from freeadv_jax.training.update import train_logits, weight_update
 
-# Below it two gradients have no angle.
+# A gradient of a smaller norm has no direction.
 _TINY = 1e-12
 
 
@@ -74,6 +74,9 @@ def _cosine(
     one: Float[Array, "b ..."], other: Float[Array, "b ..."]
 ) -> Float[Array, " b"]:
     one, other = (x.reshape(len(x), -1) for x in (one, other))
-    product = jnp.sum(one * other, axis=1)
-    sizes = jnp.sum(one**2, axis=1) * jnp.sum(other**2, axis=1)
-    return product / jnp.sqrt(jnp.maximum(sizes, _TINY**2))
+    return jnp.sum(_direction(one) * _direction(other), axis=1)
+
+
+def _direction(gradient):
+    size = jnp.sum(gradient**2, axis=1, keepdims=True)
+    return gradient / jnp.sqrt(jnp.maximum(size, _TINY**2))

@@ -96,8 +96,11 @@ def write_exported(
 ) -> None:
     """Write the folder as a whole, or nothing; raise InputError if it cannot be written.
 
-    `texts` are further files, by their names.
+    `texts` are further files, by their names. The first process writes, for all. In a
+    bucket the description is put last, and without it the folder holds no model.
     """
+    if not is_first():
+        return
     texts = texts or {}
     if isinstance(out, BucketPath):
         _write_objects(out, description, tensors, texts)
@@ -119,12 +122,7 @@ def write_exported(
 
 
 def _write_objects(out, description, tensors, texts):
-    """Put the files into a bucket, which has no rename; the description is the last.
-
-    Without it the folder holds no model.
-    """
-    if not is_first():
-        return
+    """Put the files into a bucket, which has no rename; the description is the last."""
     try:
         write_tensors(out / TENSORS, tensors)
         for name, text in texts.items():

@@ -1,7 +1,6 @@
 """Named tensors of PyTorch's files: the only module that knows PyTorch."""
 
 import argparse
-import contextlib
 import re
 
 import ml_dtypes
@@ -12,6 +11,8 @@ from freeadv_jax.files import AnyPath, local_copy
 from freeadv_jax.weights.npy import read_pickled
 from freeadv_jax.weights.tensors import read_tensors
 
+# weights_only of older versions could be made to run code.
+_OLDEST_TORCH = (2, 6)
 # The names under which training code stores a state_dict beside other things.
 _WRAPPERS = (
     "state_dict",
@@ -51,6 +52,12 @@ def read_state(path: AnyPath, *, key: str | None = None) -> dict[str, np.ndarray
             f"{path} needs PyTorch, which is not installed: pip install torch, or give "
             "a .safetensors file"
         ) from fault
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
+        oldest = ".".join(map(str, _OLDEST_TORCH))
+        raise InputError(
+            f"{path} needs PyTorch {oldest} or newer, this is {torch.__version__}: older "
+            "versions can run code of a file (CVE-2025-32434)"
+        )
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
@@ -80,9 +87,6 @@ def _state(path, content, key, tensor, as_numpy):
 
 def _harmless(torch):
     """Let `weights_only` pass arguments and NumPy's numbers, which run no code."""
-    version = tuple(map(int, torch.__version__.split(".")[:2]))
-    if version < (2, 6):  # Older versions know the types by one name only.
-        return contextlib.nullcontext()
     scalar, _ = np.float64(0).__reduce__()
     return torch.serialization.safe_globals(
         [

@@ -13,7 +13,7 @@ import sys
 import urllib.request
 
 from freeadv_jax.errors import InputError, did_you_mean, one_line
-from freeadv_jax.files import sha256
+from freeadv_jax.files import local_path, sha256
 from freeadv_jax.progress import Progress
 
 _LOGGER = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def find_entry(name: str) -> Entry:
 def cache_folder() -> pathlib.Path:
     """Return the folder of downloaded files: FREEADV_CACHE, or the platform's custom."""
     if given := os.environ.get("FREEADV_CACHE"):
-        return pathlib.Path(given).expanduser()
+        return local_path(given)
     home = pathlib.Path.home()
     custom = home / ("Library/Caches" if sys.platform == "darwin" else ".cache")
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or custom) / "freeadv_jax"

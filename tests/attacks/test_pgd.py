@@ -191,3 +191,41 @@ def test_fgsm_is_one_step_of_epsilon_from_the_image():
 def test_unusable_settings_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         attacked(**fields)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_infinite_gradient_leads_neither_out_of_the_ball_nor_to_success(norm):
+    """The root has an infinite slope at black pixels."""
+
+    def logits_fn(images):
+        total = jnp.sqrt(images).sum(axis=(1, 2, 3))
+        return jnp.stack([total + 100, jnp.zeros_like(total)], axis=-1)
+
+    black = jnp.zeros((2, 3, 3, 1))
+    outcome = pgd(logits_fn, black, [0, 0], norm=norm, epsilon=0.01, steps=3)
+    assert not outcome.success.any()
+    assert np.isfinite(outcome.images).all()
+
+
+def test_an_attack_without_a_target_starts_once_however_many_targets_are_named():
+    numbers = {"epsilon": 0.1, "step_size": 0.1, "steps": 2, "targets": 9}
+    assert PGD(norm="linf", **numbers).attempts == 1
+    assert PGD(norm="linf", **numbers, goal="multi-target").attempts == 9
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("patch", 2), ("l0", 3)])
+def test_places_may_be_attacked_within_a_traced_function(norm, epsilon):
+    images = jnp.full((2, 4, 4, 1), 0.5)
+
+    def logits_fn(images):
+        total = images.sum(axis=(1, 2, 3)) - 8.1
+        return jnp.stack([total, -total], axis=-1)
+
+    def attacked(images):
+        labels = jnp.ones(2, int)
+        return pgd(logits_fn, images, labels, norm=norm, epsilon=epsilon, steps=5)
+
+    assert jax.jit(attacked)(images).success.all()
+    size = jnp.float32(0.1)  # No tracer itself, though made before the trace.
+    linf = jax.jit(lambda x: pgd(logits_fn, x, jnp.ones(2, int), epsilon=size).success)
+    assert linf(images).all()

@@ -334,3 +334,17 @@ def test_optimised_slopes_refute_nothing_and_are_never_below_crown(architecture)
         assert (found.margins >= plain.margins - 1e-6).all()
         better += (found.margins > plain.margins + 1e-3).sum()
     assert better > 0
+
+
+def test_a_plain_function_never_uses_numbers_of_an_earlier_call():
+    weights = {"sign": np.float32(1)}
+
+    def logits_fn(images):
+        mean = images.mean(axis=(1, 2, 3))
+        return weights["sign"] * jnp.stack([mean, -mean], axis=-1)
+
+    image, label = np.full((1, 2, 2, 1), 0.5, np.float32), [0]
+    for sign in (1, -1):
+        weights["sign"] = np.float32(sign)
+        found = crown(logits_fn, image, label, norm="linf", epsilon=0.1)
+        assert found.certified[0] == (sign == 1)

@@ -96,3 +96,22 @@ def test_a_primitive_without_a_rule_is_named():
 def test_a_norm_without_a_ball_is_refused():
     with pytest.raises(InputError, match="norm 'l1' is unknown.*allowed: linf, l2"):
         margins(model(WEIGHTS), *ARRAYS, norm="l1", epsilon=0.1, crown=False)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.05])
+def test_gradients_are_finite_where_a_curve_is_flat_or_its_interval_a_point(epsilon):
+    """Units of 0 have the largest slope of tanh, and saturated ones the slope 0."""
+
+    def total(weights):
+        def logits(images):
+            hidden = jnp.tanh(images.reshape(len(images), -1) @ weights["hidden"])
+            return hidden @ weights["output"]
+
+        found = margins(logits, *ARRAYS, norm="linf", epsilon=epsilon, crown=True)
+        return found.crown_ibp.sum()
+
+    hidden = jnp.zeros((50, 12)).at[:, 1].set(100.0)
+    gradient = jax.grad(total)({"hidden": hidden, "output": WEIGHTS["output"]})
+    for leaf in jax.tree.leaves(gradient):
+        assert jnp.isfinite(leaf).all()
+    assert jnp.any(gradient["hidden"][:, 0])

@@ -138,8 +138,9 @@ def test_a_file_of_another_call_is_refused(tmp_path):
     [
         ({"sigma": 0}, r"sigma = 0: must be above 0, in \[0, 1\] pixels"),
         ({"alpha": 1}, "alpha = 1: must be a probability above 0 and below 1"),
-        ({"samples": 0}, "samples = 0: must be a whole number of draws"),
-        ({"selection": -2}, "selection = -2: must be a whole number of draws"),
+        ({"samples": 0}, "samples = 0: must be a whole number, 1 or more"),
+        ({"selection": -2}, "selection = -2: must be a whole number, 1 or more"),
+        ({"batch_size": 0}, "batch_size = 0: must be a whole number, 1 or more"),
     ],
 )
 def test_bad_numbers_are_refused_in_one_line(fields, says):

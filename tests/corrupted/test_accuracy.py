@@ -8,7 +8,7 @@ import pytest
 from corruption_files import stand_in, write_corruptions
 
 import freeadv_jax as fa
-from freeadv_jax.corrupted.accuracy import error_table
+from freeadv_jax.corrupted.accuracy import _mean_error, error_table
 from freeadv_jax.corrupted.images import KINDS, SEVERITIES
 from freeadv_jax.errors import InputError
 
@@ -150,3 +150,9 @@ def test_one_image_has_no_interval():
         "kinds": {"fog": {"mean_error": 0.5, "severities": {"1": {"accuracy": 0.5}}}},
     }
     assert "95 % interval 0.00% - 100.00%, 1 images" in error_table(record)
+
+
+def test_images_that_err_alike_still_have_an_interval():
+    mean, (low, high) = _mean_error(np.ones((3, 50), bool))
+    assert (mean, low) == (0, 0)
+    assert 0.05 < high < 0.1

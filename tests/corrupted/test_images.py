@@ -181,3 +181,8 @@ def test_an_unknown_kind_is_refused():
         check_kinds(["fogg"])
     with pytest.raises(InputError, match="kinds is empty: give at least one of gaussi"):
         check_kinds([])
+
+
+def test_a_kind_is_taken_once_and_one_may_stand_alone():
+    assert check_kinds("fog") == ("fog",)
+    assert check_kinds(["fog", "snow", "fog"]) == ("fog", "snow")

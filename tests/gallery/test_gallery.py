@@ -14,6 +14,7 @@ from freeadv_jax.errors import InputError
 from freeadv_jax.gallery.__main__ import main
 from freeadv_jax.gallery.defence import Defended, before, by_pgd
 from freeadv_jax.gallery.measurement import drawing_by_itself, measure, plain_pgd
+from freeadv_jax.gallery.row import read_row
 
 # Images of one brightness, of class 1 if bright.
 LEVELS = np.linspace(0.1, 0.9, 24).astype(np.float32)
@@ -141,3 +142,10 @@ def test_a_mistake_is_named_before_anything_is_trained(folder, options, message)
     with pytest.raises(InputError, match=message):
         main(["gallery", f"--workdir={folder}", *options])
     assert not folder.exists()
+
+
+def test_a_damaged_row_is_named_in_one_line(tmp_path):
+    (tmp_path / "jpeg.json").write_text("{}")
+    (tmp_path / "jpeg.npz").write_bytes(b"PK half a file")
+    with pytest.raises(InputError, match="jpeg.npz is damaged.*delete .*jpeg.json"):
+        read_row("jpeg", tmp_path)

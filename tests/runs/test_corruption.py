@@ -124,3 +124,12 @@ def test_files_of_other_images_are_refused(tmp_path):
         corrupted_images(IMAGES, LABELS, files=folder)
     with pytest.raises(InputError, match="32 x 32 pixels or more"):
         corrupted_images(IMAGES, LABELS, files="")
+
+
+def test_fewer_images_of_another_source_lose_nothing(tmp_path, source):
+    evaluated(tmp_path / "run", source)
+    folder = write_corruptions(tmp_path / "d", IMAGES // 2, LABELS)
+    before = (tmp_path / "run" / "evaluation.npz").read_bytes()
+    with pytest.raises(InputError, match="corrupted images of another source"):
+        evaluated(tmp_path / "run", StoredImages.open(folder), examples=10)
+    assert (tmp_path / "run" / "evaluation.npz").read_bytes() == before

@@ -13,6 +13,7 @@ import freeadv_jax
 from freeadv_jax.errors import InputError
 from freeadv_jax.export import export_torch
 from freeadv_jax.weights.tensors import read_tensors, write_tensors
+from freeadv_jax.weights.torch import read_state
 
 # Networks with the height and width of the images; only the first run by default.
 SIDES = {
@@ -223,3 +224,12 @@ def test_without_pytorch_a_pt_file_is_refused_by_that_name(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "torch", None)
     message = refused(tmp_path / "x.pt", tmp_path / "out")
     assert "pip install torch, or give a .safetensors file" in message
+
+
+@pytest.mark.torch
+def test_pytorch_that_could_run_code_of_a_file_is_refused(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(InputError, match="needs PyTorch 2.6 or newer, this is 2.5.1"):
+        read_state(tmp_path / "a.pt")
