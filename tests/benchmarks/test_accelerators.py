@@ -161,7 +161,7 @@ def test_no_step_scatters(network, method, monkeypatch):
     assert "scatter" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_form_of_the_step_for_gpu_and_tpu_computes_the_same_as_that_for_cpu(
     monkeypatch,
 ):

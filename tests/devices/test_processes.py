@@ -147,7 +147,7 @@ def test_two_processes_finish_the_run_of_one_and_the_reverse(tmp_path, one, two)
     assert_same_training(begun_by_one, begun_by_two)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_sigterm_to_one_process_saves_and_ends_both(tmp_path):
     workdir = tmp_path / "run"
     long = {"updates": 64_000, "checkpoint__every_updates": 64_000}

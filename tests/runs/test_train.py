@@ -279,9 +279,11 @@ def test_run_continues_with_a_larger_budget(tmp_path, capsys):
 
 
 def stage(method, norm):
-    """Return the mark of a method's test: the more it has in common, the later it runs."""
+    """Return the mark of a method's test, the later the rarer it is and the longer."""
     rare = (norm == "l2") + (method in RARER)
-    return ((), pytest.mark.slow, pytest.mark.thorough)[rare]
+    if rare == 2 or method == "crown-ibp":
+        return pytest.mark.thorough
+    return pytest.mark.slow if rare else ()
 
 
 @pytest.mark.parametrize(
