@@ -259,10 +259,14 @@ class Checkpoints:
 def _each_its_own() -> ocp.Context:
     """Let each process write its checkpoints, on its own machine.
 
-    Otherwise Orbax lets one process write, and the others wait to see its folders.
+    Otherwise Orbax lets one process write, and the others wait to see its folders. Folders
+    that Orbax makes in the background are announced to all processes at once: one would
+    begin to write for the folder of another, and end before its own is there.
     """
-    options = ocp.options.MultiprocessingOptions(primary_host=None)
-    return ocp.Context(multiprocessing_options=options)
+    return ocp.Context(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=None),
+        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+    )
 
 
 def _reason(fault):

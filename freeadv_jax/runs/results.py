@@ -220,7 +220,7 @@ def evaluate_and_record(
             file.save()
             write_json(into.path, results)
     _summarise(results, file.arrays)
-    with agreement():  # What comes next reads the file, on all processes.
+    with agreement():  # All processes read the file next.
         write_json(into.path, results)
     say(f"{evaluation.campaign.compilations} programs compiled")
     return results
