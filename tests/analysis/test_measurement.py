@@ -95,7 +95,7 @@ def test_a_second_call_attacks_nothing_and_returns_the_same(pair, monkeypatch):
     assert kept_measurements(models, examples=EXAMPLES + 1) is None
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_after_a_cut_only_the_missing_measurements_are_made(
     trained_pair, tmp_path, pair
 ):

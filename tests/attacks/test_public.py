@@ -287,7 +287,7 @@ def test_python_callbacks_are_never_confused():
     assert counts[1] < 10
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_autoattack_compiles_nothing_twice():
     forget_programs()
     call = {"norm": "linf", "batch_size": 8}

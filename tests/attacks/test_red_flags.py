@@ -298,7 +298,7 @@ def test_accuracy_that_rises_with_epsilon_is_caught(flags_of_trap):
     assert "it rises from 0.1 to 0.2" in flag.text
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_forward_pass_that_changes_is_caught(flags_of_trap):
     flags, lines = flags_of_trap(flickering)
     flag = flags["forward pass"]
@@ -422,7 +422,7 @@ def test_a_randomised_model_with_enough_draws_raises_no_flag():
     assert random.numbers["agreement"] > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_randomised_model_with_too_few_draws_is_flagged():
     """One draw of this gradient is noise; its mean over many is right."""
 

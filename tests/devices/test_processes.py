@@ -130,7 +130,7 @@ def test_processes_with_other_options_evaluate_nothing(tmp_path, one):
     assert (workdir / "results.json").read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes_finish_the_run_of_one_and_the_reverse(tmp_path, one, two):
     # This step schedule changes once, at the end, and so is the same for both budgets.
     schedule = {"schedule": "step", "turns": (0.999,), "learning_rate": 0.02}

@@ -280,10 +280,9 @@ def test_run_continues_with_a_larger_budget(tmp_path, capsys):
 
 def stage(method, norm):
     """Return the mark of a method's test, the later the rarer it is and the longer."""
-    rare = (norm == "l2") + (method in RARER)
-    if rare == 2 or method == "crown-ibp":
+    if method == "crown-ibp" or (norm == "l2" and method != "free"):
         return pytest.mark.thorough
-    return pytest.mark.slow if rare else ()
+    return pytest.mark.slow if norm == "l2" or method in RARER else ()
 
 
 @pytest.mark.parametrize(
