@@ -286,6 +286,21 @@ REFUSED = {
         ).reshape(len(x), -1),
         "reduce_window_max with dilation",
     ),
+    "pooling in padding alone": (
+        lambda x: lax.reduce_window(
+            x,
+            -jnp.inf,
+            lax.max,
+            (1, 2, 2, 1),
+            (1, 1, 1, 1),
+            ((0, 0), (2, 0), (0, 0), (0, 0)),
+        ).reshape(len(x), -1),
+        "reduce_window_max with negative padding, or as wide as the window",
+    ),
+    "counted comparisons": (
+        lambda x: jnp.sum(mixed(x) > 0, axis=-1, keepdims=True).astype(jnp.float32),
+        "computes in int32, must be float32",
+    ),
     "a constant": (lambda x: jnp.ones((len(x), 3)), "do not depend on its images"),
 }
 
