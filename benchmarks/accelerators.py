@@ -251,9 +251,6 @@ def compiling_for(devices: list, platform: str):
     with (
         mock.patch.object(jax, "default_backend", lambda: platform),
         mock.patch.object(jax, "device_count", lambda: len(devices)),
-        # With several processes the program is written without pmap, which accepts only
-        # devices that exist.
-        mock.patch.object(jax, "process_count", lambda: 2),
         mock.patch.object(parallel, "_mesh", lambda: mesh),
     ):
         yield

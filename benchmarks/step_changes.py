@@ -101,8 +101,8 @@ def _ynnpack():
 
 
 def _without_donation():
-    spmd = parallel.spmd
-    parallel.spmd = lambda *a, **options: spmd(*a, **options | {"donate": ()})
+    pmap = parallel.pmap
+    parallel.pmap = lambda *a, **options: pmap(*a, **options | {"donate": ()})
 
 
 def one_vector_all_reduced():

@@ -41,12 +41,26 @@ def test_only_checkpoint_knows_orbax():
     assert importers("orbax") == {"runs/checkpoint.py"}
 
 
-def test_only_parallel_calls_pmap():
+def _names_a_map(node):
+    """Return whether this is JAX's pmap or shard_map, however it was imported."""
+    if isinstance(node, ast.ImportFrom):
+        module = (node.module or "").split(".")
+        names = {alias.name for alias in node.names} | {module[-1]}
+        return module[0] == "jax" and bool(names & {"pmap", "shard_map"})
+    return (
+        isinstance(node, ast.Attribute)
+        and node.attr in ("pmap", "shard_map")
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "jax"
+    )
+
+
+def test_only_parallel_maps_over_devices():
     callers = {
         str(path.relative_to(PACKAGE))
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr == "pmap"
+        if _names_a_map(node)
     }
     assert callers == {"devices/parallel.py"}
 

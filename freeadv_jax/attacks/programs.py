@@ -111,7 +111,7 @@ def find_program(
             found = traced.programs[kind]
             return Program(found, weights, False, traced.cost, traced.first_choice)
 
-    made = parallel.spmd(
+    made = parallel.pmap(
         traced.function,
         inputs=(REPLICATED, *layout),
         outputs=SPLIT,

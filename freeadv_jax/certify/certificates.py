@@ -276,7 +276,7 @@ def _program(method, norm, structure):
         return jax.vmap(of_one)(images, labels)
 
     inputs = REPLICATED, SPLIT, SPLIT, REPLICATED
-    return parallel.spmd(margins, inputs=inputs, outputs=SPLIT)
+    return parallel.pmap(margins, inputs=inputs, outputs=SPLIT)
 
 
 def _margins_of_one(method, norm, logits_fn, image, label, epsilon):

@@ -139,7 +139,7 @@ class _Voter:
             logits_fn = jax.tree_util.Partial(logits_fn)
         self.weights, structure = jax.tree.flatten(logits_fn)
         self._placed = parallel.place(self.weights, REPLICATED)
-        self._classes = parallel.spmd(
+        self._classes = parallel.pmap(
             lambda weights, *rest: _noisy_classes(structure.unflatten(weights), *rest),
             inputs=(REPLICATED, SPLIT, REPLICATED, REPLICATED, REPLICATED),
             outputs=SPLIT,

@@ -1,4 +1,4 @@
-"""Devices: the only module that counts them, and the only one that calls pmap."""
+"""Devices: the only module that counts them, and the only one that maps over them."""
 
 import functools
 
@@ -61,40 +61,31 @@ def fetch(tree):
     return jax.tree.map(_whole, tree)
 
 
-def spmd(function, *, inputs, outputs, donate=(), keep_unused=False, optimised=True):
+def pmap(function, *, inputs, outputs, donate=(), keep_unused=False, optimised=True):
     """Run `function` on every device, each with its part of the SPLIT arguments.
 
     `inputs` (a tuple, one entry an argument) and `outputs` are prefixes with REPLICATED
-    and SPLIT. Outside, arrays keep their global shapes, whatever the number of devices;
-    inside, collectives run over AXIS. REPLICATED outputs must be equal on all devices.
-    With `keep_unused` the compiled code names the arguments that it does not use, too.
-    Without `optimised`, a CPU compiles several times faster and runs slower.
+    and SPLIT. Outside, arrays keep their global shapes, whatever the number of devices and
+    processes; inside, collectives run over AXIS. REPLICATED outputs must be equal on all
+    devices. With `keep_unused` the compiled code names the arguments that it does not use,
+    too. Without `optimised`, a CPU compiles several times faster and runs slower.
+
+    This is `jax.shard_map` under `jax.jit`. `jax.pmap` sees only this process's devices
+    there, and copies donated arrays elsewhere.
     """
-    devices = jax.device_count()
 
-    def split(axis, x):
-        return x if axis is REPLICATED else x.reshape(devices, -1, *x.shape[1:])
-
-    def join(axis, x):
-        return x if axis is REPLICATED else x.reshape(-1, *x.shape[2:])
-
-    mapped = jax.pmap(function, AXIS, in_axes=inputs, out_axes=outputs)
-
+    # Compilations and profiles show this name, whatever the function's.
     def whole(*arguments):
-        results = mapped(*_by_layout(split, inputs, arguments))
-        return _by_layout(join, outputs, results)
+        return mapped(*arguments)
 
-    if jax.process_count() > 1:
-        # With several processes, pmap inside jit sees only this process's devices (jax
-        # 0.10 to 0.12), and outside jit it copies donated arrays. shard_map does the same
-        # work on all devices.
-        whole = jax.shard_map(
-            function,
-            mesh=_mesh(),
-            in_specs=jax.tree.map(_spec, inputs, is_leaf=_is_none),
-            out_specs=jax.tree.map(_spec, outputs, is_leaf=_is_none),
-            check_vma=False,
-        )
+    mapped = jax.shard_map(
+        function,
+        mesh=_mesh(),
+        in_specs=jax.tree.map(_spec, inputs, is_leaf=_is_none),
+        out_specs=jax.tree.map(_spec, outputs, is_leaf=_is_none),
+        # The caller answers for outputs that are equal on all devices.
+        check_vma=False,
+    )
     return jax.jit(
         whole,
         donate_argnums=donate,

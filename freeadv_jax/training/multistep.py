@@ -46,7 +46,7 @@ class Multistep:
 
     def __init__(self, train_step: Callable, *, per_call: int):
         self.per_call = per_call
-        self.program = parallel.spmd(
+        self.program = parallel.pmap(
             _loop(train_step),
             inputs=(STATE_LAYOUT, SPLIT, REPLICATED),
             outputs=(STATE_LAYOUT, REPLICATED),

@@ -315,11 +315,11 @@ def test_an_attacks_steps_compile(target, attack):
     images = np.zeros((16, *run.image_shape), np.uint8)
     slots = campaign._Slots(images, np.zeros(16, np.int32), 16).batch
     start = partial(campaign._start, kind=kind)
-    layout = REPLICATED, REPLICATED, SPLIT, SPLIT
-    arguments = logits_fn, settings, slots
-    arguments += (jax.eval_shape(start, *arguments),)
+    layout = REPLICATED, REPLICATED, REPLICATED, SPLIT, SPLIT
+    running = jax.eval_shape(start, logits_fn, settings, slots)
+    arguments = logits_fn, settings, np.int32(10), slots, running
     with accelerators.compiling_for(chips, accelerators.TARGETS[target].platform):
-        advance = partial(campaign._advance, kind=kind, steps=10)
-        program = parallel.spmd(advance, inputs=layout, outputs=SPLIT)
+        advance = partial(campaign._advance, kind=kind, loop=True)
+        program = parallel.pmap(advance, inputs=layout, outputs=SPLIT)
         compiled = program.lower(*accelerators.laid_out(layout, arguments)).compile()
     assert re.search(r"cudnn\$conv| convolution\(", compiled.as_text())

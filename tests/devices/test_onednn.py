@@ -254,7 +254,7 @@ def test_all_devices_and_several_threads_may_call_at_once():
         wanted = lax.conv_general_dilated(
             images, kernel, (1, 1), settings["padding"], dimension_numbers=dimensions
         )
-        mapped = parallel.spmd(convolve, inputs=(SPLIT, REPLICATED), outputs=SPLIT)
+        mapped = parallel.pmap(convolve, inputs=(SPLIT, REPLICATED), outputs=SPLIT)
         found = [mapped(images, kernel) for _ in range(20)]
         single = jax.jit(convolve)
 

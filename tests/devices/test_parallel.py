@@ -91,7 +91,7 @@ def setting(*, sync=True):
 
 
 def on_all_devices(step, state, batch):
-    step = parallel.spmd(
+    step = parallel.pmap(
         partial(step, axis_name=parallel.AXIS),
         inputs=(STATE_LAYOUT, SPLIT),
         outputs=(STATE_LAYOUT, REPLICATED),

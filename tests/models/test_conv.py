@@ -322,7 +322,7 @@ def test_gradients_of_onednn_work_inside_a_scan_and_on_all_devices(stride, dtype
         of_images, of_kernel = lax.scan(body, kernel, None, length=2)[1]
         return of_images[1], lax.psum(of_kernel[1].astype(jnp.float32), parallel.AXIS)
 
-    mapped = parallel.spmd(
+    mapped = parallel.pmap(
         gradients, inputs=(SPLIT, REPLICATED), outputs=(SPLIT, REPLICATED)
     )
     outputs = plain(images, kernel, stride, "SAME")
