@@ -631,8 +631,8 @@ FIELDS = (
         ("natural", "pgd-20", "pgd-100", "cw-100", "pgd-20-x10"),
         Rule(
             "at least one attack: natural, fgsm, pgd-, cw- or dlr-STEPS[-xRESTARTS], "
-            "apgd-ce, apgd-dlr, apgd-t, fab-t, square, autoattack, autoattack-plus; "
-            "certificates: ibp, crown-ibp, crown, alpha-crown",
+            "apgd-ce, apgd-dlr, apgd-t, fab-t, fmn, square, autoattack, autoattack-plus, "
+            "autoattack-quick; certificates: ibp, crown-ibp, crown, alpha-crown",
             lambda value, _: len(value) > 0,
         ),
         "the attacks of the evaluation, with commas between",

@@ -66,7 +66,7 @@ def main(argv):
                 "--dataset"
             )
         threat, elsewhere = _threat(model, given)
-        attacks = _attacks(model, given.attacks, threat, elsewhere)
+        attacks = _attacks(model, given.attacks, threat, elsewhere, given.audit)
         folder, images, labels = _images(model, workdir, given)
         ball = {"norm": threat["norm"], "epsilon": threat["epsilon"]}
         check_threat(**ball, norms=THREATS, image_shape=images.shape[1:])
@@ -143,7 +143,8 @@ def _parser():
         metavar="NAME,...",
         help="names with commas between: natural, fgsm, pgd-, cw- or "
         "dlr-STEPS[-xRESTARTS], apgd-ce, apgd-dlr, apgd-t, fab-t, fmn, square, "
-        "autoattack, autoattack-plus; and certificates: ibp, crown-ibp, crown, alpha-crown",
+        "autoattack, autoattack-plus, autoattack-quick; and certificates: ibp, crown-ibp, "
+        "crown, alpha-crown",
     )
     add(
         "--examples", type=count, help="evaluate the first so many images; default: all"
@@ -172,6 +173,13 @@ def _parser():
         type=count,
         help="draws of a randomised model that attacks average at every step, 20 are "
         "usual; default: the model draws nothing in evaluation mode",
+    )
+    add(
+        "--audit",
+        type=_share,
+        metavar="SHARE",
+        help="share of the survivors of autoattack-quick that go through what it left out, "
+        "or all; default: 0.05",
     )
     add(
         "--checkpoint",
@@ -229,6 +237,11 @@ def _parser():
     return parser
 
 
+def _share(text):
+    """A share of the images: a number, or all."""
+    return 1.0 if text == "all" else number(text)
+
+
 def _threat(model, given):
     """{norm, epsilon, step_size} of the attacks, and the suffix of their names.
 
@@ -257,8 +270,8 @@ def _threat(model, given):
     return threat, "" if own else f"@{norm}-{epsilon:.4g}"
 
 
-def _attacks(model, names, threat, elsewhere):
-    attacks = named_attacks(names, **threat, num_classes=model.num_classes)
+def _attacks(model, names, threat, elsewhere, audit):
+    attacks = named_attacks(names, **threat, num_classes=model.num_classes, audit=audit)
     return [
         dataclasses.replace(attack, name=attack.name + elsewhere)
         if attack.epsilon

@@ -13,6 +13,7 @@ from corruption_files import write_corruptions
 from tiny_run import ROOT, environment, tiny_config
 
 import freeadv_jax
+from freeadv_jax.attacks.named import QUICK
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.errors import InputError
 from freeadv_jax.evaluate import main
@@ -143,6 +144,24 @@ def test_certificates_of_another_epsilon_stand_beside_its_attacks(run, capsys):
     shown = capsys.readouterr().out
     assert "certified by ibp@linf-0.002" in shown
     assert f"within linf epsilon 0.002, of 16 images {both['certified']}" in shown
+
+
+def test_quick_with_a_whole_audit_leaves_what_autoattack_leaves(run, capsys):
+    arguments = f"--workdir={run}", "--examples=8", "--epsilon=0.1"
+    call(*arguments, "--attacks=natural,autoattack,autoattack-quick", "--audit=all")
+    rows, arrays = results(run)["evaluation"], outcomes(run)
+    standard, quick = (f"{name}@linf-0.1" for name in ("autoattack", QUICK))
+    np.testing.assert_array_equal(arrays[quick], arrays[standard])
+    assert rows[quick]["audit"]["missed_at_most"] == 0
+    assert rows[quick]["attack"]["audit"] == 1.0
+    assert f"{quick}: an audit of " in capsys.readouterr().out
+    # More images are added to the row; one with another audit is made again.
+    more = (*arguments[::2], "--examples=12", f"--attacks={QUICK}")
+    call(*more, "--audit=all")
+    assert results(run)["evaluation"][quick]["audit"]["audited"] >= 0
+    np.testing.assert_array_equal(outcomes(run)[quick][:8], arrays[standard])
+    call(*more, "--audit=0.25")
+    assert results(run)["evaluation"][quick]["attack"]["audit"] == 0.25
 
 
 def test_best_checkpoint_has_its_own_files(run):
@@ -357,6 +376,8 @@ def test_kills_at_any_moment_do_not_change_the_results(finished, tmp_path):
         (["--epsilon=1e400"], "such as 8/255"),
         (["--workdir=az://bucket/run"], "az://bucket/run: must be a folder of this"),
         (["--images=mine.npz", "--out=gs:///x"], "must be gs://BUCKET/FOLDER"),
+        (["--audit=0.1"], "audit is for autoattack-quick"),
+        (["--attacks=autoattack-quick", "--audit=2"], "a share from 0 to 1"),
         (["--corruptions"], "images of 8 x 8 pixels and 1 channels: corruptions are"),
         (["--corruptions=nowhere"], "nowhere lacks gaussian_noise.npy, shot_noise"),
     ],

@@ -49,6 +49,7 @@ class State(NamedTuple):
     step_size: Float[Array, " b"]
     window: Window
     targets: Int[Array, " b"]
+    given_up: Bool[Array, " b"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,9 @@ class APGD(AutoPGD):
     size is halved after a period in which less than `rho` of the steps raised the loss,
     or none raised the best loss.
 
-    With `samples` the model is randomised, see `draws`.
+    With `samples` the model is randomised, see `draws`. With `reach` an attempt is given up
+    at a checkpoint if its best loss is farther below 0, where a margin changes sides, than
+    `reach` times the rise in the period before.
     """
 
     norm: str
@@ -71,6 +74,7 @@ class APGD(AutoPGD):
     goal: str = "untargeted"
     rho: Real = 0.75
     samples: Count | None = None
+    reach: Real | None = None
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
         """Return the state at a random point at distance epsilon from the image."""
@@ -83,7 +87,8 @@ class APGD(AutoPGD):
         period = jnp.full_like(batch.iteration, jnp.maximum(22 * self.steps // 100, 1))
         # With `halved` true, only the share of rises can fail the first period.
         window = _window(period, jnp.ones_like(broken), here.loss)
-        return State(point, broken, here, point, here, eta, window, targets)
+        hopeless = jnp.zeros_like(broken)
+        return State(point, broken, here, point, here, eta, window, targets, hopeless)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
         """Return the state one step further, after a checkpoint if one is due."""
@@ -109,6 +114,7 @@ class APGD(AutoPGD):
             step_size=jnp.where(halve, state.step_size / 2, state.step_size),
             window=where(checkpoint, _window(period, halve, best.loss), window),
             targets=state.targets,
+            given_up=checkpoint & ~broken & self._is_hopeless(window, best.loss),
         )
 
     def _move(self, batch, state):
@@ -128,6 +134,12 @@ class APGD(AutoPGD):
         rises, steps = (n.astype(jnp.float32) for n in (window.rises, window.steps))
         stuck = ~window.halved & (best_loss == window.best_loss)
         return (rises < self.rho * steps) | stuck
+
+    def _is_hopeless(self, window, best_loss):
+        """Return whether the boundary is too far for what the rises to come can add."""
+        if self.reach is None:
+            return jnp.zeros_like(window.halved)
+        return -best_loss > self.reach * (best_loss - window.best_loss)
 
 
 def auto_pgd(norm: str, *, rho: Real = 0.75, **fields) -> APGD | SparseAPGD:

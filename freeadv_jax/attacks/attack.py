@@ -16,6 +16,8 @@ from freeadv_jax.errors import InputError, one_line
 # The numbers of an attack may be traced, so that one compilation serves all values.
 Count = int | Int[Array, ""]
 Flag = bool | Bool[Array, ""]
+# The cost of a forward pass alone, in passes forward and backward.
+FORWARD = 1 / 3
 # It takes the place of infinity in a gradient.
 _LARGEST = 1e30
 
@@ -40,8 +42,10 @@ class Attack(Protocol):
     An attack is a frozen dataclass. All arrays of its state have a leading axis of
     images. The engine reads two fields of the state: `adversarial` f32[b, h, w, c],
     which lies inside the ball and the box, and `broken` bool[b], which marks the images
-    on which the attack has succeeded. Broken images are stepped no further. Images must
-    not influence one another, because they enter and leave the batch between steps.
+    on which the attack has succeeded. A third field is optional: `given_up` bool[b] marks
+    attempts that the attack ends early. Broken images and attempts given up are stepped no
+    further. Images must not influence one another, because they enter and leave the batch
+    between steps.
     """
 
     norm: str
@@ -54,6 +58,13 @@ class Attack(Protocol):
 
     def success(self, logits, labels) -> Bool[Array, " b"]:
         """Return whether logits [b, k] are what the adversary wants."""
+
+    def passes(self, num_classes: int) -> tuple[float, float]:
+        """Return how many passes forward and backward the start and a step take.
+
+        A forward pass alone counts as FORWARD. The fresh draws that confirm a success on a
+        randomised model are not counted.
+        """
 
     def start(self, logits_fn: Callable, batch: Batch) -> Any:
         """Return the state before the first step."""
@@ -152,10 +163,14 @@ def where(condition: Bool[Array, " b"], yes, no):
 
 
 def step_unfinished(attack: Attack, logits_fn: Callable, batch: Batch, state):
-    """Step the images that are neither broken nor at the end of their steps."""
-    stepped = attack.step(logits_fn, batch, state)
-    active = ~state.broken & (batch.iteration < attack.steps)
-    return where(active, stepped, state)
+    """Step the images whose attempts go on; return the state and bool[b], which they are."""
+    goes_on = ~stopped(state) & (batch.iteration < attack.steps)
+    return where(goes_on, attack.step(logits_fn, batch, state), state), goes_on
+
+
+def stopped(state) -> Bool[Array, " b"]:
+    """Return which attempts need no further step: broken, or given up."""
+    return state.broken | getattr(state, "given_up", False)
 
 
 def split_numbers(attack: Attack) -> tuple[Attack, dict[str, np.generic | Array]]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from freeadv_jax.attacks.attack import misclassified, target_class
+from freeadv_jax.attacks.attack import FORWARD, misclassified, target_class
 from freeadv_jax.attacks.draws import confirmed, evaluated, mean_logits
 from freeadv_jax.attacks.losses import TARGETED, untargeted_loss
 
@@ -31,6 +31,11 @@ class AutoPGD:
     def success(self, logits, labels):
         """Return where the image is misclassified."""
         return misclassified(logits, labels)
+
+    def passes(self, num_classes):
+        """Return what the start and a step take; the targets are read from the logits."""
+        draws, targeted = self.samples or 1, self.goal == "multi-target"
+        return draws * (1 + targeted * FORWARD), draws
 
     def _start_keys(self, batch):
         return jax.vmap(jax.random.fold_in, (0, None))(batch.keys, 0)

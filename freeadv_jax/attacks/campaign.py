@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,13 @@ _REFILLED_PART = 8
 _PART_OF_STEPS, _MOST_STEPS_A_CALL, _SECONDS_A_CALL = 8, 50, 1.0
 # The steps of a call on GPU and TPU.
 _STEPS_A_CALL = 10
+
+
+class Running(NamedTuple):
+    """Hold the state of an attack's attempts, and int32[b], the steps that each made."""
+
+    state: Any
+    made: jax.Array
 
 
 class Work(NamedTuple):
@@ -74,14 +81,20 @@ class Campaign:
 
     Every image has its own keys, made from `seed`, its index and the attempt, and images
     do not influence one another. The same images are therefore robust for any batch size
-    and number of devices. Two details may differ: the attempt whose image is returned for
-    a broken one, and the noise in which a randomised model sees the natural images.
+    and number of devices. Three details may differ: the attempt whose image is returned
+    for a broken one, the steps that other attempts on it have made by then, and the noise
+    in which a randomised model sees the natural images.
     """
 
     def __init__(self, *, batch_size: int, seed: int = 0):
         self._batch_size = parallel.multiple_of_devices(batch_size)
         self._seed = np.uint32(seed)
         self._compilations = 0
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of all random choices."""
+        return int(self._seed)
 
     @property
     def compilations(self) -> int:
@@ -161,15 +174,17 @@ class Campaign:
         *,
         finished: np.ndarray | None = None,
         adversarial: np.ndarray | None = None,
+        made: np.ndarray | None = None,
         watch: Callable | None = None,
     ) -> np.ndarray:
         """Return which images no attempt breaks, bool[n]; only `robust` ones are attacked.
 
         `images` are [n, h, w, c], uint8 or floats in [0, 1]. `finished` bool[attempts, n]
         marks attempts made before; it is updated in place, and so are the attacked images
-        in `adversarial` f32[n, h, w, c]. `watch(done, robust, work)` is called after each
-        look with the number of attempts decided, a fraction for those under way, and the
-        `Work` so far and to come.
+        in `adversarial` f32[n, h, w, c]. `made` int[2, n] counts on: the attempts that each
+        image began, and the steps that it needed. `watch(done, robust, work)` is called
+        after each look with the number of attempts decided, a fraction for those under way,
+        and the `Work` so far and to come.
         """
         logits_fn = parallel.place(as_pytree(logits_fn), REPLICATED)
         kind, numbers = split_numbers(attack)
@@ -184,47 +199,55 @@ class Campaign:
             return robust
         counts = undecided, finished.size
         slots = self._slots(attack, logits_fn, settings, images, labels, *counts)
-        start_fresh, state = self._starter(
+        start_fresh, running = self._starter(
             kind, logits_fn, settings, slots, finished.size
         )
         runs = finished.size * attack.steps
         draws = getattr(attack, "samples", None) or 1
-        go_on = self._stepper(kind, logits_fn, settings, slots, state, runs)
+        go_on = self._stepper(kind, logits_fn, settings, slots, running, runs)
         pending = _pending(attempts, attacked, robust, finished)
-        made = 0
+        work = 0
         while True:
             if slots.fill(pending):
                 batch = slots.on_devices()
-                state = start_fresh(settings, batch, state)
+                running = start_fresh(settings, batch, running)
             if not slots.occupied.any():
                 return robust
             steps = _steps_a_call(go_on, slots.youngest, attack.steps, draws)
             batch |= slots.on_devices("iteration")
-            state = go_on(settings, _on_devices(steps), batch, state)
+            running = go_on(settings, _on_devices(steps), batch, running)
             slots.batch["iteration"] += steps
-            made += steps * len(slots.occupied)
+            work += steps * len(slots.occupied)
 
+            state = running.state
             broken = slots.occupied & parallel.fetch(state.broken)
             robust[slots.index[broken]] = False
-            done = slots.occupied & (broken | (slots.iteration >= attack.steps))
+            given_up = parallel.fetch(getattr(state, "given_up", np.False_))
+            ended = given_up | (slots.iteration >= attack.steps)
+            done = broken | slots.occupied & ended
             finished[slots.attempt[done], slots.index[done]] = True
             if adversarial is not None and done.any():
                 found = parallel.fetch(state.adversarial)
                 # A broken image overwrites the other attempts of the same image.
                 for rows in (done & ~broken, broken):
                     adversarial[slots.index[rows]] = found[rows]
-            slots.release(done | ~robust[slots.index])
+            released = slots.occupied & (done | ~robust[slots.index])
+            if made is not None and released.any():
+                index = slots.index[released]
+                np.add.at(made[0], index, 1)
+                np.add.at(made[1], index, parallel.fetch(running.made)[released])
+            slots.release(released)
             if size := slots.smaller_size(attack.steps, go_on.cost):
-                state = _taken(state, slots.shrink(size))
+                running = _taken(running, slots.shrink(size))
                 batch = slots.on_devices()
                 runs = (attack.steps - slots.youngest) * size
-                go_on = self._stepper(kind, logits_fn, settings, slots, state, runs)
+                go_on = self._stepper(kind, logits_fn, settings, slots, running, runs)
             if watch:
                 undecided = int((~finished[:, attacked & robust]).sum())
                 decided = attempts * int(attacked.sum()) - undecided
                 under_way = slots.iteration[slots.occupied].sum() / max(attack.steps, 1)
                 left = slots.work_left(undecided, attack.steps)
-                watch(float(decided + under_way), robust, Work(made, left))
+                watch(float(decided + under_way), robust, Work(work, left))
 
     def _slots(self, attack, logits_fn, settings, images, labels, undecided, of):
         """Return the places of a batch for `undecided` attempts `of` so many in all.
@@ -238,9 +261,9 @@ class Campaign:
         if size == len(slots.occupied):
             return slots
         kind, _ = split_numbers(attack)
-        state = _no_state(kind, logits_fn, settings, slots.batch)
+        running = _nothing_running(kind, logits_fn, settings, slots.batch)
         cost = program_cost(
-            *_step_program(kind, logits_fn, settings, slots, state),
+            *_step_program(kind, logits_fn, settings, slots, running),
             otherwise=_step_without_loop(kind),
         )
         if _pays(size / len(slots.occupied), attack.steps, cost):
@@ -252,22 +275,22 @@ class Campaign:
 
         `starts` is the number of images that it starts at most.
         """
-        state = _no_state(kind, logits_fn, settings, slots.batch)
+        running = _nothing_running(kind, logits_fn, settings, slots.batch)
         # Where many images break, a refill starts only a part of the batch.
         runs = 1 + 2 * starts / len(slots.occupied)
         program = self._find(
             functools.partial(_begin, kind=kind),
             logits_fn,
-            (settings, slots.on_devices(), state),
+            (settings, slots.on_devices(), running),
             (REPLICATED, SPLIT, SPLIT),
             runs=runs,
         )
-        return program, state
+        return program, running
 
-    def _stepper(self, kind, logits_fn, settings, slots, state, steps):
+    def _stepper(self, kind, logits_fn, settings, slots, running, steps):
         """Return the program that makes steps, of which single images need `steps`."""
         return self._find(
-            *_step_program(kind, logits_fn, settings, slots, state),
+            *_step_program(kind, logits_fn, settings, slots, running),
             runs=steps / len(slots.occupied),
             otherwise=_step_without_loop(kind),
         )
@@ -391,10 +414,10 @@ class _Slots:
 def _fitting_size(count: int, most: int) -> int:
     """Return the batch size for `count` images: a little more, at most `most`.
 
-    Four sizes lie between a power of two and the next, so that few programs are compiled.
+    Eight sizes lie between a power of two and the next, so that few programs are compiled.
     """
     each = max(1, -(-count // jax.device_count()))
-    unit = 2 ** max(0, each.bit_length() - 3)
+    unit = 2 ** max(0, each.bit_length() - 4)
     return min(most, parallel.multiple_of_devices(1) * -(-each // unit) * unit)
 
 
@@ -418,10 +441,10 @@ def _steps_a_call(program, youngest, steps, draws=1):
     return max(1, min(youngest // _PART_OF_STEPS, quick, _MOST_STEPS_A_CALL, most))
 
 
-def _step_program(kind, logits_fn, settings, slots, state):
+def _step_program(kind, logits_fn, settings, slots, running):
     """Return what `find_program` takes for the steps of an attack."""
     function = functools.partial(_advance, kind=kind, loop=True)
-    arguments = settings, _on_devices(1), slots.on_devices(), state
+    arguments = settings, _on_devices(1), slots.on_devices(), running
     return function, logits_fn, arguments, (REPLICATED, REPLICATED, SPLIT, SPLIT)
 
 
@@ -479,10 +502,11 @@ def _attack_and_batch(kind, settings, slots):
 
 def _start(logits_fn, settings, slots, *, kind):
     attack, batch = _attack_and_batch(kind, settings, slots)
-    return attack.start(_as_float32(logits_fn), batch)
+    state = attack.start(_as_float32(logits_fn), batch)
+    return Running(state, jnp.zeros_like(batch.iteration))
 
 
-def _no_state(kind, logits_fn, settings, slots):
+def _nothing_running(kind, logits_fn, settings, slots):
     """Return zeros in the shapes of a state, which the first start replaces."""
     start = functools.partial(_start, kind=kind)
     shapes = jax.eval_shape(start, logits_fn, settings, slots)
@@ -490,18 +514,18 @@ def _no_state(kind, logits_fn, settings, slots):
     return parallel.place(zeros, SPLIT)
 
 
-def _taken(state, rows):
+def _taken(running, rows):
     """Return the state of some of the images as a batch of its own."""
-    state = parallel.fetch(state)
-    return parallel.place(jax.tree.map(lambda array: array[rows], state), SPLIT)
+    running = parallel.fetch(running)
+    return parallel.place(jax.tree.map(lambda array: array[rows], running), SPLIT)
 
 
-def _begin(logits_fn, settings, slots, state, *, kind):
+def _begin(logits_fn, settings, slots, running, *, kind):
     """Return the state in which the fresh places have just started."""
-    return where(slots["fresh"], _start(logits_fn, settings, slots, kind=kind), state)
+    return where(slots["fresh"], _start(logits_fn, settings, slots, kind=kind), running)
 
 
-def _advance(logits_fn, settings, steps, slots, state, *, kind, loop):
+def _advance(logits_fn, settings, steps, slots, running, *, kind, loop):
     """Return the state `steps` steps later, or one where there is no loop.
 
     Broken and finished images stay as they are.
@@ -509,8 +533,9 @@ def _advance(logits_fn, settings, steps, slots, state, *, kind, loop):
     attack, batch = _attack_and_batch(kind, settings, slots)
     logits_fn = _as_float32(logits_fn)
 
-    def step(number, state):
+    def step(number, running):
         at = batch._replace(iteration=batch.iteration + number)
-        return step_unfinished(attack, logits_fn, at, state)
+        state, goes_on = step_unfinished(attack, logits_fn, at, running.state)
+        return Running(state, running.made + goes_on.astype(running.made.dtype))
 
-    return jax.lax.fori_loop(0, steps, step, state) if loop else step(0, state)
+    return jax.lax.fori_loop(0, steps, step, running) if loop else step(0, running)

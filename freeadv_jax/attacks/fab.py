@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from freeadv_jax.attacks.attack import (
+    FORWARD,
     Batch,
     Count,
     differentiating,
@@ -77,6 +78,12 @@ class FAB:
     def success(self, logits, labels):
         """Return where the image is misclassified."""
         return misclassified(logits, labels)
+
+    def passes(self, num_classes):
+        """Return what the start and a step take, which ends with a look at the logits."""
+        draws, targeted = self.samples or 1, self.goal == "multi-target"
+        backward = (1 - FORWARD) * (1 if targeted else num_classes - 1)
+        return draws * targeted * FORWARD, draws * (FORWARD + backward + FORWARD)
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
         """Return the state at the image; in later restarts, at half of epsilon from it.

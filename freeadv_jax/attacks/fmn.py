@@ -77,6 +77,10 @@ class FMN:
         """Return where the image is misclassified."""
         return misclassified(logits, labels)
 
+    def passes(self, num_classes):
+        """Return what the start and a step take; the start evaluates nothing."""
+        return 0, self.samples or 1
+
     def start(self, logits_fn: Callable, batch: Batch) -> State:
         """Return the state at the image; the model is not evaluated."""
         none = jnp.full(batch.labels.shape, jnp.inf, batch.images.dtype)

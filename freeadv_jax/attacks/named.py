@@ -5,13 +5,14 @@ import re
 
 from freeadv_jax.attacks.apgd import APGD, auto_pgd
 from freeadv_jax.attacks.attack import Attack
+from freeadv_jax.attacks.audit import Audit
 from freeadv_jax.attacks.checks import (
     check_loss,
     check_samples,
     check_step_size,
     check_threat,
 )
-from freeadv_jax.attacks.ensemble import cascade
+from freeadv_jax.attacks.ensemble import audit_of, cascade
 from freeadv_jax.attacks.fmn import FMN
 from freeadv_jax.attacks.pgd import PGD
 from freeadv_jax.attacks.sparse_pgd import SparsePGD
@@ -19,7 +20,12 @@ from freeadv_jax.attacks.threat import L0, NORMS, THREATS, as_real
 from freeadv_jax.certify.named import CERTIFICATES
 from freeadv_jax.errors import InputError, unknown_choice
 
-_CASCADES = {"autoattack": "standard", "autoattack-plus": "plus"}
+QUICK = "autoattack-quick"
+_CASCADES = {
+    "autoattack": "standard",
+    "autoattack-plus": "plus",
+    QUICK: "quick",
+}
 _SINGLE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "fmn", "square")
 _LOSSES = {"pgd": "cross-entropy", "cw": "margin", "dlr": "dlr"}
 _NUMBERED = re.compile(r"(pgd|cw|dlr)-([1-9]\d{0,5})(?:-x([1-9]\d{0,5}))?")
@@ -43,13 +49,15 @@ _EXAMPLES = (
 class NamedAttack:
     """Hold one row of the table: `stages` by name, each on the images not yet broken.
 
-    'natural' has no stage; AutoAttack has several.
+    'natural' has no stage; AutoAttack has several. The stages of an `audit` are for a part
+    of the images.
     """
 
     name: str
     norm: str
     epsilon: float
     stages: dict[str, Attack]
+    audit: Audit | None = None
 
     def record(self, seed: int) -> dict:
         """Return the settings for results.json; null where the stages differ."""
@@ -60,7 +68,9 @@ class NamedAttack:
         if len(stages) == 1:
             (fields,) = stages.values()
             return common | dict.fromkeys(_NO_ATTACK) | fields | {"seed": seed}
-        return common | dict.fromkeys(_NO_ATTACK) | {"seed": seed, "stages": stages}
+        audit = {"audit": self.audit.share} if self.audit else {}
+        several = {"seed": seed, "stages": stages} | audit
+        return common | dict.fromkeys(_NO_ATTACK) | several
 
 
 _NO_ATTACK = {"steps": 0, "step_size": 0.0, "restarts": 1, "loss": "cross-entropy"}
@@ -70,9 +80,11 @@ def _settings(stage):
     """Return the fields of an attack for results.json.
 
     `samples` are left out for a model that draws nothing. Version 0.1 recorded such a model
-    by two fields of APGD, and its rows stay valid.
+    by two fields of APGD, and its rows stay valid. `reach` is left out where it is not set.
     """
     fields = dataclasses.asdict(stage)
+    if fields.get("reach", 0) is None:
+        del fields["reach"]
     if fields["samples"] is None:
         del fields["samples"]
         if isinstance(stage, APGD):
@@ -88,6 +100,7 @@ def attack_by_name(
     step_size: float,
     num_classes: int,
     samples: int | None = None,
+    audit: float | None = None,
 ) -> NamedAttack:
     """Return the attack called `name`; `epsilon` and `step_size` are in [0, 1] pixels.
 
@@ -100,10 +113,12 @@ def attack_by_name(
     apgd-ce, apgd-dlr, apgd-t, fab-t, square     the attacks of AutoAttack
     fmn                  the fast minimum-norm attack
     autoattack, autoattack-plus                  their cascades
+    autoattack-quick     the first steps of autoattack, audited
 
     `step_size` is for the numbered attacks only. With too few classes for a DLR loss,
     apgd-dlr and apgd-t take the margin. `samples` are the draws of a randomised model
-    that each attack averages; autoattack is then its version 'rand'. Raise InputError for
+    that each attack averages; autoattack is then its version 'rand'. `audit` is the share
+    that autoattack-quick audits, see `ensemble.autoattack`. Raise InputError for
     any other name, and for dlr-<steps> with two classes.
     """
     check_threat(norm, epsilon, norms=THREATS)
@@ -136,7 +151,8 @@ def attack_by_name(
         if samples is not None and version == "standard":
             version = "rand"
         stages = cascade(version, **threat, num_classes=num_classes)
-        return NamedAttack(name, norm, epsilon, stages)
+        audited = audit_of(version, audit if version == "quick" else None)
+        return NamedAttack(name, norm, epsilon, stages, audited)
     elif name == "fmn":
         attack = FMN(**threat)
     elif name == "apgd-dlr":

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from freeadv_jax.attacks.attack import Batch, Count, misclassified, where
+from freeadv_jax.attacks.attack import (
+    FORWARD,
+    Batch,
+    Count,
+    misclassified,
+    where,
+)
 from freeadv_jax.attacks.draws import confirmed, mean_logits
 from freeadv_jax.attacks.losses import margin
 from freeadv_jax.attacks.threat import Real, make_threat
@@ -45,6 +51,10 @@ class Noise:
     def success(self, logits, labels):
         """Return where the image is misclassified."""
         return misclassified(logits, labels)
+
+    def passes(self, num_classes):
+        """Return what the start and a step take; the start evaluates nothing."""
+        return 0, (self.samples or 1) * FORWARD
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
         """Return the state before any point; the model is not evaluated."""

@@ -18,6 +18,7 @@ from freeadv_jax.attacks.attack import (
     attack_keys,
     split_numbers,
     step_unfinished,
+    stopped,
     where,
 )
 
@@ -89,11 +90,12 @@ def attack_unbroken(
         def step(carry):
             iteration, state = carry
             batch = batch_at(attempt, iteration)
-            return iteration + 1, step_unfinished(attack, logits_fn, batch, state)
+            state, _ = step_unfinished(attack, logits_fn, batch, state)
+            return iteration + 1, state
 
         def unfinished(carry):
             iteration, state = carry
-            return (iteration < attack.steps) & ~jnp.all(state.broken)
+            return (iteration < attack.steps) & ~jnp.all(stopped(state))
 
         _, state = jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))
         found = Adversarial(state.adversarial, state.broken)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from freeadv_jax.attacks.attack import (
+    FORWARD,
     Batch,
     Count,
     Flag,
@@ -78,6 +79,11 @@ class PGD:
         """Return where the goal is reached."""
         wrong = misclassified(logits, labels)
         return ~wrong if self.goal == "given-target" else wrong
+
+    def passes(self, num_classes):
+        """Return what the start and a step take; the targets are read from the logits."""
+        draws, plain = self.samples or 1, self.goal in ("untargeted", "given-target")
+        return draws * (1 if plain else 1 + FORWARD), draws
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
         """Return the state at the image, or at a random point of its ball."""

@@ -17,10 +17,10 @@ from freeadv_jax.attacks.checks import check_logits, check_samples, check_threat
 from freeadv_jax.attacks.draws import randomized
 from freeadv_jax.attacks.ensemble import warn_of_few_classes
 from freeadv_jax.attacks.kernels import are_random, kernels_for, traced_with
-from freeadv_jax.attacks.named import NamedAttack, attack_by_name
+from freeadv_jax.attacks.named import QUICK, NamedAttack, attack_by_name
 from freeadv_jax.attacks.red_flags import CHECKED_IMAGES, Flag, verdict_line
 from freeadv_jax.attacks.red_flags import red_flags as find_red_flags
-from freeadv_jax.attacks.runner import examples_of
+from freeadv_jax.attacks.runner import examples_of, images_of_stage
 from freeadv_jax.attacks.sandwich import SANDWICH, sandwich_flags, sandwiches
 from freeadv_jax.attacks.threat import NORMS, THREATS, make_threat
 from freeadv_jax.certify.named import (
@@ -177,30 +177,35 @@ class Evaluation:
             if state.counts[number] >= 0:
                 continue
             title = name if name == attack.name else f"{attack.name}: {name}"
+            chosen = images_of_stage(
+                name, attack.audit, len(self.labels), self.campaign.seed
+            )
             before = known.get(name, 0)
-            self._stage(stage, title, state, before=before, watch=watch)
+            self._stage(stage, title, state, chosen, before=before, watch=watch)
             state.counts[number] = state.robust.sum() + before
             state.finished[:] = False
 
-    def _stage(self, stage, title, state, *, before, watch):
-        total = stage.attempts * int(state.robust.sum())
+    def _stage(self, stage, title, state, chosen, *, before, watch):
+        attacked = state.robust & chosen
+        total = stage.attempts * int(attacked.sum())
 
-        def update(done, robust, work):
-            state.robust[:] = robust
+        def update(done, left, work):
+            state.robust[:] = np.where(chosen, left, state.robust)
             if watch:
-                accuracy = (robust.sum() + before) / len(self.labels)
+                accuracy = (state.robust.sum() + before) / len(self.labels)
                 watch(title, done, total, float(accuracy), work)
 
-        state.robust[:] = self.campaign.attack(
+        left = self.campaign.attack(
             stage,
             self.logits_fn,
             self.images,
             self.labels,
-            state.robust,
+            attacked,
             finished=state.finished[: stage.attempts],
             adversarial=state.images if len(state.images) else None,
             watch=update,
         )
+        state.robust[:] = np.where(chosen, left, state.robust)
 
     def start_certificate(self) -> CertificateState:
         """Return the state before the first chunk of a certificate.
@@ -431,6 +436,12 @@ def _table_lines(rows, certified=types.MappingProxyType({})):
             f"{name:<{width}}{row['accuracy']:>9.2%}{interval:>18}"
             f"{row['correct']:>9}{row['examples']:>8}"
         )
+    audits = {name: row["audit"] for name, row in rows.items() if "audit" in row}
+    for name, audit in audits.items():
+        lines.append(
+            f"{name}: an audit of {audit['audited']} survivors broke {audit['broken']}; the "
+            f"standard version leaves at least {audit['accuracy_at_least']:.2%} (95 %)"
+        )
     return lines
 
 
@@ -468,7 +479,8 @@ class RobustAccuracy:
     Attributes:
         rows: by attack, {accuracy, correct, examples, interval, attack}. `interval` is
             the 95 % interval of Wilson, `attack` has the settings. A cascade also has
-            `stages`, the robust images after each of its attacks.
+            `stages`, the robust images after each of its attacks, and autoattack-quick
+            `audit`, what it may have missed.
         robust: by attack, bool[n]: the images classified correctly and not broken.
         red_flags: the answers of `freeadv_jax.attacks.red_flags`, if asked for.
         images: by attack, f32[n, h, w, c]: the attacked images, if asked for.
@@ -506,6 +518,7 @@ def robust_accuracy(
     attacks: Sequence[str] = (NATURAL, "pgd-20", "autoattack"),
     step_size: float | None = None,
     samples: int | None = None,
+    audit: float | None = None,
     batch_size: int = 200,
     seed: int = 0,
     convolutions: str = onednn.AUTO,
@@ -532,8 +545,8 @@ def robust_accuracy(
             side of the patch or the number of pixels, below 1 their share of the image.
         attacks: names, or one string with commas between them: natural, fgsm,
             pgd-<steps>, cw-<steps> and dlr-<steps> (each with -x<restarts>), apgd-ce,
-            apgd-dlr, apgd-t, fab-t, fmn, square, autoattack (Croce & Hein, ICML 2020) and
-            autoattack-plus. The certificates ibp, crown-ibp, crown and alpha-crown may
+            apgd-dlr, apgd-t, fab-t, fmn, square, autoattack (Croce & Hein, ICML 2020),
+            autoattack-plus and autoattack-quick, its first steps with an audit. The certificates ibp, crown-ibp, crown and alpha-crown may
             stand among them (see `freeadv_jax.certify`).
         step_size: the step of pgd-, cw- and dlr- in [0, 1] pixels; the default is
             epsilon / 4, and 0.1 for patches and pixels.
@@ -543,6 +556,8 @@ def robust_accuracy(
             logits is misclassified, and so are 20 means of ten fresh draws each and the
             mean of all 200; natural images are classified by the mean of 200 draws.
             autoattack is its version 'rand'.
+        audit: the share of the survivors of autoattack-quick that go through what it left
+            out; the default is 0.05.
         batch_size: the images attacked at a time, over all devices together.
         seed: the seed of all random choices.
         convolutions: the kernels of the model's convolutions on a CPU, equal to rounding:
@@ -580,7 +595,7 @@ def robust_accuracy(
         "samples": samples,
     }
     named, certificates = apart(
-        named_attacks(attacks, **threat, num_classes=num_classes)
+        named_attacks(attacks, **threat, num_classes=num_classes, audit=audit)
     )
     if certificates:
         check_certifiable(logits_fn, images.shape[1:])
@@ -644,12 +659,14 @@ def named_attacks(
     step_size: float,
     num_classes: int,
     samples: int | None = None,
+    audit: float | None = None,
 ) -> list[NamedAttack | NamedCertificate]:
     """Return the attacks and certificates of these names, each once.
 
     See `attack_by_name` and `certificate_by_name`. A string holds names with commas between
-    them. Raise InputError for an unknown name, for no name at all, and for a certificate of
-    a randomised model.
+    them. `audit` is for autoattack-quick. Raise InputError for an unknown name, for no name
+    at all, for an audit without autoattack-quick, and for a certificate of a randomised
+    model.
     """
     names = names.split(",") if isinstance(names, str) else names
     how = {"norm": norm, "epsilon": epsilon, "step_size": step_size}
@@ -657,7 +674,7 @@ def named_attacks(
     found = {}
     for name in (name.strip() for name in names):
         if name not in CERTIFICATES:
-            found[name] = attack_by_name(name, **how)
+            found[name] = attack_by_name(name, **how, audit=audit)
             continue
         if samples is not None:
             raise InputError(
@@ -666,6 +683,8 @@ def named_attacks(
         found[name] = certificate_by_name(name, norm=norm, epsilon=epsilon)
     if not found:
         raise InputError("attacks is empty: give at least one, such as 'pgd-20'")
+    if audit is not None and QUICK not in found:
+        raise InputError(f"audit is for {QUICK}: it must be among the attacks")
     return list(found.values())
 
 
@@ -689,7 +708,20 @@ def outcome_row(outcome: EvaluatedAttack, seed: int) -> dict:
     """Return the row of one attack: its figures, its settings and those of its stages."""
     stages = {"stages": outcome.stages} if len(outcome.stages) > 1 else {}
     made = {"attack": outcome.attack.record(seed)}
-    return accuracy_row(outcome.robust) | made | stages
+    audit = audit_row(outcome.attack, outcome.robust, outcome.stages, seed)
+    return accuracy_row(outcome.robust) | made | stages | audit
+
+
+def audit_row(
+    attack: NamedAttack,
+    robust: Bool[np.ndarray, " n"],
+    stages: Mapping[str, int],
+    seed: int,
+) -> dict:
+    """Return {audit}, what the attack may have missed, or {} for one without an audit."""
+    if attack.audit is None:
+        return {}
+    return {"audit": attack.audit.bound(robust, stages, seed)}
 
 
 class ProgressLines:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from freeadv_jax.attacks.attack import Attack, as_pytree, split_numbers
+from freeadv_jax.attacks.attack import FORWARD, Attack, as_pytree, split_numbers
+from freeadv_jax.attacks.audit import Audit
 from freeadv_jax.attacks.campaign import Campaign, Images
 from freeadv_jax.attacks.checks import (
     check_counts,
@@ -18,7 +19,7 @@ from freeadv_jax.attacks.checks import (
     check_threat,
     is_traced,
 )
-from freeadv_jax.attacks.draws import randomized
+from freeadv_jax.attacks.draws import DRAWS, JUDGES, randomized
 from freeadv_jax.attacks.kernels import are_random, kernels_for, traced_with
 from freeadv_jax.attacks.one_batch import Adversarial, attack_unbroken
 from freeadv_jax.attacks.threat import NORMS
@@ -42,12 +43,19 @@ class Outcome(NamedTuple):
     standing      the number of images without success: 'natural' before any attack, and
                   then after each attack by its name.
     compilations  the number of programs compiled in this call; 0 while JAX traces.
+    passes        f32[n]: the passes forward and backward through the model that each image
+                  took, a forward pass alone counted as a third, and without the fresh
+                  draws that confirm a success; None while JAX traces.
+    audit         of autoattack's version 'quick', what it may have missed: see
+                  `audit.Audit.bound`; None while JAX traces.
     """
 
     images: np.ndarray | jax.Array
     success: np.ndarray | jax.Array
     standing: dict[str, int | jax.Array]
     compilations: int
+    passes: np.ndarray | None = None
+    audit: dict | None = None
 
 
 def examples_of(
@@ -94,6 +102,7 @@ def run(
     *,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
+    audit: Audit | None = None,
     watch: Callable | None = None,
 ) -> Outcome:
     """Run attacks one after another, each on the images that the others did not break.
@@ -101,13 +110,13 @@ def run(
     `attacks` are by name. Concrete arrays are attacked in batches on all devices; where
     JAX traces the call, all images are one batch. `watch(name, done, standing)` is called
     during the attack with the attempts decided and bool[n]. A randomised model is that
-    of `draws.randomized`. Raise InputError for logits that are not finite or are
+    of `draws.randomized`. The stages of an `audit` run on its part of the images. Raise InputError for logits that are not finite or are
     probabilities.
     """
     logits_fn = arrays_as_leaves(logits_fn)
     numbers = [vars(attack) for attack in attacks.values()]
     if is_traced(examples, numbers, as_pytree(logits_fn)):
-        return _run_traced(attacks, logits_fn, examples, seed=seed)
+        return _run_traced(attacks, logits_fn, examples, seed=seed, audit=audit)
 
     images, labels = examples
     kernels = kernels_for(onednn.AUTO, attacks.values(), logits_fn, images)
@@ -122,19 +131,36 @@ def run(
     standing = ~np.asarray(success)
     counts = {"natural": int(standing.sum())}
     adversarial = images.copy()
+    natural = FORWARD * (JUDGES * DRAWS if random else 1)
+    passes = np.full(len(labels), natural, np.float32)
     for name, attack in attacks.items():
-        standing = campaign.attack(
+        chosen = images_of_stage(name, audit, len(labels), seed)
+        made = np.zeros((2, len(labels)), int)
+        left = campaign.attack(
             attack,
             logits_fn,
             images,
             labels,
-            standing,
+            standing & chosen,
             adversarial=adversarial,
+            made=made,
             watch=watch
             and (lambda done, robust, work, name=name: watch(name, done, robust)),
         )
+        standing = np.where(chosen, left, standing)
+        passes += np.dot(attack.passes(logits.shape[-1]), made).astype(np.float32)
         counts[name] = int(standing.sum())
-    return Outcome(adversarial, ~standing, counts, campaign.compilations)
+    bound = audit and audit.bound(standing, counts, seed)
+    return Outcome(adversarial, ~standing, counts, campaign.compilations, passes, bound)
+
+
+def images_of_stage(
+    name: str, audit: Audit | None, images: int, seed: int | np.integer
+) -> np.ndarray:
+    """Return bool[n]: the images that a stage is for, a part of them if it audits."""
+    if audit is None or name not in audit.stages:
+        return np.ones(images, bool)
+    return audit.chosen(images, seed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -174,7 +200,7 @@ def run_one(
     return run({name: attack}, logits_fn, examples, **options)
 
 
-def _run_traced(attacks, logits_fn, examples, *, seed):
+def _run_traced(attacks, logits_fn, examples, *, seed, audit):
     images, labels = map(jnp.asarray, examples)
 
     def float32_logits(*arguments):
@@ -184,8 +210,12 @@ def _run_traced(attacks, logits_fn, examples, *, seed):
     found = Adversarial(images, first.success(float32_logits(images), labels))
     counts = {"natural": jnp.sum(~found.success)}
     for name, attack in attacks.items():
-        found = attack_unbroken(
-            attack, float32_logits, images, labels, found, seed=np.uint32(seed)
+        chosen = images_of_stage(name, audit, len(labels), seed)
+        # An image that the stage is not for waits like a broken one.
+        waiting = found._replace(success=found.success | ~chosen)
+        after = attack_unbroken(
+            attack, float32_logits, images, labels, waiting, seed=np.uint32(seed)
         )
+        found = after._replace(success=jnp.where(chosen, after.success, found.success))
         counts[name] = jnp.sum(~found.success)
     return Outcome(found.images, found.success, counts, compilations=0)

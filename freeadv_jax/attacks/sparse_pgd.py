@@ -68,6 +68,11 @@ class SparsePGD:
         """Return where the image is misclassified."""
         return misclassified(logits, labels)
 
+    def passes(self, num_classes):
+        """Return what the start and a step take: a pass for each draw."""
+        draws = self.samples or 1
+        return draws, draws
+
     def start(self, logits_fn: Callable, batch: Batch) -> State:
         """Return the state at random values of random pixels."""
         shape = batch.images.shape[1:]

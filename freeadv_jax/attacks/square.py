@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from freeadv_jax.attacks.attack import (
+    FORWARD,
     Batch,
     Count,
     Flag,
@@ -70,6 +71,11 @@ class Square:
     def success(self, logits, labels):
         """Return where the image is misclassified."""
         return misclassified(logits, labels)
+
+    def passes(self, num_classes):
+        """Return what the start and a step take: a forward pass."""
+        query = (self.samples or 1) * FORWARD
+        return query, query
 
     def start(self, logits_fn: Callable, batch: Batch) -> State:
         """Return the state at the stripes (L-inf) or tiles (L2, L1) of the paper."""

@@ -17,6 +17,7 @@ from freeadv_jax.attacks.robustness import (
     Evaluation,
     accuracy_row,
     apart,
+    audit_row,
     certificate_row,
     flags_as_record,
     named_attacks,
@@ -202,8 +203,9 @@ def evaluate_and_record(
         if row["examples"] < len(labels):
             counts = resumable.run(attack, made, before=row)
             stages = {"stages": counts} if len(counts) > 1 else {}
-            row = accuracy_row(file.arrays[attack.name])
-            rows[attack.name] = row | made | stages
+            robust = file.arrays[attack.name]
+            audit = audit_row(attack, robust, counts, seed)
+            rows[attack.name] = accuracy_row(robust) | made | stages | audit
             file.save()
             write_json(into.path, results)
     for certificate in certificates:

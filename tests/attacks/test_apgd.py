@@ -48,7 +48,7 @@ def batch_of(images, labels, *, seed=0, attempt=0, iteration=0):
 
 def states_of(attack, model, batch):
     """Return the states after the start and after each step."""
-    step = jax.jit(lambda batch, state: step_unfinished(attack, model, batch, state))
+    step = jax.jit(lambda batch, state: step_unfinished(attack, model, batch, state)[0])
     states = [jax.jit(lambda batch: attack.start(model, batch))(batch)]
     for _ in range(attack.steps):
         states.append(step(batch, states[-1]))
@@ -122,6 +122,38 @@ def test_every_iterate_agrees_with_the_paper_in_float64(norm, epsilon, loss, goa
     assert whole >= 2
     assert seen >= {True, False, ("few rises",) if rho else ("no better",)}
     assert rho or () in seen
+
+
+def test_a_target_is_given_up_where_the_last_period_brought_too_little():
+    """Compare each state with the rule in NumPy, in float64."""
+    how = {"goal": "multi-target", "targets": 3, "loss": "dlr", "reach": 1.0}
+    with jax.enable_x64(True):
+        batch = steep_batch(60, np.arange(60) % 3)
+        states = jax.device_get(states_of(APGD("linf", 0.05, **how), steep, batch))
+        how["reach"] = None
+        whole = jax.device_get(states_of(APGD("linf", 0.05, **how), steep, batch))
+    given_up_at, kept = set(), 0
+    for i in range(60):
+        before = states[0].best.loss[i]
+        for number in range(1, 101):
+            state, last = states[number], states[number - 1]
+            if last.broken[i] or last.given_up[i]:
+                np.testing.assert_array_equal(state.adversarial[i], last.adversarial[i])
+                continue
+            # Until then the walk is that of the attack without the rule.
+            np.testing.assert_array_equal(
+                state.adversarial[i], whole[number].adversarial[i]
+            )
+            best = state.best.loss[i]
+            checkpoint = state.window.steps[i] == 0
+            far = checkpoint and -best > best - before
+            assert state.given_up[i] == (far and not state.broken[i])
+            given_up_at |= {number} if state.given_up[i] else set()
+            before = best if checkpoint else before
+        kept += bool(states[-1].broken[i])
+    assert len(given_up_at) >= 2 and min(given_up_at) == 22
+    assert kept > 5
+    assert not whole[-1].given_up.any()
 
 
 def checkpoints(steps):
@@ -208,7 +240,7 @@ def test_images_do_not_influence_one_another(norm):
 
         @jax.jit
         def step(batch, state):
-            return step_unfinished(attack, steep, batch, state)
+            return step_unfinished(attack, steep, batch, state)[0]
 
         start = jax.jit(lambda batch: attack.start(steep, batch))
 

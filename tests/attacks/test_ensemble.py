@@ -12,6 +12,7 @@ from freeadv_jax.attacks.apgd_l1 import SparseAPGD
 from freeadv_jax.attacks.ensemble import autoattack, cascade
 from freeadv_jax.attacks.programs import forget_programs
 from freeadv_jax.attacks.square import Square
+from freeadv_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
 
@@ -140,6 +141,127 @@ def test_plus_has_five_restarts_and_the_untargeted_attacks():
         "apgd-t": 9,
         "fab-t": 9,
     }
+
+
+def bent_problem(levels=None, classes=10, images=60):
+    """Return a model with steep slopes, on which attacks differ, images and labels.
+
+    With `levels` it rounds its images, so that only Square breaks many of them.
+    """
+    rng = np.random.default_rng(1)
+    first = 3 * rng.normal(size=(30, 24)).astype(np.float32)
+    second = rng.normal(size=(24, classes)).astype(np.float32)
+    images = rng.uniform(0.3, 0.7, (images, 5, 3, 2)).astype(np.float32)
+
+    def logits_fn(images):
+        if levels:
+            images = jnp.round(images * levels) / levels
+        return jnp.tanh((images - 0.5).reshape(len(images), -1) @ first) @ second
+
+    return logits_fn, images, np.asarray(logits_fn(images)).argmax(axis=-1)
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    """Return the outcomes of versions on one problem, with 1,000 queries of Square."""
+    problem = bent_problem(levels=32)
+    shorter = functools.partial(Square, steps=1000)
+
+    def found(version, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("freeadv_jax.attacks.ensemble.Square", shorter)
+            threat = {"norm": "linf", "epsilon": 0.02}
+            return autoattack(*problem, **threat, version=version, **options)
+
+    outcomes = {
+        "standard": found("standard"),
+        "none": found("quick", audit=0),
+        "half": found("quick", audit=0.5),
+        "all": found("quick", audit=1),
+    }
+    assert 10 < outcomes["standard"].success.sum() < 60
+    return outcomes
+
+
+def test_quick_with_a_whole_audit_is_standard_to_the_image(verdicts):
+    standard, audited = verdicts["standard"], verdicts["all"]
+    np.testing.assert_array_equal(audited.success, standard.success)
+    assert audited.audit["missed_at_most"] == 0
+    assert standard.audit is None
+
+
+def test_quick_breaks_no_image_that_standard_leaves(verdicts):
+    for name in ("none", "half"):
+        assert not (verdicts[name].success & ~verdicts["standard"].success).any()
+    assert verdicts["none"].success.sum() < verdicts["standard"].success.sum()
+
+
+def test_an_audit_tells_what_it_did_and_what_may_be_missed(verdicts):
+    names = ["natural", "apgd-ce", "apgd-t", "square"]
+    audits = ["audit apgd-t", "audit fab-t", "audit square"]
+    half = verdicts["half"]
+    assert list(half.standing) == names + audits
+    survivors, left = half.standing["square"], half.standing["audit square"]
+    assert left == (~half.success).sum()
+    assert half.audit["share"] == 0.5
+    assert half.audit["broken"] == survivors - left
+    assert 0 < half.audit["broken"] < half.audit["audited"] < survivors
+    assert half.audit["missed_at_most"] > 0
+
+
+def test_the_passes_of_quick_are_less_than_a_fifth_of_standards(monkeypatch):
+    """No image is broken: 1/3 for the logits and 101 for apgd-ce in both versions."""
+    monkeypatch.setattr("freeadv_jax.attacks.ensemble.Square", Square)
+
+    def never_broken(images):
+        return jnp.tile(9 * jax.nn.one_hot(0, 10), (len(images), 1))
+
+    images, labels = np.full((2, 5, 4, 1), 0.5, np.float32), np.zeros(2, int)
+    threat = {"norm": "linf", "epsilon": 0.03}
+    standard = autoattack(never_broken, images, labels, **threat)
+    apgd_t, fab_t = 9 * (1 / 3 + 101), 9 * (1 / 3 + 100 * 4 / 3)
+    expected = 1 / 3 + 101 + apgd_t + fab_t + 5001 / 3
+    np.testing.assert_allclose(standard.passes, expected, rtol=1e-6)
+    quick = autoattack(never_broken, images, labels, **threat, version="quick", audit=0)
+    # A target is given up at the first checkpoint, after 22 steps.
+    expected = 1 / 3 + 101 + 9 * (1 / 3 + 1 + 22) + 301 / 3
+    np.testing.assert_allclose(quick.passes, expected, rtol=1e-6)
+    assert 5 * quick.passes[0] < standard.passes[0]
+
+
+def test_quick_inside_jit_is_quick_outside():
+    logits_fn, images, labels = bent_problem(images=8)
+
+    @jax.jit
+    def inside(images, labels):
+        how = {"epsilon": 0.02, "version": "quick", "audit": 0.5}
+        return autoattack(logits_fn, images, labels, **how).success
+
+    outside = autoattack(
+        logits_fn, images, labels, epsilon=0.02, version="quick", audit=0.5
+    )
+    np.testing.assert_array_equal(inside(images, labels), outside.success)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"norm": "l1", "version": "quick"}, "'quick' is for linf and l2: not l1"),
+        ({"version": "quick", "samples": 3}, "models that draw nothing"),
+        ({"version": "quick", "audit": 2}, "must be a share from 0 to 1"),
+        ({"audit": 0.1}, "audit is for AutoAttack version 'quick': not 'standard'"),
+    ],
+)
+def test_quick_refuses_what_it_is_not_for(options, said):
+    logits_fn, images, labels, _ = linear_problem(4)
+    if "samples" in options:
+        plain = logits_fn
+
+        def logits_fn(images, keys):
+            return plain(images)
+
+    with pytest.raises(InputError, match=said):
+        autoattack(logits_fn, images, labels, epsilon=0.05, **options)
 
 
 @pytest.mark.slow

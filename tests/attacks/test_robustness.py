@@ -381,6 +381,7 @@ def with_random_dropout():
         ({"norm": "l1.5"}, "norm 'l1.5' is unknown"),
         ({"epsilon": 8}, "8 / 255"),
         ({"step_size": -0.1}, "step size -0.1"),
+        ({"audit": 0.1}, "audit is for autoattack-quick: it must be among the attacks"),
         ({"model": lambda images, key: None}, "the model needs key beside the images"),
         ({"model": lambda images, *, train: None}, "the model needs train beside"),
         ({"model": lambda images: (brightness(images), 0)}, "must be the logits alone"),
@@ -434,6 +435,50 @@ def test_classifier_refuses_images_of_another_shape():
 def test_package_offers_it():
     assert freeadv_jax.robust_accuracy is robust_accuracy
     assert "robust_accuracy" in freeadv_jax.__all__
+
+
+def test_quick_tells_in_its_row_and_below_the_table_what_it_may_have_missed():
+    found = evaluated(attacks="natural,autoattack-quick", audit=0.5)
+    row = found.rows["autoattack-quick"]
+    np.testing.assert_array_equal(found.robust["autoattack-quick"], ROBUST)
+    audit = row["audit"]
+    assert 0 < audit["audited"] < ROBUST.sum()
+    assert audit["broken"] == 0 < audit["missed_at_most"]
+    left = ROBUST.sum() - audit["missed_at_most"]
+    assert audit["accuracy_at_least"] == left / len(ROBUST)
+    assert row["attack"]["audit"] == 0.5
+    assert row["stages"]["audit square"] == row["correct"] == ROBUST.sum()
+    said = (
+        f"an audit of {audit['audited']} survivors broke 0; the standard version leaves"
+    )
+    assert f"{said} at least {audit['accuracy_at_least']:.2%} (95 %)" in str(found)
+
+
+def test_quick_continues_its_audit_where_it_was_cut_off():
+    threat = {"norm": "linf", "epsilon": 0.1, "step_size": 0.02}
+    attack = attack_by_name("autoattack-quick", **threat, num_classes=2, audit=0.5)
+    seen = []
+
+    def run(states, *, until):
+        def watch(title, done, total, accuracy, work):
+            seen.append(title)
+            if title == until:
+                raise Cut
+
+        how = {"batch_size": 8, "seed": 0, "states": states, "watch": watch}
+        return evaluate(brightness, IMAGES, LABELS, [attack], **how)
+
+    whole = run({}, until=None)
+    seen.clear()
+    states: dict[str, AttackState] = {}
+    with pytest.raises(Cut):
+        run(states, until="autoattack-quick: audit square")
+    seen.clear()
+    resumed = run(states, until=None)
+    assert set(seen) == {"autoattack-quick: audit square"}
+    name = attack.name
+    np.testing.assert_array_equal(resumed[name].robust, whole[name].robust)
+    assert resumed[name].stages == whole[name].stages
 
 
 def test_certificates_stand_beside_attacks_and_both_agree_on_a_linear_model():
