@@ -1,8 +1,10 @@
 """Estimate the work of an update, and the bottleneck of each machine, on paper.
 
     python -m benchmarks.scaling [--out=FILE]
+    python -m benchmarks.scaling --evaluation [--out=FILE]
 
-Counts come from our own networks, machines from their makers' publications. The memory is
+The second estimates AutoAttack, standard and quick, from the passes in the record of
+benchmarks.quick. Counts come from our own networks, machines from their makers' publications. The memory is
 the CPU backend's report on the compiled step, which is not run. The decoding of JPEGs is
 the only measurement; it runs on this machine with TensorFlow (the extra tfds).
 """
@@ -19,8 +21,10 @@ import numpy as np
 from jax.extend import core
 
 from benchmarks.record import write_record
+from freeadv_jax.attacks.ensemble import cascade
 from freeadv_jax.command import Parser, run_command
 from freeadv_jax.config import base_config
+from freeadv_jax.files import read_json
 from freeadv_jax.runs.build import (
     configured_optimizer,
     configured_steps,
@@ -67,6 +71,13 @@ MACHINES = {
     # a3-highgpu-8g.
     "8 x H100": Machine(8, 989.5e12, 80e9, 3350e9, 450e9, 208, (_H100, _A3)),
 }
+
+
+# Images of a whole test set, and the share of them that survives AutoAttack in the tables
+# of RobustBench: Engstrom et al. (2019) at 4/255, and TRADES (Zhang et al., 2019), whose
+# network is a little deeper than this one.
+EVALUATIONS = {"resnet-50": (50_000, 0.2922), "wrn-32-10-madry": (10_000, 0.5308)}
+_QUICK = pathlib.Path(__file__).parent / "results" / "quick.json"
 
 
 def configured_run(name, *, dtype="float32", batch=256, replays=4):
@@ -184,6 +195,68 @@ def even_images(machine, cost):
     return reducing / image
 
 
+def survivor_passes(version, measured):
+    """Return the gradients and the forward passes alone of an image that survives.
+
+    Only the steps of targeted APGD differ from image to image, in version 'quick':
+    `measured` passes tell how many it made.
+    """
+    attacks = cascade(version, norm="linf", epsilon=4 / 255, num_classes=10)
+    targets = attacks["apgd-t"].attempts
+    forward = 1 + targets + attacks["square"].steps + 1
+    if version == "standard":
+        fab = attacks["fab-t"]
+        forward += fab.attempts * (1 + fab.steps)
+    return measured - forward / 3, forward
+
+
+def evaluation(machine, cost, images, survivors, row):
+    """Return passes, seconds and bytes of AutoAttack on a whole set at peak rates.
+
+    A gradient takes two forward passes: nothing is computed for the weights. `survivors`
+    is a share, and `row` a version's in the record of benchmarks.quick, whose broken
+    images take gradients alone. Devices exchange nothing but the outcomes.
+    """
+    gradients, forward = survivor_passes(row["version"], row["passes_of_a_survivor"])
+    work = survivors * (2 * gradients + forward)
+    work += (1 - survivors) * 2 * row["passes_of_a_broken_image"]
+    each = images / machine.chips * work
+    moved = each * cost["traffic"]
+    passes = survivors * row["passes_of_a_survivor"]
+    passes += (1 - survivors) * row["passes_of_a_broken_image"]
+    return {
+        "passes_of_an_image": passes,
+        "seconds": max(
+            each * cost["forward_flop"] / machine.flop, moved / machine.memory_bandwidth
+        ),
+        "bytes": moved * machine.chips,
+    }
+
+
+def evaluations(costs, measured):
+    """Return {machine: {network: {version: its estimate}}}; `measured` is a row of quick."""
+    images, rows = measured["images"], {}
+    for version in ("standard", "quick"):
+        found = measured[version]
+        survivor = found["passes_of_a_survivor"] * found["robust"]
+        broken = found["passes_of_an_image"] * images - survivor
+        rows[version] = {
+            "version": version,
+            "passes_of_a_survivor": found["passes_of_a_survivor"],
+            "passes_of_a_broken_image": broken / max(1, images - found["robust"]),
+        }
+    return {
+        name: {
+            network: {
+                version: evaluation(machine, costs[network], *EVALUATIONS[network], row)
+                for version, row in rows.items()
+            }
+            for network in EVALUATIONS
+        }
+        for name, machine in MACHINES.items()
+    }
+
+
 def inputs(machine, cost, decoded_per_second):
     """Return by m of Free-m the vCPUs that decode for the chips at their peak rate.
 
@@ -267,16 +340,27 @@ def main(argv):
     parser.add_argument(
         "--out",
         metavar="FILE",
-        default="benchmarks/results/scaling.json",
-        help="the record to write",
+        help="the record to write; default: benchmarks/results/scaling.json, or "
+        "scaling_evaluation.json beside it",
+    )
+    parser.add_argument(
+        "--evaluation",
+        action="store_true",
+        help="estimate AutoAttack; default: training",
     )
     options = parser.parse_args(argv[1:])
+    kind = "scaling_evaluation" if options.evaluation else "scaling"
+    out = options.out or f"benchmarks/results/{kind}.json"
     costs = {name: count(name) for name in NETWORKS}
+    if options.evaluation:
+        measured = read_json(_QUICK)["results"]["rows"]["free-8"]
+        write_record(out, evaluations(costs, measured))
+        return
     decoded = decoding()
     results = paper(costs, decoded) | {
         "memory": {dtype: memory(dtype) for dtype in ("float32", "bfloat16")}
     }
-    write_record(options.out, results, packages=("tensorflow-cpu",))
+    write_record(out, results, packages=("tensorflow-cpu",))
 
 
 def paper(costs, decoded):

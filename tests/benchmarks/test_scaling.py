@@ -177,3 +177,44 @@ def test_free_m_decodes_one_image_for_m_updates():
     busy = scaling.inputs(machine, cost, decoded_per_second=100.0)["vcpus_busy"]
     for m in (2, 4, 8):
         assert busy[1] == pytest.approx(m * busy[m])
+
+
+def test_a_survivor_of_autoattack_takes_the_passes_of_its_stages():
+    """1 + 9 + 9 x 101 + 5,001 forward passes; 101 + 9 x 101 + 9 x 100 gradients."""
+    gradients, forward = scaling.survivor_passes("standard", 1910 + 5920 / 3)
+    assert (forward, round(gradients, 6)) == (5920, 1910)
+    gradients, forward = scaling.survivor_passes("quick", 400.0)
+    assert forward == 1 + 9 + 301
+    assert gradients == pytest.approx(400 - 311 / 3)
+
+
+def test_an_evaluation_takes_the_longer_of_arithmetic_and_memory():
+    machine = scaling.MACHINES["v5e-8"]
+    cost = {"forward_flop": 8e9, "traffic": 1e6}
+    row = {"version": "standard", "passes_of_a_survivor": 1910 + 5920 / 3}
+    row["passes_of_a_broken_image"] = 30
+    found = scaling.evaluation(machine, cost, 8000, 0.25, row)
+    work = 0.25 * (2 * 1910 + 5920) + 0.75 * 60
+    assert found["seconds"] == pytest.approx(1000 * work * 8e9 / machine.flop)
+    assert found["bytes"] == pytest.approx(8000 * work * 1e6)
+    assert found["passes_of_an_image"] == pytest.approx(
+        0.25 * (1910 + 5920 / 3) + 0.75 * 30
+    )
+    waits = scaling.evaluation(machine, cost | {"traffic": 1e9}, 8000, 0.25, row)
+    assert waits["seconds"] == pytest.approx(1000 * work * 1e9 / 819e9)
+
+
+def test_a_broken_image_takes_what_survivors_leave_of_the_mean():
+    quick = {"robust": 40, "passes_of_a_survivor": 400.0, "passes_of_an_image": 172.0}
+    standard = {"robust": 39, "passes_of_a_survivor": 3883.3}
+    standard["passes_of_an_image"] = 0.39 * 3883.3 + 0.61 * 50
+    measured = {"images": 100, "quick": quick, "standard": standard}
+    costs = {
+        name: {"forward_flop": 1e9, "traffic": 1e6} for name in scaling.EVALUATIONS
+    }
+    found = scaling.evaluations(costs, measured)["v5e-8"]["resnet-50"]
+    survivors = scaling.EVALUATIONS["resnet-50"][1]
+    passes = survivors * 400 + (1 - survivors) * 20
+    assert found["quick"]["passes_of_an_image"] == pytest.approx(passes)
+    passes = survivors * 3883.3 + (1 - survivors) * 50
+    assert found["standard"]["passes_of_an_image"] == pytest.approx(passes)

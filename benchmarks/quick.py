@@ -1,0 +1,168 @@
+"""Compare autoattack's version 'quick' with 'standard' on networks of several kinds.
+
+    python -m benchmarks.quick --data=DIR [--rows NAME ...] [--runs=DIR] [--out=FILE]
+
+Each row trains a network scaled down to a CPU, attacks test images by both versions, and
+counts the images on which they differ and the passes that each took. The audit is left
+out: the standard version says what `quick` missed. The same command continues after an
+interruption, and the record holds all finished rows. With --held_out the images are those
+held out of the training set, on which `quick` was made.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+
+import freeadv_jax as fa
+from benchmarks import certificates
+from benchmarks.record import kept, write_record
+from benchmarks.reproduce import configuration
+from benchmarks.runs import finish
+from freeadv_jax.attacks import autoattack
+from freeadv_jax.command import Parser, count, run_command
+from freeadv_jax.data.dataset import load_dataset
+from freeadv_jax.errors import InputError
+from freeadv_jax.files import write_json
+from freeadv_jax.pixels import unit_range
+
+_LEVEL = 1 / 255
+# By row: the norm, epsilon, and what differs from Free-8 of the scaled-down recipe.
+ROWS = {
+    "free-8": ("linf", 8 * _LEVEL, {}),
+    "natural": ("linf", 2 * _LEVEL, {"method": "natural"}),
+    "2-pgd, one mean for all": (
+        "linf",
+        8 * _LEVEL,
+        {"method": "pgd", "attack.steps": 2, "model.normalization": "mean_std"},
+    ),
+    "trades": ("linf", 8 * _LEVEL, {"method": "trades", "attack.steps": 2}),
+    "free-4, small cnn": (
+        "linf",
+        4 * _LEVEL,
+        {"model.name": "small-cnn-bn", "attack.replays": 4},
+    ),
+    "free-4, deeper": (
+        "linf",
+        8 * _LEVEL,
+        {"model.name": "wrn-16-1", "attack.replays": 4},
+    ),
+    "free-4, silu": (
+        "l2",
+        0.5,
+        {"model.name": "wrn-10-1-silu", "attack.replays": 4},
+    ),
+    "free-8, small cnn": ("l2", 0.5, {"model.name": "small-cnn-bn"}),
+}
+# A residual network without normalisation, by the library and not by a configuration.
+RESIDUAL = "free-4, residual"
+_NAMES = (*ROWS, RESIDUAL)
+
+
+def configured(row, data):
+    """Return the configuration of a row of ROWS."""
+    norm, epsilon, fields = ROWS[row]
+    config = configuration("cifar10_free8", size="scaled-down", data=data)
+    config.attack.norm, config.attack.epsilon = norm, epsilon
+    config.attack.step_size = epsilon / 2 if "method" in fields else epsilon
+    config.update_from_flattened_dict(fields)
+    config.evaluation.attacks = ("natural",)
+    return config
+
+
+def trained(row, runs, data):
+    """Return the network of a row as a function of images, and its threat."""
+    workdir = runs / row.replace(", ", "-").replace(" ", "-")
+    if row == RESIDUAL:
+        dataset = load_dataset(**configured("free-8", data).data)
+        weights = certificates.trained(dataset, workdir, updates=1500)
+        model = jax.tree_util.Partial(certificates.apply, weights)
+        return model, {"norm": "linf", "epsilon": certificates.EPSILON}
+    finish(configured(row, data), workdir)
+    norm, epsilon, _ = ROWS[row]
+    return fa.load(workdir), {"norm": norm, "epsilon": epsilon}
+
+
+def compared(model, threat, images, labels):
+    """Return what both versions find on the same images."""
+    found, standing = {}, {}
+    for version, how in (("quick", {"audit": 0.0}), ("standard", {})):
+        outcome = autoattack(model, images, labels, **threat, version=version, **how)
+        robust = ~outcome.success
+        standing[version] = robust
+        found[version] = {
+            "robust": int(robust.sum()),
+            "stages": outcome.standing,
+            "passes_of_an_image": float(outcome.passes.mean()),
+            "passes_of_a_survivor": float(outcome.passes[robust].mean())
+            if robust.any()
+            else 0.0,
+        }
+    different = standing["quick"] != standing["standard"]
+    return found | {"images": len(labels), "different": int(different.sum())}
+
+
+def show(found):
+    """Print a line for each row."""
+    for name, row in found.items():
+        quick, standard = row["quick"], row["standard"]
+        print(
+            f"{name:26}{row['norm']:>5} {255 * row['epsilon']:6.1f}/255  robust "
+            f"{quick['robust']:4} and {standard['robust']:4}, different "
+            f"{row['different']}, passes of a survivor "
+            f"{quick['passes_of_a_survivor']:.0f} and "
+            f"{standard['passes_of_a_survivor']:.0f}"
+        )
+
+
+def main(argv):
+    parser = Parser("benchmarks.quick", __doc__)
+    parser.add_argument(
+        "--data", metavar="DIR", required=True, help="the folder of CIFAR-10"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", metavar="ROW", help="rows to measure; default: all"
+    )
+    parser.add_argument("--examples", type=count, default=1000, help="images to attack")
+    parser.add_argument(
+        "--held_out",
+        action="store_true",
+        help="attack images held out of the training set; default: test images",
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="DIR",
+        type=pathlib.Path,
+        default="runs/quick",
+        help="folder for the runs",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="the record to write; default: benchmarks/results/quick.json, or "
+        "quick_held_out.json beside it",
+    )
+    options = parser.parse_args(argv[1:])
+    rows = options.rows or _NAMES
+    if unknown := set(rows) - set(_NAMES):
+        raise InputError(f"--rows {min(unknown)}: must be one of {', '.join(_NAMES)}")
+    dataset = load_dataset(**configured("free-8", options.data).data)
+    split = dataset.validation if options.held_out else dataset.test
+    images = unit_range(np.asarray(split.images[: options.examples]))
+    labels = split.labels[: options.examples]
+    how = {"examples": len(labels), "held_out": options.held_out}
+    name = "quick_held_out.json" if options.held_out else "quick.json"
+    path = options.runs / name
+    options.runs.mkdir(parents=True, exist_ok=True)
+    found = {"rows": {}} | kept(path, how)
+    for row in rows:
+        if row not in found["rows"]:
+            model, threat = trained(row, options.runs, options.data)
+            found["rows"][row] = threat | compared(model, threat, images, labels)
+            write_json(path, found)
+        show({row: found["rows"][row]})
+    write_record(options.out or f"benchmarks/results/{name}", found)
+
+
+if __name__ == "__main__":
+    run_command(main)
