@@ -1,6 +1,6 @@
 """Certified training at CPU size, and what is certified afterwards on all test images.
 
-    python -m benchmarks.certified --set=fashion_mnist --data=DIR
+    python -m benchmarks.certified --set=mnist --data=DIR
     python -m benchmarks.certified --set=cifar10 --data=DIR
 
 trains the small network of Gowal et al. (2018) with each candidate of a set for a part of
@@ -22,7 +22,7 @@ from freeadv_jax.command import Parser, run_command
 from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.intervals import wilson
 
-SETS = {"fashion_mnist": mnist_ibp_01, "cifar10": cifar10_ibp_8}
+SETS = {"mnist": mnist_ibp_01, "cifar10": cifar10_ibp_8}
 # Adam's rate falls to 0, because the budget is a few passes over the images.
 SMALL = {
     "model.name": "dm-small",
@@ -46,7 +46,7 @@ CANDIDATES = {
         "optimizer.learning_rate": 2e-3,
     },
 }
-UPDATES = {"fashion_mnist": 5000, "cifar10": 5000}
+UPDATES = {"mnist": 5000, "cifar10": 5000}
 # The part of the updates by which candidates are compared.
 _PART = 10
 

@@ -546,7 +546,7 @@ def _corruptions():
 def _certified():
     """Return a row for each data set, with what is certified on its test images."""
     rows = []
-    titles = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+    titles = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
     for name, title in titles.items():
         path = RESULTS / f"certified_{name}.json"
         if not path.exists():
@@ -571,11 +571,11 @@ def _certificates():
     """Return the rate of CROWN, and what it certifies beside what PGD breaks."""
     found = results("certificates")["crown"]
     return (
-        f"{found['images']} images took {found['processor_seconds']:.0f} seconds of the "
+        f"{found['images']:,} images took {found['processor_seconds']:.0f} seconds of the "
         f"processor, {found['images_per_second_on_two_cores']:.1f} images a second on two "
         f"cores,\nafter a compilation of {found['first_call']['processor_seconds']:.0f} "
-        f"seconds. {found['certified']} of them are certified, and PGD-20 breaks "
-        f"{found['broken_by_pgd_20']}"
+        f"seconds. {found['certified']:,} of them are certified, and "
+        f"{found['broken_by_pgd_20']:,} are wrong under PGD-20"
     )
 
 
