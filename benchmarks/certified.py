@@ -46,7 +46,7 @@ CANDIDATES = {
         "optimizer.learning_rate": 2e-3,
     },
 }
-UPDATES = {"mnist": 5000, "cifar10": 5000}
+UPDATES = {"mnist": 5000, "cifar10": 20000}
 # The part of the updates by which candidates are compared.
 _PART = 10
 
