@@ -282,7 +282,7 @@ def projected_ascent(
     *,
     threat: Threat,
     steps: int,
-    step_size: float,
+    step_size: Real,
 ) -> Float[Array, "b h w c"]:
     """Return the last iterate of `steps` ascents of any objective, for use in training.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from freeadv_jax.attacks.losses import cross_entropy
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Real, Threat
 from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
@@ -24,7 +24,7 @@ def free_train_step(
     model,
     tx,
     threat: Threat,
-    step_size: float,
+    step_size: Real,
     replays: int,
     start: Start = "carried",
     straight_through: bool = False,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from freeadv_jax.attacks.losses import cross_entropy
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Real, Threat
 from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
@@ -20,7 +20,7 @@ def n_fgsm_train_step(
     model,
     tx,
     threat: Threat,
-    step_size: float,
+    step_size: Real,
     n_fgsm_noise: float,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.pgd import projected_ascent
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Real, Threat
 from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
@@ -20,7 +20,7 @@ def pgd_train_step(
     model,
     tx,
     threat: Threat,
-    step_size: float,
+    step_size: Real,
     steps: int,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
@@ -79,7 +79,7 @@ def attacked_images(
     *,
     threat: Threat,
     steps: int,
-    step_size: float,
+    step_size: Real,
     axis_name: str | None,
 ) -> Float[Array, "b h w c"]:
     """Return `images` after `steps` PGD steps on the cross-entropy from a random start.
