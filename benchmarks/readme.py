@@ -529,6 +529,35 @@ def _fine_tuning(name):
     return _table(["training", "updates", *heads], rows)
 
 
+def _frontier(name):
+    """Return a row for each training of each budget, the most robust row first."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return f"\n{_NOT_YET_RUN}\n"
+    attacks = ("natural", "apgd-t", "autoattack")
+    rows = []
+    for budget in results(name)["budgets"]:
+        ranked = sorted(
+            budget["rows"].values(),
+            key=lambda row: row["accuracy"]["apgd-t"]["mean"],
+            reverse=True,
+        )
+        for row in ranked:
+            # Only the largest budget has AutoAttack.
+            accuracy = map(row["accuracy"].get, attacks)
+            rows.append(
+                [
+                    f"{budget['flop'] / 1e12:,.1f}",
+                    row["title"],
+                    f"{row['updates']:,}",
+                    f"{statistics.mean(row['seconds']) / 60:.1f}",
+                    *(_mean(each) if each else "" for each in accuracy),
+                ]
+            )
+    heads = ["TFLOP", "training", "updates", "minutes", *map(_NAMES.get, attacks)]
+    return _table(heads, rows)
+
+
 def _corruptions():
     """Return a row for each training, with its errors under groups of corruptions."""
     path = RESULTS / "corruptions.json"
@@ -889,6 +918,7 @@ BLOCKS = {
     "replays": _replays,
     "fine_tuning_digits": partial(_fine_tuning, "digits"),
     "fine_tuning_cifar10": partial(_fine_tuning, "cifar10"),
+    "frontier": partial(_frontier, "frontier"),
     "corruptions": _corruptions,
     "certified": _certified,
     "certificates": _certificates,
