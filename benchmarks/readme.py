@@ -558,6 +558,21 @@ def _frontier(name):
     return _table(heads, rows)
 
 
+def _speedrun():
+    """Return the accuracies of the hour over its runs."""
+    if not (RESULTS / "speedrun.json").exists():
+        return _NOT_YET_RUN
+    found = results("speedrun")
+    natural, robust = (
+        _mean(found["accuracy"][attack]) for attack in ("natural", "autoattack")
+    )
+    examples = found["runs"][0]["evaluation"]["autoattack"]["examples"]
+    return (
+        f"{natural} % natural and {robust} % under AutoAttack on {examples:,} test "
+        f"images, {len(found['runs'])} runs of {found['minutes']:g} minutes"
+    )
+
+
 def _corruptions():
     """Return a row for each training, with its errors under groups of corruptions."""
     path = RESULTS / "corruptions.json"
@@ -919,6 +934,7 @@ BLOCKS = {
     "fine_tuning_digits": partial(_fine_tuning, "digits"),
     "fine_tuning_cifar10": partial(_fine_tuning, "cifar10"),
     "frontier": partial(_frontier, "frontier"),
+    "speedrun": _speedrun,
     "corruptions": _corruptions,
     "certified": _certified,
     "certificates": _certificates,
