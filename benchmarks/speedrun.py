@@ -227,7 +227,7 @@ def train(recipe, split, *, seed, minutes, title, clock=time.perf_counter):
     minibatches = tuple(itertools.islice(batches, PER_CALL))
     state = parallel.place(first_state(recipe, seed), STATE_LAYOUT)
     kernels = onednn.choose(onednn.AUTO)
-    program = parallel.spmd(
+    program = parallel.pmap(
         onednn.with_kernels(kernels, training_steps(recipe)),
         inputs=(STATE_LAYOUT, SPLIT, REPLICATED),
         outputs=(STATE_LAYOUT, REPLICATED),
