@@ -499,6 +499,14 @@ FIELDS = (
         only=_with_setting("n_fgsm_noise"),
     ),
     Field(
+        "attack.misalignment",
+        0.0,
+        PART,
+        "above 0, a cure for collapse: the step shrinks by misalignment / (1 - v) where the "
+        "running alignment v of two gradients is below 1 - misalignment",
+        only=_with_setting("misalignment"),
+    ),
+    Field(
         "attack.grad_align_lambda",
         0.2,
         ZERO_OR_MORE,

@@ -323,6 +323,10 @@ def test_passes_follow_the_method():
     ("values", "ignored"),
     [
         ({"method": "natural"}, {"attack.replays": "method = free"}),
+        (
+            {"method": "pgd"},
+            {"attack.misalignment": "free, fgsm-rs or n-fgsm"},
+        ),
         ({"method": "pgd"}, {"attack.beta": "method = trades", "attack.start": "free"}),
         ({"method": "mart"}, {"attack.llr_mu": "method = llr"}),
         ({"method": "trades"}, {}),

@@ -22,6 +22,7 @@ from freeadv_jax.report.reported import (
     first_of_each_kind,
     strongest_attack,
 )
+from freeadv_jax.training.alignment import ALIGNMENT
 
 # Inches: three plots fit side by side on a desktop, and one fits a phone.
 _SIZE = (3.9, 2.9)
@@ -73,11 +74,25 @@ _PANELS = (
             "training loss falls is catastrophic overfitting."
         ),
     ),
+    (
+        "Alignment of gradients",
+        "train",
+        ALIGNMENT,
+        "mean cosine of two input gradients",
+        1,
+        (
+            "Before and after a step of the attack. Where it falls, the loss bends inside the "
+            "step, and catastrophic overfitting is near. A dotted line is an alarm."
+        ),
+    ),
 )
 
 
 def training_curves(models: list[ReportedModel]) -> list[Plot]:
-    """Return loss, natural and robust validation accuracy by updates and by minutes."""
+    """Return loss, natural and robust validation accuracy and the alignment of gradients.
+
+    Each is against updates and against minutes, as far as the models measured it.
+    """
     plots = []
     for against in ("updates", "minutes"):
         for title, kind, name, unit, scale, caption in _PANELS:
@@ -95,6 +110,12 @@ def training_curves(models: list[ReportedModel]) -> list[Plot]:
             axes.set(xlabel=against, ylabel=unit, xlim=(0, None))
             axes.set_ylim(0, 100) if scale == 100 else axes.set_ylim(0, None)
             _legend(axes, [model for model, *_ in lines])
+            if name == ALIGNMENT:
+                axes.set_ylim(min(0, *(y.min() for *_, y in lines)), 1)
+                for model, *_ in lines:
+                    for alarm in _curve(model, "alarm", name, against)[0]:
+                        colour = _style(model, models)["color"]
+                        axes.axvline(alarm, color=colour, linestyle=":")
             ends = ", ".join(
                 f"{model.label} {scale * y[-1]:.3g}" for model, _, y in lines
             )

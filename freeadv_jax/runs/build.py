@@ -16,9 +16,11 @@ from freeadv_jax.models import build_model
 from freeadv_jax.models.imported import OBJECT, PREFIX, import_model, live_model_error
 from freeadv_jax.models.interface import as_model
 from freeadv_jax.training import optim
+from freeadv_jax.training.alignment import ALIGNMENT
 from freeadv_jax.training.methods import METHODS
 from freeadv_jax.training.multistep import Multistep, minibatches_per_call
 from freeadv_jax.training.state import TrainState, create_state
+from freeadv_jax.training.update import METRICS
 
 
 def configured_model(
@@ -139,6 +141,7 @@ def initial_state(
         batch_size=config.batch_size,
         image_shape=image_shape,
         averaged=config.optimizer.average_decay > 0,
+        aligned=config.attack.misalignment > 0,
     )
     return jax.jit(lambda seed, variables: create(seed, variables=variables))(
         np.uint32(config.seed), variables
@@ -186,4 +189,5 @@ def configured_steps(
     )
     per_call = per_call or minibatches_per_call(method.passes(attack))
     traced = onednn.with_kernels(convolutions, train_step)
-    return Multistep(traced, per_call=per_call)
+    metrics = (*METRICS, ALIGNMENT) if method.aligned(attack) else METRICS
+    return Multistep(traced, per_call=per_call, metrics=metrics)

@@ -284,12 +284,14 @@ def _stored(state) -> dict:
     """Return the arrays of a state by the names that checkpoints have always had.
 
     BatchNorm's averages are `batch_stats`, without the collection's own name, as before
-    there were others. An average and other collections are stored where there are some.
+    there were others. An average, an alignment and other collections are stored where
+    there are some.
     """
     fields = {field.name: getattr(state, field.name) for field in fields_of(state)}
     others = dict(fields.pop("collections"))
     fields["batch_stats"] = others.pop("batch_stats", {})
-    optional = {"average": fields.pop("average"), "collections": others}
+    optional = {name: fields.pop(name) for name in ("average", "alignment")}
+    optional["collections"] = others
     return fields | {name: part for name, part in optional.items() if part}
 
 

@@ -57,6 +57,7 @@ def fit(
     mart_lambda: float = 5.0,
     awp_gamma: float = 0.01,
     n_fgsm_noise: float = 2.0,
+    misalignment: float = 0.0,
     grad_align_lambda: float = 0.2,
     gaussian_sigma: float = 0.25,
     certified_scale: float = 1.0,
@@ -104,19 +105,21 @@ def fit(
 
     `method` is 'free' (Free-m, Shafahi et al. 2019, with m = `replays`), 'natural', 'pgd'
     (K-PGD, Madry et al. 2018, with K = `steps`), 'fgsm-rs' (Wong et al. 2020), 'n-fgsm'
-    (de Jorge et al. 2022, `n_fgsm_noise` in epsilons), 'grad-align' (Andriushchenko &
-    Flammarion 2020, `grad_align_lambda`), 'gaussian' (Cohen et al. 2019, noise of
-    `gaussian_sigma` for `freeadv_jax.certify.smooth`), 'ibp' (Gowal et al. 2018) or
-    'crown-ibp' (Zhang et al. 2020, `crown_ibp_beta`), certified training with the schedule
-    of `certified_scale`, `certified_warmup`, `certified_rampup` and `certified_kappa`
+    (de Jorge et al. 2022, `n_fgsm_noise` in epsilons), 'grad-align' (Andriushchenko & Flammarion 2020, `grad_align_lambda`),
+    'gaussian' (Cohen et al. 2019, noise of `gaussian_sigma` for
+    `freeadv_jax.certify.smooth`), 'ibp' (Gowal et al. 2018) or 'crown-ibp' (Zhang et al.
+    2020, `crown_ibp_beta`), certified training with the schedule of `certified_scale`,
+    `certified_warmup`, `certified_rampup` and `certified_kappa`
     (`freeadv_jax.training.ibp`), or with `steps` as well 'trades' (Zhang et al. 2019,
     `beta`), 'alp' (Kannan et al. 2018, `alp_lambda`), 'llr' (Qin et al. 2019,
     `llr_lambda` and `llr_mu`), 'mart' (Wang et al. 2020, `mart_lambda`) or 'awp' (Wu et
-    al. 2020, `awp_gamma`); these numbers are the papers'. `norm` is 'linf', 'l2' or 'l1', and for
-    certified training one of the first two; `epsilon` and `step_size` are in [0, 1] pixels, such
-    as `8 / 255`, and `step_size` is epsilon by default. `updates` counts weight updates,
-    whatever the method. With `straight_through` the perturbation of Free-m can leave
-    pixels of exactly 0 and 1.
+    al. 2020, `awp_gamma`); these numbers are the papers'. `norm` is 'linf', 'l2' or 'l1',
+    and for certified training one of the first two; `epsilon` and `step_size` are in
+    [0, 1] pixels, such as `8 / 255`, and `step_size` is epsilon by default. `updates`
+    counts weight updates, whatever the method. With `straight_through` the perturbation of
+    Free-m can leave pixels of exactly 0 and 1. `misalignment` above 0 shortens the step
+    of Free-m and of the single-step methods where it bends the loss, against collapse
+    (`freeadv_jax.training.alignment.bounded_step`).
 
     `optimizer` is 'sgd' or 'adamw', with `learning_rate`, `schedule` ('step',
     'triangular', 'cosine'), `turns`, `warmup`, `momentum`, `beta2` (of AdamW),
@@ -169,6 +172,7 @@ def fit(
             "attack.mart_lambda": mart_lambda,
             "attack.awp_gamma": awp_gamma,
             "attack.n_fgsm_noise": n_fgsm_noise,
+            "attack.misalignment": misalignment,
             "attack.grad_align_lambda": grad_align_lambda,
             "attack.gaussian_sigma": gaussian_sigma,
             "attack.certified_scale": certified_scale,

@@ -19,6 +19,7 @@ from freeadv_jax.devices import onednn, parallel
 from freeadv_jax.devices.processes import preemption, require_same
 from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.models.interface import logits_functions
+from freeadv_jax.runs.alarm import PART_OF_PASS
 from freeadv_jax.runs.build import (
     configured_learning_rate,
     configured_optimizer,
@@ -178,6 +179,7 @@ class _RunListener(Listener):
             saved=saved,
             write=write,
             adversarial=METHODS[config.method].adversarial,
+            alarm_period=max(1, round(PART_OF_PASS * per_pass)),
         )
         self.stops = stops
         self.spending = self._watch.clock.spending
@@ -215,7 +217,7 @@ class _RunListener(Listener):
     def record(self) -> dict:
         """Return the `training` part of results.json."""
         config, seconds = self._config, self._watch.clock.seconds
-        training = seconds["training"]
+        training, alarm = seconds["training"], self._watch.alarm.raised
         return {
             "updates": config.updates,
             "seconds": training,
@@ -223,6 +225,7 @@ class _RunListener(Listener):
             "images_per_second": config.updates * config.batch_size / training,
             "input_wait_fraction": seconds["waiting"] / training,
             "compile_seconds": seconds["compiling"],
+            **({"alarm": alarm} if alarm else {}),
         }
 
 

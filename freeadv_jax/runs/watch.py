@@ -11,7 +11,9 @@ import numpy as np
 from freeadv_jax.attacks.robustness import VALIDATION_ATTACK
 from freeadv_jax.errors import TrainingStoppedError
 from freeadv_jax.progress import Progress
+from freeadv_jax.runs.alarm import CollapseAlarm
 from freeadv_jax.runs.metrics import MetricsLog, Window
+from freeadv_jax.training.alignment import ALIGNMENT
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class Watch:
         saved: dict,
         write: Callable[[str], None],
         adversarial: bool = True,
+        alarm_period: int = 1,
     ):
         # The accuracy of a training step is on the images that it trained on.
         self._accuracy = "accuracy on attacked images" if adversarial else "accuracy"
@@ -46,6 +49,7 @@ class Watch:
         self._logs_at, self._learning_rate = logs_at, learning_rate
         self._since_line = Window(**saved.get("since_line", {}))
         self._since_validation = Window(**saved.get("since_validation", {}))
+        self.alarm = CollapseAlarm(alarm_period, **saved.get("alarm", {}))
         self.clock = Clock(saved.get("clock", {}))
         self._shown = Progress("training", total=updates, unit="updates", write=write)
 
@@ -54,6 +58,7 @@ class Watch:
         return {
             "since_line": self._since_line.as_dict(),
             "since_validation": self._since_validation.as_dict(),
+            "alarm": self.alarm.as_dict(),
             "clock": dict(self.clock.seconds),
         }
 
@@ -87,6 +92,16 @@ class Watch:
                 **self._since_line.take(),
                 learning_rate=float(self._learning_rate(updates - 1)),
                 seconds=self.clock.seconds["training"],
+            )
+        if ALIGNMENT in metrics and self.alarm.hears(updates, metrics[ALIGNMENT]):
+            self._log.write("alarm", step=step, **self.alarm.raised)
+            _LOGGER.warning(
+                "COLLAPSE AHEAD at update %d: the alignment of input gradients fell from "
+                "%.2f to %.2f; a smaller attack.step_size, more attack.replays or "
+                "attack.misalignment keep robust accuracy",
+                updates,
+                self.alarm.raised["highest"],
+                self.alarm.raised["alignment"],
             )
 
     def validation(self, step: int, **accuracies: float) -> None:

@@ -10,6 +10,12 @@ from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.threat import Real, Threat
 from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
+from freeadv_jax.training.alignment import (
+    ALIGNMENT,
+    alignment,
+    bounded_step,
+    with_alignment,
+)
 from freeadv_jax.training.state import TrainState
 from freeadv_jax.training.update import measure, train_logits
 
@@ -28,6 +34,7 @@ def free_train_step(
     replays: int,
     start: Start = "carried",
     straight_through: bool = False,
+    misalignment: float = 0.0,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
     axis_name: str | None = None,
@@ -48,13 +55,18 @@ def free_train_step(
     image takes its place. With `straight_through` the gradient is taken at the clipped
     image, as in Algorithm 1, which has no clip. That matters where pixels are exactly 0.
 
+    With `misalignment` above 0 the steps of delta are those of `bounded_step`.
+
     `batch` holds `image` [b, h, w, c], uint8 or floats in [0, 1], and `label` i32[b];
     `step_size` is in [0, 1] pixels (epsilon in the paper). Return the next state, and the
-    metrics as means over the replays.
+    metrics as means over the replays. With two replays and more they have the alignment
+    of delta's gradients in successive replays.
     """
     images, labels = unit_range(batch["image"], dtype=float), batch["label"]
     model = loop_model(model)
     noise_key = state.noise_key(axis_name=axis_name)
+    # Without an epsilon the gradient of the images is not computed.
+    aligned = replays > 1 and threat.epsilon != 0
 
     def loss_fn(params, delta, collections, key):
         # jnp.clip, not lax.clamp: at delta = 0 a pixel of exactly 0 or 1 must keep a
@@ -72,7 +84,8 @@ def free_train_step(
             collections,
         )
 
-    def replay(state, number):
+    def replay(carried, number):
+        state, before = carried
         key = jax.random.fold_in(noise_key, number)
         (loss, (logits, collections)), (weight_gradient, delta_gradient) = (
             jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)(
@@ -86,14 +99,25 @@ def free_train_step(
             average_decay=average_decay,
             axis_name=axis_name,
         )
-        delta = threat.ascend(state.delta, delta_gradient, step_size, images=images)
-        metrics = measure(loss, logits, labels, axis_name=axis_name)
-        return state.replace(delta=delta), metrics
+        length = bounded_step(state, step_size, misalignment)
+        delta = threat.ascend(state.delta, delta_gradient, length, images=images)
+        state = state.replace(delta=delta)
+        if not aligned:
+            return (state, before), measure(loss, logits, labels, axis_name=axis_name)
+        latest = {ALIGNMENT: alignment(before, delta_gradient)}
+        metrics = measure(loss, logits, labels, axis_name=axis_name, **latest)
+        state = with_alignment(state, metrics[ALIGNMENT], counts=number > 0)
+        return (state, delta_gradient), metrics
 
     if start == "random":
         keys = state.attack_keys(axis_name=axis_name)
         state = state.replace(delta=threat.random_start(keys, images.shape[1:]))
     elif start == "zero":
         state = state.replace(delta=jnp.zeros_like(state.delta))
-    state, metrics = lax.scan(replay, state, jnp.arange(replays))
-    return state.replace(step=state.step + 1), jax.tree.map(jnp.mean, metrics)
+    # The first replay has no gradient before it, and the alignment 0.
+    before = jnp.zeros_like(state.delta) if aligned else ()
+    (state, _), metrics = lax.scan(replay, (state, before), jnp.arange(replays))
+    metrics = jax.tree.map(jnp.mean, metrics)
+    if aligned:
+        metrics[ALIGNMENT] *= replays / (replays - 1)
+    return state.replace(step=state.step + 1), metrics

@@ -33,8 +33,8 @@ def grad_align_train_step(
     delta is one step of FGSM from the image, g the gradient of the loss at an image, and
     eta uniform in the ball. The cosine is of each image, and the weights' gradient goes
     through both gradients. BatchNorm is in training mode everywhere, and its running
-    averages move once. Shapes and units are those of `free_train_step`. `delta` of the
-    state is not used.
+    averages move once. Shapes and units are those of `free_train_step`, the metrics those
+    of `fgsm_rs_train_step`. `delta` of the state is not used.
     """
     images, labels = unit_range(batch["image"], dtype=float), batch["label"]
     model = loop_model(model)
@@ -47,12 +47,14 @@ def grad_align_train_step(
 
         return jax.grad(loss)(images)
 
-    step = threat.project(step_size * threat.direction(gradient(state.params, images)))
-    adversarial = jnp.clip(images + step, 0, 1)
+    slope = gradient(state.params, images)
+    adversarial = jnp.clip(
+        images + threat.project(step_size * threat.direction(slope)), 0, 1
+    )
     keys = state.attack_keys(axis_name=axis_name)
     noisy = jnp.clip(images + threat.random_start(keys, images.shape[1:]), 0, 1)
 
-    def loss_fn(params):
+    def loss_fn(params, adversarial):
         logits, collections = train_logits(
             model, params, state.collections, adversarial, key
         )
@@ -64,6 +66,7 @@ def grad_align_train_step(
         loss_fn,
         state,
         labels,
+        step=(adversarial, slope),
         tx=tx,
         average_decay=average_decay,
         axis_name=axis_name,

@@ -1,7 +1,6 @@
 """The training methods by name: the one home of each."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 
 from freeadv_jax.training.alp import alp_train_step
@@ -13,7 +12,7 @@ from freeadv_jax.training.ibp import crown_ibp_train_step, ibp_train_step
 from freeadv_jax.training.llr import llr_train_step
 from freeadv_jax.training.mart import mart_train_step
 from freeadv_jax.training.n_fgsm import n_fgsm_train_step
-from freeadv_jax.training.pgd import pgd_train_step
+from freeadv_jax.training.pgd import fgsm_rs_train_step, pgd_train_step
 from freeadv_jax.training.trades import trades_train_step
 
 # The fields of a configuration's `attack` group, such as {"replays": 8, "steps": 7}.
@@ -48,6 +47,8 @@ class Method:
     adversarial: bool = True
     # Whether its loss changes in the course of the budget.
     scheduled: bool = False
+    # Whether its metrics have the alignment of gradients.
+    aligned: Callable[[Attack], bool] = lambda attack: False
 
 
 def natural_train_step(state, batch, *, threat, step_size, **common):
@@ -84,13 +85,14 @@ METHODS = {
         Method(
             name="free",
             step=free_train_step,
-            settings=("replays", "start", "straight_through"),
+            settings=("replays", "start", "straight_through", "misalignment"),
             title=lambda attack: f"Free-{attack['replays']}",
             description="saw attacked images at every update: each minibatch is replayed, "
             "and one backward pass serves weights and perturbation (Free-m)",
             updates=lambda attack: attack["replays"],
             passes=lambda attack: attack["replays"],
             forward_passes=lambda attack: 3,
+            aligned=lambda attack: attack["replays"] > 1,
         ),
         Method(
             name="pgd",
@@ -105,13 +107,14 @@ METHODS = {
         ),
         Method(
             name="fgsm-rs",
-            step=functools.partial(pgd_train_step, steps=1),
-            settings=(),
+            step=fgsm_rs_train_step,
+            settings=("misalignment",),
             title=lambda attack: "FGSM-RS",
             description="saw images attacked with one step from a random start (FGSM-RS)",
             updates=lambda attack: 1,
             passes=lambda attack: 2,
             forward_passes=lambda attack: 2 + 3,
+            aligned=lambda attack: True,
         ),
         Method(
             name="trades",
@@ -178,12 +181,13 @@ METHODS = {
         Method(
             name="n-fgsm",
             step=n_fgsm_train_step,
-            settings=("n_fgsm_noise",),
+            settings=("n_fgsm_noise", "misalignment"),
             title=lambda attack: "N-FGSM",
             description="saw images attacked with one step from wide noise (N-FGSM)",
             updates=lambda attack: 1,
             passes=lambda attack: 2,
             forward_passes=lambda attack: 2 + 3,
+            aligned=lambda attack: True,
         ),
         Method(
             name="grad-align",
@@ -197,6 +201,7 @@ METHODS = {
             # differentiated again.
             passes=lambda attack: 2 + 2 * 2,
             forward_passes=lambda attack: 2 + 3 + 2 * 3 * 2,
+            aligned=lambda attack: True,
         ),
         Method(
             name="gaussian",

@@ -29,6 +29,7 @@ STATE_LAYOUT = TrainState(
     opt_state=REPLICATED,
     delta=SPLIT,
     average=REPLICATED,
+    alignment=REPLICATED,
 )
 
 
@@ -41,13 +42,20 @@ class Multistep:
     """A training step over all devices, for up to `per_call` minibatches at once.
 
     The results are the same to the bit for any division of a training into calls.
-    `train_step(state, batch) -> (state, metrics)` uses `parallel.AXIS`.
+    `train_step(state, batch) -> (state, metrics)` uses `parallel.AXIS`, and `metrics` are
+    the names of its metrics.
     """
 
-    def __init__(self, train_step: Callable, *, per_call: int):
+    def __init__(
+        self,
+        train_step: Callable,
+        *,
+        per_call: int,
+        metrics: tuple[str, ...] = METRICS,
+    ):
         self.per_call = per_call
         self.program = parallel.pmap(
-            _loop(train_step),
+            _loop(train_step, metrics),
             inputs=(STATE_LAYOUT, SPLIT, REPLICATED),
             outputs=(STATE_LAYOUT, REPLICATED),
             donate=0,
@@ -85,7 +93,7 @@ class Multistep:
                 begin = step + 1
 
 
-def _loop(train_step):
+def _loop(train_step, names):
     """(state, batches, count) -> (state, metrics) of the first `count` minibatches."""
 
     def train_steps(state, batches, count):
@@ -105,7 +113,7 @@ def _loop(train_step):
                 for name, value in latest.items()
             }
 
-        metrics = {name: jnp.zeros(len(batches)) for name in METRICS}
+        metrics = {name: jnp.zeros(len(batches)) for name in names}
         return lax.fori_loop(0, count, one, (state, metrics))
 
     return train_steps

@@ -9,6 +9,7 @@ from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.attacks.threat import Real, Threat
 from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
+from freeadv_jax.training.alignment import bounded_step
 from freeadv_jax.training.state import TrainState
 from freeadv_jax.training.update import train_logits, weight_update
 
@@ -22,6 +23,7 @@ def n_fgsm_train_step(
     threat: Threat,
     step_size: Real,
     n_fgsm_noise: float,
+    misalignment: float = 0.0,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
     axis_name: str | None = None,
@@ -30,8 +32,10 @@ def n_fgsm_train_step(
 
     eta is uniform in the ball of radius `n_fgsm_noise` * epsilon. The sum may leave the
     ball of radius epsilon: that keeps single-step training from collapsing. Pixels are
-    clipped to [0, 1] before and after the step. Dropout and BatchNorm, shapes and units are as in
-    `pgd_train_step`. `delta` of the state is not used.
+    clipped to [0, 1] before and after the step. With `misalignment` above 0 its length is
+    that of `bounded_step`. Dropout and BatchNorm, shapes and units are as in
+    `pgd_train_step`, the metrics as in `fgsm_rs_train_step`. `delta` of the state is not
+    used.
     """
     images, labels = unit_range(batch["image"], dtype=float), batch["label"]
     model = loop_model(model)
@@ -44,10 +48,11 @@ def n_fgsm_train_step(
         logits, _ = train_logits(model, state.params, state.collections, images, key)
         return cross_entropy(logits, labels).sum()
 
-    stepped = threat.advance(noisy, jax.grad(attack_loss)(noisy), step_size)
-    adversarial = jnp.clip(stepped, 0, 1)
+    gradient = jax.grad(attack_loss)(noisy)
+    length = bounded_step(state, step_size, misalignment)
+    adversarial = jnp.clip(threat.advance(noisy, gradient, length), 0, 1)
 
-    def loss_fn(params):
+    def loss_fn(params, adversarial):
         logits, collections = train_logits(
             model, params, state.collections, adversarial, key
         )
@@ -58,6 +63,7 @@ def n_fgsm_train_step(
         loss_fn,
         state,
         labels,
+        step=(adversarial, gradient),
         tx=tx,
         average_decay=average_decay,
         axis_name=axis_name,

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from freeadv_jax.attacks.losses import cross_entropy
@@ -9,6 +11,7 @@ from freeadv_jax.attacks.pgd import projected_ascent
 from freeadv_jax.attacks.threat import Real, Threat
 from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
+from freeadv_jax.training.alignment import bounded_step
 from freeadv_jax.training.state import TrainState
 from freeadv_jax.training.update import train_logits, weight_update
 
@@ -65,6 +68,58 @@ def pgd_train_step(
         loss_fn,
         state,
         labels,
+        tx=tx,
+        average_decay=average_decay,
+        axis_name=axis_name,
+    )
+
+
+def fgsm_rs_train_step(
+    state: TrainState,
+    batch: dict,
+    *,
+    model,
+    tx,
+    threat: Threat,
+    step_size: float,
+    misalignment: float = 0.0,
+    label_smoothing: float = 0.0,
+    average_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict]:
+    """Train on one minibatch by FGSM-RS (Wong et al., ICLR 2020): K-PGD with one step.
+
+    The metrics have the alignment of the images' gradients before and after that step,
+    and with `misalignment` above 0 its length is that of `bounded_step`. All else is as
+    in `pgd_train_step`; the paper's step is 1.25 epsilon.
+    """
+    images, labels = unit_range(batch["image"], dtype=float), batch["label"]
+    model = loop_model(model)
+    key = state.noise_key(axis_name=axis_name)
+    keys = state.attack_keys(axis_name=axis_name)
+    noisy = jnp.clip(images + threat.random_start(keys, images.shape[1:]), 0, 1)
+
+    def attack_loss(images):
+        logits, _ = train_logits(model, state.params, state.collections, images, key)
+        return cross_entropy(logits, labels).sum()
+
+    gradient = jax.grad(attack_loss)(noisy)
+    length = bounded_step(state, step_size, misalignment)
+    delta = threat.ascend(noisy - images, gradient, length, images=images)
+    adversarial = jnp.clip(images + delta, 0, 1)
+
+    def loss_fn(params, adversarial):
+        logits, collections = train_logits(
+            model, params, state.collections, adversarial, key
+        )
+        loss = cross_entropy(logits, labels, smoothing=label_smoothing)
+        return jnp.mean(loss), (logits, collections)
+
+    return weight_update(
+        loss_fn,
+        state,
+        labels,
+        step=(adversarial, gradient),
         tx=tx,
         average_decay=average_decay,
         axis_name=axis_name,

@@ -36,6 +36,8 @@ class TrainState:
     delta: Any  # f32[b, h, w, c]
     # A moving average of params and collections over the updates; {} without one.
     average: Any
+    # {"mean": f32[]}, a running mean of the alignment of gradients, where a step needs it.
+    alignment: Any = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict:
@@ -84,12 +86,21 @@ class TrainState:
 
 
 def create_state(
-    model, tx, seed, *, batch_size, image_shape, averaged=False, variables=None
+    model,
+    tx,
+    seed,
+    *,
+    batch_size,
+    image_shape,
+    averaged=False,
+    aligned=False,
+    variables=None,
 ) -> TrainState:
     """Return the state before the first minibatch, a function of the seed alone.
 
-    `model` is anything that `as_model` takes, `image_shape` is (h, w, c). Training
-    begins at `variables` where they are given.
+    `model` is anything that `as_model` takes, `image_shape` is (h, w, c). The state has an
+    average of the weights if `averaged`, and the running mean of `bounded_step` if
+    `aligned`. Training begins at `variables` where they are given.
     """
     if variables is None:
         variables = as_model(model).init(jax.random.key(seed), tuple(image_shape))
@@ -103,6 +114,8 @@ def create_state(
         delta=jnp.zeros((batch_size, *image_shape)),
         # A copy, because the state is donated.
         average=jax.tree.map(jnp.copy, variables) if averaged else {},
+        # The first step has its whole length.
+        alignment={"mean": jnp.ones(())} if aligned else {},
     )
 
 

@@ -22,7 +22,7 @@ from freeadv_jax.training.llr import llr_train_step
 from freeadv_jax.training.mart import mart_train_step
 from freeadv_jax.training.multistep import STATE_LAYOUT
 from freeadv_jax.training.n_fgsm import n_fgsm_train_step
-from freeadv_jax.training.pgd import pgd_train_step
+from freeadv_jax.training.pgd import fgsm_rs_train_step, pgd_train_step
 from freeadv_jax.training.state import create_state
 from freeadv_jax.training.trades import trades_train_step
 
@@ -44,6 +44,7 @@ METHODS = {
         mart_train_step, threat=L2, step_size=0.25, steps=2, mart_lambda=5.0
     ),
     "awp": partial(awp_train_step, threat=L2, step_size=0.25, steps=2, awp_gamma=0.01),
+    "fgsm-rs": partial(fgsm_rs_train_step, threat=L2, step_size=0.5),
     "n-fgsm": partial(n_fgsm_train_step, threat=L2, step_size=0.25, n_fgsm_noise=2.0),
     "grad-align": partial(
         grad_align_train_step, threat=L2, step_size=0.25, grad_align_lambda=0.2

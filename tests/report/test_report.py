@@ -83,7 +83,7 @@ def test_the_page_is_well_formed_and_every_picture_has_a_text(page):
     parsed = Page(page)
     assert parsed.faults == []
     assert parsed.open == []
-    assert len(parsed.of("svg")) == 10
+    assert len(parsed.of("svg")) == 12
     assert len(parsed.of("img")) == 2 * 3 * 6
     for attributes in parsed.of("svg"):
         assert attributes["role"] == "img"
@@ -173,8 +173,8 @@ def test_without_measuring_the_evaluation_is_shown(trained_pair, tmp_path):
     text = render([run], tmp_path / "report.html", "--no-measure")
     parsed = Page(text)
     assert not parsed.of("img")
-    # Six training curves, and one plot of the classes.
-    assert len(parsed.of("svg")) == 7
+    # Eight training curves, and one plot of the classes.
+    assert len(parsed.of("svg")) == 9
     assert "were not measured" in text
     assert not (run / "report.npz").exists()
 

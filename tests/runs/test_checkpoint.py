@@ -8,7 +8,12 @@ import pytest
 
 from freeadv_jax.errors import InputError, TrainingStoppedError
 from freeadv_jax.recipes import digits
-from freeadv_jax.runs.checkpoint import Checkpoints, _reason, _show_unraisable
+from freeadv_jax.runs.checkpoint import (
+    Checkpoints,
+    _reason,
+    _show_unraisable,
+    _stored,
+)
 from freeadv_jax.runs.folder import CHECKPOINTS, saved_updates
 from freeadv_jax.training.state import TrainState
 
@@ -46,6 +51,25 @@ def test_restored_state_is_the_saved_one_to_the_bit(checkpoints):
     jax.tree.map(np.testing.assert_array_equal, state, state_at(3, 0.1))
     assert jax.tree.structure(state) == jax.tree.structure(state_at(3))
     assert progress == {"at": 3}
+
+
+def test_the_running_alignment_is_stored_where_there_is_one(checkpoints):
+    """Checkpoints without one have the arrays that they had before it existed."""
+    stored = _stored(state_at(3))
+    assert list(stored) == [
+        "step",
+        "seed",
+        "params",
+        "opt_state",
+        "delta",
+        "batch_stats",
+    ]
+    state = state_at(4).replace(alignment={"mean": np.float32(0.0)})
+    checkpoints.save(state, progress={})
+    checkpoints.wait()
+    like = LIKE.replace(alignment={"mean": jax.ShapeDtypeStruct((), np.float32)})
+    restored, _ = checkpoints.restore(like)
+    assert restored.alignment == {"mean": 0.0}
 
 
 def test_newest_two_and_the_best_by_robust_accuracy_are_kept(checkpoints):

@@ -33,7 +33,11 @@ from freeadv_jax.training.multistep import STATE_LAYOUT, Multistep, minibatches_
 
 DIGITS = load_arrays("digits", "", validation_examples=200)
 # The marks of methods whose interruption is not left to the longest tests.
-INTERRUPTED = {"awp": (), "free": pytest.mark.slow, "trades": pytest.mark.slow}
+INTERRUPTED = {
+    "awp": (),
+    "free": pytest.mark.slow,
+    "trades": pytest.mark.slow,
+}
 # By default `test_fit` trains by these methods as well.
 RARER = (
     "alp",
@@ -439,7 +443,7 @@ class CutOff:
     [
         pytest.param(name, marks=INTERRUPTED.get(name, pytest.mark.thorough))
         for name in METHODS
-        if name not in ("natural", "fgsm-rs")  # They are Free-1 and 1-PGD.
+        if name != "natural"  # It is Free-1.
     ],
 )
 def test_every_method_ends_in_the_same_bits_after_an_interruption(
@@ -450,6 +454,7 @@ def test_every_method_ends_in_the_same_bits_after_an_interruption(
         "updates": 16,
         "attack__steps": 2,
         "attack__replays": 1,
+        "attack__misalignment": 0.3,
         "data__validation_examples": 0,
     }
     dataset = load_arrays("digits", "", validation_examples=0)

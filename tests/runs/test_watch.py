@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -94,6 +95,45 @@ def test_watch_of_a_resumed_run_writes_what_it_would_have_written(tmp_path):
     resumed = make_watch(parts, saved=progress, first_step=3)
     step_of(resumed, 4, loss=losses[3])
     assert lines(resumed, "train") == lines(uninterrupted, "train")
+
+
+def aligned_steps(watch, values, *, first=1):
+    for step, value in enumerate(values, start=first):
+        step_of(watch, step, loss=1.0, alignment=value)
+
+
+def test_the_alarm_is_one_line_where_the_alignment_has_halved(tmp_path, caplog):
+    watch = make_watch(tmp_path, alarm_period=2)
+    aligned_steps(watch, [0.9, 0.7, 0.5, 0.4, 0.2, 0.4, 0.0, 0.0])
+    (alarm,) = lines(watch, "alarm")
+    assert (alarm["step"], alarm["updates"]) == (6, 48)
+    np.testing.assert_allclose((alarm["highest"], alarm["alignment"]), (0.8, 0.3))
+    assert watch.alarm.raised["updates"] == 48
+    assert caplog.text.count("COLLAPSE AHEAD at update 48") == 1
+    assert "fell from 0.80 to 0.30" in caplog.text
+
+
+def test_an_alignment_that_stays_above_half_of_its_height_raises_no_alarm(watch):
+    aligned_steps(watch, [0.9, 0.5, 0.46, 0.99])
+    assert lines(watch, "alarm") == []
+    assert watch.alarm.raised is None
+
+
+@pytest.mark.parametrize("killed_after", range(1, 8))
+def test_a_killed_run_raises_the_same_alarm(killed_after, tmp_path):
+    values = [0.9, 0.8, 0.7, 0.6, 0.2, 0.1, 0.0, 0.0]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    uninterrupted = make_watch(whole, alarm_period=3)
+    aligned_steps(uninterrupted, values)
+    killed = make_watch(cut, alarm_period=3)
+    aligned_steps(killed, values[:killed_after])
+    saved = json.loads(json.dumps(killed.progress()))
+    resumed = make_watch(cut, saved, killed_after, alarm_period=3)
+    aligned_steps(resumed, values[killed_after:], first=killed_after + 1)
+    assert lines(resumed, "alarm") == lines(uninterrupted, "alarm") != []
+    assert resumed.alarm.raised == uninterrupted.alarm.raised
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
