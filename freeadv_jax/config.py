@@ -499,6 +499,13 @@ FIELDS = (
         only=_with_setting("n_fgsm_noise"),
     ),
     Field(
+        "attack.pgi_lambda",
+        10.0,
+        ZERO_OR_MORE,
+        "weight of the squared distance of the logits in FGSM-PGI",
+        only=_with_setting("pgi_lambda"),
+    ),
+    Field(
         "attack.misalignment",
         0.0,
         PART,

@@ -312,6 +312,7 @@ def test_passes_follow_the_method():
         "mart": 9,
         "awp": 9,
         "n-fgsm": 2,
+        "fgsm-pgi": 3,
         "grad-align": 6,
         "gaussian": 1,
         "ibp": 3,
@@ -325,7 +326,7 @@ def test_passes_follow_the_method():
         ({"method": "natural"}, {"attack.replays": "method = free"}),
         (
             {"method": "pgd"},
-            {"attack.misalignment": "free, fgsm-rs or n-fgsm"},
+            {"attack.misalignment": "free, fgsm-rs, n-fgsm or fgsm-pgi"},
         ),
         ({"method": "pgd"}, {"attack.beta": "method = trades", "attack.start": "free"}),
         ({"method": "mart"}, {"attack.llr_mu": "method = llr"}),

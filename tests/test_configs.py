@@ -486,12 +486,13 @@ def test_preact_resnet_18_has_its_number_of_parameters():
     assert parameters(config_of("cifar10_fast_free8"), 10) == 11_172_170
 
 
-@pytest.mark.parametrize("method", ["n-fgsm", "grad-align"])
+@pytest.mark.parametrize("method", ["n-fgsm", "fgsm-pgi", "grad-align"])
 def test_other_single_step_methods_have_the_recipe_of_fgsm_rs(method):
     config = config_of(f"cifar10_fast_{method.replace('-', '_')}")
     other = config_of("cifar10_fast_fgsm_rs")
     assert (config.method, config.attack.step_size) == (method, 8 / 255)
     assert (config.attack.n_fgsm_noise, config.attack.grad_align_lambda) == (2, 0.2)
+    assert config.attack.pgi_lambda == 10
     other.method, other.attack.step_size = method, 8 / 255
     assert config.to_dict() == other.to_dict()
 

@@ -57,6 +57,7 @@ def fit(
     mart_lambda: float = 5.0,
     awp_gamma: float = 0.01,
     n_fgsm_noise: float = 2.0,
+    pgi_lambda: float = 10.0,
     misalignment: float = 0.0,
     grad_align_lambda: float = 0.2,
     gaussian_sigma: float = 0.25,
@@ -105,7 +106,8 @@ def fit(
 
     `method` is 'free' (Free-m, Shafahi et al. 2019, with m = `replays`), 'natural', 'pgd'
     (K-PGD, Madry et al. 2018, with K = `steps`), 'fgsm-rs' (Wong et al. 2020), 'n-fgsm'
-    (de Jorge et al. 2022, `n_fgsm_noise` in epsilons), 'grad-align' (Andriushchenko & Flammarion 2020, `grad_align_lambda`),
+    (de Jorge et al. 2022, `n_fgsm_noise` in epsilons), 'fgsm-pgi' (Jia et al. 2022,
+    `pgi_lambda`), 'grad-align' (Andriushchenko & Flammarion 2020, `grad_align_lambda`),
     'gaussian' (Cohen et al. 2019, noise of `gaussian_sigma` for
     `freeadv_jax.certify.smooth`), 'ibp' (Gowal et al. 2018) or 'crown-ibp' (Zhang et al.
     2020, `crown_ibp_beta`), certified training with the schedule of `certified_scale`,
@@ -172,6 +174,7 @@ def fit(
             "attack.mart_lambda": mart_lambda,
             "attack.awp_gamma": awp_gamma,
             "attack.n_fgsm_noise": n_fgsm_noise,
+            "attack.pgi_lambda": pgi_lambda,
             "attack.misalignment": misalignment,
             "attack.grad_align_lambda": grad_align_lambda,
             "attack.gaussian_sigma": gaussian_sigma,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from freeadv_jax.training.alp import alp_train_step
 from freeadv_jax.training.awp import awp_train_step
+from freeadv_jax.training.fgsm_pgi import fgsm_pgi_train_step
 from freeadv_jax.training.free import free_train_step
 from freeadv_jax.training.gaussian import gaussian_train_step
 from freeadv_jax.training.grad_align import grad_align_train_step
@@ -187,6 +188,20 @@ METHODS = {
             updates=lambda attack: 1,
             passes=lambda attack: 2,
             forward_passes=lambda attack: 2 + 3,
+            aligned=lambda attack: True,
+        ),
+        Method(
+            name="fgsm-pgi",
+            step=fgsm_pgi_train_step,
+            settings=("pgi_lambda", "misalignment"),
+            title=lambda attack: "FGSM-PGI",
+            description="saw images attacked with one step from the perturbation of the "
+            "minibatch before, and was taught to give both ends of the step the same "
+            "logits (FGSM-PGI)",
+            updates=lambda attack: 1,
+            # The attack step, and the images before and after it in the update.
+            passes=lambda attack: 3,
+            forward_passes=lambda attack: 2 + 2 * 3,
             aligned=lambda attack: True,
         ),
         Method(

@@ -14,6 +14,7 @@ from freeadv_jax.models import build_model
 from freeadv_jax.training import trades
 from freeadv_jax.training.alp import alp_train_step
 from freeadv_jax.training.awp import awp_train_step
+from freeadv_jax.training.fgsm_pgi import fgsm_pgi_train_step
 from freeadv_jax.training.free import free_train_step
 from freeadv_jax.training.gaussian import gaussian_train_step
 from freeadv_jax.training.grad_align import grad_align_train_step
@@ -46,6 +47,9 @@ METHODS = {
     "awp": partial(awp_train_step, threat=L2, step_size=0.25, steps=2, awp_gamma=0.01),
     "fgsm-rs": partial(fgsm_rs_train_step, threat=L2, step_size=0.5),
     "n-fgsm": partial(n_fgsm_train_step, threat=L2, step_size=0.25, n_fgsm_noise=2.0),
+    "fgsm-pgi": partial(
+        fgsm_pgi_train_step, threat=LINF, step_size=8 / 255, pgi_lambda=10.0
+    ),
     "grad-align": partial(
         grad_align_train_step, threat=L2, step_size=0.25, grad_align_lambda=0.2
     ),

@@ -35,6 +35,7 @@ DIGITS = load_arrays("digits", "", validation_examples=200)
 # The marks of methods whose interruption is not left to the longest tests.
 INTERRUPTED = {
     "awp": (),
+    "fgsm-pgi": (),
     "free": pytest.mark.slow,
     "trades": pytest.mark.slow,
 }
@@ -45,6 +46,7 @@ RARER = (
     "mart",
     "awp",
     "n-fgsm",
+    "fgsm-pgi",
     "grad-align",
     "gaussian",
     "ibp",
@@ -298,7 +300,7 @@ def stage(method, norm):
     ],
 )
 def test_every_method_learns_with_either_norm(method, norm, tmp_path):
-    """The training loss falls; only Free-m changes delta."""
+    """The training loss falls; only Free-m and FGSM-PGI change delta."""
     run = start(
         tmp_path / "run",
         method=method,
@@ -317,7 +319,7 @@ def test_every_method_learns_with_either_norm(method, norm, tmp_path):
     state, _ = train_run(run, DIGITS)
     losses = [line["loss"] for line in metrics(run.workdir) if line["kind"] == "train"]
     assert losses[-1] < 0.8 * losses[0]
-    assert bool(state.delta.any()) == (method == "free")
+    assert bool(state.delta.any()) == (method in ("free", "fgsm-pgi"))
 
 
 def test_loss_of_nan_stops_with_the_update_named_and_checkpoints_kept(tmp_path):

@@ -14,6 +14,7 @@ from test_free import softmax
 from freeadv_jax.attacks.threat import L2, Linf
 from freeadv_jax.config import base_config
 from freeadv_jax.training.alignment import alignment, bounded_step
+from freeadv_jax.training.fgsm_pgi import fgsm_pgi_train_step
 from freeadv_jax.training.free import free_train_step
 from freeadv_jax.training.methods import METHODS
 from freeadv_jax.training.n_fgsm import n_fgsm_train_step
@@ -84,6 +85,7 @@ STEPS = {
     "free": partial(free_train_step, replays=1),
     "fgsm-rs": fgsm_rs_train_step,
     "n-fgsm": partial(n_fgsm_train_step, n_fgsm_noise=2.0),
+    "fgsm-pgi": partial(fgsm_pgi_train_step, pgi_lambda=10.0),
 }
 
 
@@ -113,6 +115,6 @@ def test_a_method_has_the_metrics_that_it_declares(name, batch, make_state):
         settings["updates"] = 8
     step = partial(method.step, **OPTIONS, step_size=EPSILON, **settings)
     _, metrics = jax.eval_shape(step, make_state(), batch)
-    aligned = name in ("free", "fgsm-rs", "n-fgsm", "grad-align")
+    aligned = name in ("free", "fgsm-rs", "n-fgsm", "fgsm-pgi", "grad-align")
     assert method.aligned(attack) == ("alignment" in metrics) == aligned
     assert metrics.keys() - {"alignment"} == {"loss", "accuracy"}
