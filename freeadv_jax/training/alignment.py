@@ -10,7 +10,7 @@ bend, at no extra pass, from the gradient before a step and the gradient after i
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from freeadv_jax.attacks.threat import L2
+from freeadv_jax.attacks.threat import L2, Real
 from freeadv_jax.training.state import TrainState
 
 # The metric of a step, and its part of the running mean in the state, as in SORA's code.
@@ -28,7 +28,7 @@ def alignment(
     return jnp.sum(L2.direction(before) * L2.direction(after)) / len(before)
 
 
-def bounded_step(state: TrainState, step_size: float, misalignment: float):
+def bounded_step(state: TrainState, step_size: Real, misalignment: float):
     """Return the step of the attack: shorter where the gradients are badly aligned.
 
     With v the running mean of the alignment it is

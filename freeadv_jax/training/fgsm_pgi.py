@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from freeadv_jax.attacks.losses import cross_entropy
-from freeadv_jax.attacks.threat import Threat
+from freeadv_jax.attacks.threat import Real, Threat
 from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.alignment import bounded_step
@@ -19,7 +19,7 @@ def fgsm_pgi_train_step(
     model,
     tx,
     threat: Threat,
-    step_size: float,
+    step_size: Real,
     pgi_lambda: float,
     misalignment: float = 0.0,
     label_smoothing: float = 0.0,

@@ -81,7 +81,7 @@ def fgsm_rs_train_step(
     model,
     tx,
     threat: Threat,
-    step_size: float,
+    step_size: Real,
     misalignment: float = 0.0,
     label_smoothing: float = 0.0,
     average_decay: float = 0.0,
