@@ -65,8 +65,9 @@ def free_train_step(
     images, labels = unit_range(batch["image"], dtype=float), batch["label"]
     model = loop_model(model)
     noise_key = state.noise_key(axis_name=axis_name)
-    # Without an epsilon the gradient of the images is not computed.
-    aligned = replays > 1 and threat.epsilon != 0
+    # Without an epsilon the gradient of the images is not computed; a traced one has some.
+    attacks = isinstance(threat.epsilon, jax.Array) or threat.epsilon != 0
+    aligned = replays > 1 and attacks
 
     def loss_fn(params, delta, collections, key):
         # jnp.clip, not lax.clamp: at delta = 0 a pixel of exactly 0 or 1 must keep a
