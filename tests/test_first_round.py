@@ -116,6 +116,7 @@ def test_run_resumed_ends_in_the_measurements_of_the_version_before(run):
     found, expected = metrics(run), metrics(FIXTURE / "resumed")
     assert len(found) == len(expected) == 19
     for line, before in zip(found, expected):
+        line.pop("alignment", None)  # The version before did not measure it.
         assert line.keys() == before.keys()
         kinds = line.pop("kind"), before.pop("kind")
         assert kinds[0] == kinds[1]
