@@ -299,7 +299,7 @@ def front(points):
 # The cost of a row by the label of its axis. All rows of a budget have the same FLOP: the
 # part of a minibatch that is left over makes none of them cheaper.
 COSTS = {
-    "FLOP of the training": lambda flop, row: flop,
+    "TFLOP of the training": lambda flop, row: flop / 1e12,
     "minutes of the training": lambda flop, row: statistics.mean(row["seconds"]) / 60,
 }
 
@@ -310,6 +310,8 @@ def draw(measured):
     `measured` has {flop, rows} for each budget.
     """
     figure = new_figure(9.2, 4.4)
+    from matplotlib.ticker import LogLocator, NullLocator  # Once matplotlib is there.
+
     panels = figure.subplots(1, len(COSTS), sharey=True)
     for axes, (label, cost) in zip(panels, COSTS.items(), strict=True):
         points = []
@@ -333,6 +335,9 @@ def draw(measured):
         best = front(points)
         axes.step(*zip(*best), where="post", color=INK, linestyle=":", label="front")
         axes.set(xlabel=label, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
     panels[0].set(ylabel="percent robust to APGD-T", ylim=(0, None))
     lines = panels[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=5, fontsize=8)
