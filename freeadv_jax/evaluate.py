@@ -125,7 +125,9 @@ def main(argv):
     print(table(results))
     print(f"written to {folder}")
     if folder == workdir:
-        print(f"compare models: freeadv-report {quoted(folder)} [OTHER ...]")
+        print(
+            f"compare models: freeadv-report {quoted(folder)} [OTHER ...] --out=report.html"
+        )
 
 
 def _parser():

@@ -88,7 +88,9 @@ def main(argv):
     print(
         f"evaluate with more attacks: freeadv-evaluate --workdir={quoted(run.workdir)}"
     )
-    print(f"compare models: freeadv-report {quoted(run.workdir)} [OTHER ...]")
+    print(
+        f"compare models: freeadv-report {quoted(run.workdir)} [OTHER ...] --out=report.html"
+    )
 
 
 def _parse(arguments):

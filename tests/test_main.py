@@ -380,7 +380,8 @@ def test_the_command_opens_with_what_it_does_and_ends_with_what_to_type_next(
     )
     assert written == f"written to {run / 'results.json'}"
     assert evaluate == f"evaluate with more attacks: freeadv-evaluate --workdir={run}"
-    assert compare == f"compare models: freeadv-report {run} [OTHER ...]"
+    hint = f"compare models: freeadv-report {run} [OTHER ...] --out=report.html"
+    assert compare == hint
 
 
 def test_the_same_command_again_keeps_the_attacks_made(
