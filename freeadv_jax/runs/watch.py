@@ -98,7 +98,7 @@ class Watch:
             _LOGGER.warning(
                 "COLLAPSE AHEAD at update %d: the alignment of input gradients fell from "
                 "%.2f to %.2f; a smaller attack.step_size, more attack.replays or "
-                "attack.misalignment keep robust accuracy",
+                "attack.misalignment may prevent it",
                 updates,
                 self.alarm.raised["highest"],
                 self.alarm.raised["alignment"],
