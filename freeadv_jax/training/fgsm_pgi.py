@@ -1,6 +1,5 @@
 """FGSM-PGI: Jia et al. (ECCV 2022), one step from the perturbation of the last minibatch."""
 
-import jax
 import jax.numpy as jnp
 
 from freeadv_jax.attacks.losses import cross_entropy
@@ -9,7 +8,7 @@ from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.alignment import bounded_step
 from freeadv_jax.training.state import TrainState
-from freeadv_jax.training.update import train_logits, weight_update
+from freeadv_jax.training.update import image_gradient, train_logits, weight_update
 
 
 def fgsm_pgi_train_step(
@@ -56,10 +55,9 @@ def fgsm_pgi_train_step(
     def logits_at(params, images):
         return train_logits(model, params, state.collections, images, key)
 
-    def attack_loss(images):
-        return cross_entropy(logits_at(state.params, images)[0], labels).sum()
-
-    gradient = jax.grad(attack_loss)(prior)
+    gradient = image_gradient(
+        model, state.params, state.collections, prior, labels, key
+    )
     length = bounded_step(state, step_size, misalignment)
     delta = threat.ascend(state.delta, gradient, length, images=images)
     adversarial = jnp.clip(images + delta, 0, 1)

@@ -1,6 +1,5 @@
 """GradAlign: Andriushchenko & Flammarion (NeurIPS 2020), FGSM with aligned gradients."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -9,7 +8,7 @@ from freeadv_jax.attacks.threat import Threat
 from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.state import TrainState
-from freeadv_jax.training.update import train_logits, weight_update
+from freeadv_jax.training.update import image_gradient, train_logits, weight_update
 
 # A gradient of a smaller norm has no direction.
 _TINY = 1e-12
@@ -41,11 +40,7 @@ def grad_align_train_step(
     key = state.noise_key(axis_name=axis_name)
 
     def gradient(params, images):
-        def loss(images):
-            logits, _ = train_logits(model, params, state.collections, images, key)
-            return cross_entropy(logits, labels).sum()
-
-        return jax.grad(loss)(images)
+        return image_gradient(model, params, state.collections, images, labels, key)
 
     slope = gradient(state.params, images)
     adversarial = jnp.clip(

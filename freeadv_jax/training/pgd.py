@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -13,7 +12,7 @@ from freeadv_jax.models.interface import loop_model
 from freeadv_jax.pixels import unit_range
 from freeadv_jax.training.alignment import bounded_step
 from freeadv_jax.training.state import TrainState
-from freeadv_jax.training.update import train_logits, weight_update
+from freeadv_jax.training.update import image_gradient, train_logits, weight_update
 
 
 def pgd_train_step(
@@ -99,11 +98,9 @@ def fgsm_rs_train_step(
     keys = state.attack_keys(axis_name=axis_name)
     noisy = jnp.clip(images + threat.random_start(keys, images.shape[1:]), 0, 1)
 
-    def attack_loss(images):
-        logits, _ = train_logits(model, state.params, state.collections, images, key)
-        return cross_entropy(logits, labels).sum()
-
-    gradient = jax.grad(attack_loss)(noisy)
+    gradient = image_gradient(
+        model, state.params, state.collections, noisy, labels, key
+    )
     length = bounded_step(state, step_size, misalignment)
     delta = threat.ascend(noisy - images, gradient, length, images=images)
     adversarial = jnp.clip(images + delta, 0, 1)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from freeadv_jax.attacks.losses import cross_entropy
 from freeadv_jax.devices.parallel import mean_over_devices
 from freeadv_jax.models.interface import loop_model
 from freeadv_jax.training.alignment import ALIGNMENT, alignment, with_alignment
@@ -20,6 +21,16 @@ def train_logits(model, params, collections, images, key):
     """
     variables = {"params": params, **collections}
     return loop_model(model).train_logits(variables, images, key)
+
+
+def image_gradient(model, params, collections, images, labels, key):
+    """Return the gradient of each image's cross-entropy in training mode."""
+
+    def loss(images):
+        logits, _ = train_logits(model, params, collections, images, key)
+        return cross_entropy(logits, labels).sum()
+
+    return jax.grad(loss)(images)
 
 
 def measure(
