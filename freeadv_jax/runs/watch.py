@@ -79,10 +79,11 @@ class Watch:
             )
         self._since_line.add(metrics)
         self._since_validation.add(metrics)
-        shown = metrics
+        # The alignment has an alarm; the accuracy comes last, as a percentage.
+        apart = ("accuracy", ALIGNMENT)
+        shown = {name: metrics[name] for name in metrics if name not in apart}
         if "accuracy" in metrics:
-            loss = {name: metrics[name] for name in metrics if name != "accuracy"}
-            shown = loss | {self._accuracy: f"{metrics['accuracy']:.2%}"}
+            shown[self._accuracy] = f"{metrics['accuracy']:.2%}"
         self._shown.show(updates, **shown)
         if self._logs_at(step):
             self._log.write(
