@@ -4,7 +4,9 @@
     python -m benchmarks.scaling --evaluation [--out=FILE]
 
 The second estimates AutoAttack, standard and quick, from the passes in the record of
-benchmarks.quick. Counts come from our own networks, machines from their makers' publications. The memory is
+benchmarks.quick.
+
+Counts come from our own networks, machines from their makers' publications. The memory is
 the CPU backend's report on the compiled step, which is not run. The decoding of JPEGs is
 the only measurement; it runs on this machine with TensorFlow (the extra tfds).
 """

@@ -87,8 +87,8 @@ class APGD(AutoPGD):
         period = jnp.full_like(batch.iteration, jnp.maximum(22 * self.steps // 100, 1))
         # With `halved` true, only the share of rises can fail the first period.
         window = _window(period, jnp.ones_like(broken), here.loss)
-        hopeless = jnp.zeros_like(broken)
-        return State(point, broken, here, point, here, eta, window, targets, hopeless)
+        given_up = jnp.zeros_like(broken)
+        return State(point, broken, here, point, here, eta, window, targets, given_up)
 
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
         """Return the state one step further, after a checkpoint if one is due."""

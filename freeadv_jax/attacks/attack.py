@@ -163,7 +163,7 @@ def where(condition: Bool[Array, " b"], yes, no):
 
 
 def step_unfinished(attack: Attack, logits_fn: Callable, batch: Batch, state):
-    """Step the images whose attempts go on; return the state and bool[b], which they are."""
+    """Step the images whose attempts go on; return the state, and bool[b]: these images."""
     goes_on = ~stopped(state) & (batch.iteration < attack.steps)
     return where(goes_on, attack.step(logits_fn, batch, state), state), goes_on
 

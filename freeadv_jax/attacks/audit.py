@@ -34,8 +34,8 @@ class Audit(NamedTuple):
         """Return {share, audited, survived, broken, missed_at_most, accuracy_at_least}.
 
         `robust` are the images left after all stages, and `standing` counts those left
-        after each. `audited` images survived the stages before the audit, which broke
-        `broken` of them and left `survived`. With 95 % confidence, the audit's stages would break at most
+        after each. `audited` images went into the audit, which broke `broken` of them and
+        left `survived`. With 95 % confidence, its stages would break at most
         `missed_at_most` of the survivors that it left out, and leave an accuracy of at
         least `accuracy_at_least`: the upper end of Clopper & Pearson (1934).
         """

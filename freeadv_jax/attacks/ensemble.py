@@ -202,9 +202,10 @@ def autoattack(
 
     Returns:
         An `Outcome`, with `audit` for 'quick': how many images the audit broke, and how
-        many more 'standard' would break at most, None inside jax.jit. All devices take part. Inside jax.jit all
-        images are one batch. A warning is logged if Square breaks images that the attacks by gradients left, if
-        gradients are zero, if two passes differ, and if images influence one another.
+        many more 'standard' would break at most. All devices take part. Inside jax.jit all
+        images are one batch, and `audit` is None. A warning is logged if Square breaks
+        images that the attacks by gradients left, if gradients are zero, if two passes
+        differ, and if images influence one another.
 
     Raises:
         InputError: for unusable images, labels, settings or logits.

@@ -546,8 +546,9 @@ def robust_accuracy(
         attacks: names, or one string with commas between them: natural, fgsm,
             pgd-<steps>, cw-<steps> and dlr-<steps> (each with -x<restarts>), apgd-ce,
             apgd-dlr, apgd-t, fab-t, fmn, square, autoattack (Croce & Hein, ICML 2020),
-            autoattack-plus and autoattack-quick, its first steps with an audit. The certificates ibp, crown-ibp, crown and alpha-crown may
-            stand among them (see `freeadv_jax.certify`).
+            autoattack-plus and autoattack-quick, its first steps with an audit. The
+            certificates ibp, crown-ibp, crown and alpha-crown may stand among them (see
+            `freeadv_jax.certify`).
         step_size: the step of pgd-, cw- and dlr- in [0, 1] pixels; the default is
             epsilon / 4, and 0.1 for patches and pixels.
         samples: for a randomised model, a function of images and one key for each of

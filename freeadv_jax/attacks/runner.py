@@ -109,9 +109,9 @@ def run(
 
     `attacks` are by name. Concrete arrays are attacked in batches on all devices; where
     JAX traces the call, all images are one batch. `watch(name, done, standing)` is called
-    during the attack with the attempts decided and bool[n]. A randomised model is that
-    of `draws.randomized`. The stages of an `audit` run on its part of the images. Raise InputError for logits that are not finite or are
-    probabilities.
+    during the attack with the attempts decided and bool[n]. A randomised model is that of
+    `draws.randomized`. The stages of an `audit` run on its part of the images. Raise
+    InputError for logits that are not finite or are probabilities.
     """
     logits_fn = arrays_as_leaves(logits_fn)
     numbers = [vars(attack) for attack in attacks.values()]
