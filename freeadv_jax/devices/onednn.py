@@ -35,9 +35,20 @@ from freeadv_jax.errors import InputError, require_choice
 
 # The releases whose calls tests/devices/test_onednn.py has passed with.
 TRIED = ("0.10.2", "0.12.0.1")
-# Without AVX-512 Eigen is level with oneDNN from 128 channels on, see docs/performance.md.
-_INSTRUCTIONS = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
-_DTYPES = ("float32", "bfloat16")
+# The instructions that each dtype needs: without AVX-512 oneDNN refuses bfloat16.
+_AVX2 = frozenset({"avx2", "fma"})
+_INSTRUCTIONS = {
+    "float32": _AVX2,
+    "bfloat16": _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+}
+# Settings of oneDNN's variable that hold it to fewer instructions than the processor has.
+_MOST_INSTRUCTIONS = {
+    "SSE41": set(),
+    "AVX": set(),
+    "AVX2": _AVX2,
+    "AVX2_VNNI": _AVX2,
+    "AVX2_VNNI_2": _AVX2,
+}
 # Larger arrays, of 2 GiB in float32, were not tried: some of oneDNN's kernels count bytes
 # in 32 bits.
 _MOST_NUMBERS = 2**29
@@ -68,9 +79,28 @@ def unavailable() -> str | None:
         return f"not tried with jaxlib {version} (tried: {', '.join(TRIED)})"
     if jax.default_backend() != "cpu":
         return f"JAX's backend is {jax.default_backend()}"
-    if missing := _INSTRUCTIONS - _processor_instructions():
+    if missing := _INSTRUCTIONS["float32"] - instructions():
         return f"the processor lacks {', '.join(sorted(missing))}"
     return None
+
+
+def computes(dtype) -> bool:
+    """Return whether oneDNN can be called in this process for numbers of this dtype."""
+    needed = _INSTRUCTIONS.get(jnp.dtype(dtype).name)
+    return needed is not None and not unavailable() and needed <= instructions()
+
+
+@functools.cache
+def instructions() -> set[str]:
+    """Return the processor's instructions that oneDNN may use in this process.
+
+    Its variable ONEDNN_MAX_CPU_ISA can hold it to fewer than the processor has.
+    """
+    found = _processor_instructions()
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        if most := os.environ.get(name):
+            return found & _MOST_INSTRUCTIONS.get(most.upper(), found)
+    return found
 
 
 def _processor_instructions():
@@ -145,16 +175,16 @@ def with_kernels(name: str, function: Callable) -> Callable:
     return traced
 
 
-def is_chosen() -> bool:
-    """Return whether convolutions traced now may be oneDNN's."""
-    return _chosen.get() == ONEDNN
+def is_chosen(dtype) -> bool:
+    """Return whether convolutions of this dtype traced now may be oneDNN's."""
+    return _chosen.get() == ONEDNN and computes(dtype)
 
 
 def supports(images, kernel, *, stride, padding, dilation=(1, 1)) -> bool:
     """Return whether `convolution` can be called with these operands."""
-    if unavailable() or images.dtype != kernel.dtype:
+    if images.dtype != kernel.dtype or not computes(images.dtype):
         return False
-    if images.dtype.name not in _DTYPES or images.ndim != 4 or kernel.ndim != 4:
+    if images.ndim != 4 or kernel.ndim != 4:
         return False
     if images.shape[3] != kernel.shape[2] or min(*stride, *dilation) < 1:
         return False
@@ -219,7 +249,7 @@ def _convolution(stride, padding, dilation):
 
 def multiplies(left, right, *, transposed: Literal["left", "right"] | None) -> bool:
     """Return whether `product` can be called with these operands."""
-    if unavailable() or left.dtype != right.dtype or left.dtype.name not in _DTYPES:
+    if left.dtype != right.dtype or not computes(left.dtype):
         return False
     if left.ndim != 2 or right.ndim != 2 or min(*left.shape, *right.shape) < 1:
         return False

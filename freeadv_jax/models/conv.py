@@ -47,7 +47,7 @@ def convolution(
     # inside a loop, where their dimension numbers miss its fast kernel
     # (jax-ml/jax#12868); on GPU and TPU they are the better ones.
     if jax.default_backend() == "cpu":
-        if onednn.is_chosen():
+        if onednn.is_chosen(images.dtype):
             return _onednn_convolution(images, kernel, stride, padding)
         return _loop_safe_convolution(images, kernel, stride, padding)
     return _plain_convolution(images, kernel, stride, padding)

@@ -25,6 +25,12 @@ from freeadv_jax.runs.provenance import environment
 needs_onednn = pytest.mark.skipif(
     onednn.unavailable() is not None, reason=f"no oneDNN: {onednn.unavailable()}"
 )
+needs_bfloat16 = pytest.mark.skipif(
+    not onednn.computes("bfloat16"), reason="no bfloat16 without AVX-512"
+)
+DTYPES = ["float32", pytest.param("bfloat16", marks=needs_bfloat16)]
+# oneDNN as it is, and as on a processor without AVX-512.
+HELD = {"as it is": {}, "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
 SHAPES = {"stride": (1, 1), "padding": ((1, 1), (1, 1))}
 
 # Each case is compared with a sum over the kernel's taps in float64.
@@ -109,21 +115,32 @@ def grid():
 
 
 @needs_onednn
-def test_convolutions_of_all_kinds_are_right_and_end_no_process():
-    run_child(CHILD, content=json.dumps(list(grid())))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_convolutions_of_all_kinds_are_right_and_end_no_process(dtype):
+    cases = [case for case in grid() if case["dtype"] == dtype]
+    assert len(cases) > 70
+    run_child(CHILD, content=json.dumps(cases))
 
 
 @needs_onednn
-def test_products_of_all_kinds_are_right_and_end_no_process():
-    program = """
+def test_convolutions_are_right_and_end_no_process_with_avx2_alone():
+    cases = [case for case in grid() if case["dtype"] == "float32"]
+    run_child(CHILD, content=json.dumps(cases), **HELD["AVX2"])
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_of_all_kinds_are_right_and_end_no_process(dtype):
+    program = f"""
         import itertools
         import jax, jax.numpy as jnp, numpy as np
         from freeadv_jax.devices import onednn
 
         rng = np.random.default_rng(0)
         sizes = [1, 2, 15, 64, 129]
-        for dtype, transposed, inner in itertools.product(
-            ("float32", "bfloat16"), (None, "left", "right"), (1, 7, 32, 3000)
+        dtype = {dtype!r}
+        for transposed, inner in itertools.product(
+            (None, "left", "right"), (1, 7, 32, 3000)
         ):
             rows, columns = rng.choice(sizes, 2)
             left = rng.standard_normal((rows, inner)).astype(dtype)
@@ -131,7 +148,7 @@ def test_products_of_all_kinds_are_right_and_end_no_process():
             wanted = left.astype(float) @ right.astype(float)
             left = left.T if transposed == "left" else left
             right = right.T if transposed == "right" else right
-            print(dtype, transposed, rows, inner, columns, flush=True)
+            print(transposed, rows, inner, columns, flush=True)
             product = lambda x, y: onednn.product(x, y, transposed=transposed)
             found = jax.jit(product)(jnp.asarray(left), jnp.asarray(right))
             assert found.shape == wanted.shape and found.dtype == dtype
@@ -175,7 +192,10 @@ LARGE = ("wrn-16-4", "wrn-32-10-madry", "resnet-50")
 
 
 @needs_onednn
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype, held",
+    [("float32", "as it is"), ("bfloat16", "as it is"), ("float32", "AVX2")],
+)
 @pytest.mark.parametrize(
     "name",
     [
@@ -183,7 +203,9 @@ LARGE = ("wrn-16-4", "wrn-32-10-madry", "resnet-50")
         for name in NETWORKS
     ],
 )
-def test_every_call_of_every_network_ends_no_process(name, dtype):
+def test_every_call_of_every_network_ends_no_process(name, dtype, held):
+    if not onednn.computes(dtype):
+        pytest.skip("no bfloat16 without AVX-512")
     program = f"""
         import json
         import jax, jax.extend, jax.numpy as jnp
@@ -369,10 +391,12 @@ def test_operands_of_untested_kinds_raise(images, kernel, settings):
 
 @pytest.fixture
 def fresh():
-    """Forget whether oneDNN is available, before the test and after it."""
-    onednn.unavailable.cache_clear()
+    """Forget what oneDNN can do here, before the test and after it."""
+    for known in (onednn.unavailable, onednn.instructions):
+        known.cache_clear()
     yield
-    onednn.unavailable.cache_clear()
+    for known in (onednn.unavailable, onednn.instructions):
+        known.cache_clear()
 
 
 def test_an_environment_variable_turns_it_off(monkeypatch, fresh):
@@ -399,14 +423,63 @@ def test_other_platforms_are_left_alone(name, monkeypatch, fresh):
     assert onednn.choose("auto") == "xla"
 
 
-def test_a_processor_with_avx2_alone_is_left_alone(monkeypatch, fresh):
-    monkeypatch.delenv("FREEADV_ONEDNN", raising=False)
+@pytest.fixture
+def processor(monkeypatch, fresh):
+    """Return a function that sets the processor's instructions."""
+    for name in ("FREEADV_ONEDNN", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: onednn.TRIED[0])
-    monkeypatch.setattr(onednn, "_processor_instructions", lambda: {"avx2", "fma"})
-    assert "the processor lacks avx512bw" in onednn.unavailable()
+
+    def has(*instructions):
+        flags = set(instructions)
+        monkeypatch.setattr(onednn, "_processor_instructions", lambda: flags)
+
+    return has
+
+
+AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl")
+
+
+def test_a_processor_without_avx2_is_left_alone(processor):
+    processor("avx", "sse4_1")
+    assert onednn.unavailable() == "the processor lacks avx2, fma"
     assert onednn.choose("auto") == "xla"
+    assert not onednn.computes("float32")
+
+
+def test_a_processor_with_avx2_alone_computes_float32(processor):
+    processor("avx2", "fma")
+    assert onednn.choose("auto") == "onednn"
+    assert onednn.computes("float32") and not onednn.computes("bfloat16")
+    with onednn.kernels("onednn"):
+        assert onednn.is_chosen("float32") and not onednn.is_chosen("bfloat16")
+    numbers = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
+    kernel = jnp.ones((3, 3, 2, 2), jnp.bfloat16)
+    assert not onednn.supports(numbers, kernel, **SHAPES)
+    assert not onednn.multiplies(kernel[0, 0], kernel[0, 0], transposed=None)
+
+
+def test_a_processor_with_avx512_computes_bfloat16_and_no_other_dtype(processor):
+    processor(*AVX512)
+    assert onednn.computes("float32") and onednn.computes("bfloat16")
+    assert not onednn.computes("float16") and not onednn.computes("float64")
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_onednn_held_to_fewer_instructions_is_taken_at_its_word(
+    name, processor, monkeypatch
+):
+    processor(*AVX512)
+    monkeypatch.setenv(name, "avx2")
+    assert onednn.computes("float32") and not onednn.computes("bfloat16")
+
+
+def test_onednn_held_to_avx_is_left_alone(processor, monkeypatch):
+    processor(*AVX512)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX")
+    assert onednn.unavailable() == "the processor lacks avx2, fma"
 
 
 def test_the_reason_is_in_the_environment_of_the_results(monkeypatch, fresh):
@@ -430,11 +503,11 @@ def test_short_trainings_use_xla_and_long_ones_onednn():
 
 @needs_onednn
 def test_kernels_applies_inside_its_with_block_and_to_functions_it_wraps():
-    assert not onednn.is_chosen()
+    assert not onednn.is_chosen("float32")
     with onednn.kernels("onednn"):
-        assert onednn.is_chosen()
+        assert onednn.is_chosen("float32")
         with onednn.kernels("xla"):
-            assert not onednn.is_chosen()
-        assert onednn.is_chosen()
-    assert onednn.with_kernels("onednn", onednn.is_chosen)()
-    assert not onednn.is_chosen()
+            assert not onednn.is_chosen("float32")
+        assert onednn.is_chosen("float32")
+    assert onednn.with_kernels("onednn", onednn.is_chosen)("float32")
+    assert not onednn.is_chosen("float32")
