@@ -4,18 +4,14 @@ import logging
 import os
 import tempfile
 
+import quick_compilation
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is compilation, so LLVM optimises nothing, and XLA joins loops by
-# its older and shorter way. Flags given in the environment come later and win, as in
-# .ci/run, whose last stage compiles as users do.
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-    )
-)
+# Flags given in the environment stay: the last stage of .ci/run compiles as users do.
+given = os.environ.get("XLA_FLAGS", "")
+if "xla_backend_optimization_level" not in given:
+    given = f"{quick_compilation.FLAGS} {given}"
+os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count=8"
 
 import bucket_servers
 import jax

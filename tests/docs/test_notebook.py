@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import pytest
+import quick_compilation
 
 nbformat = pytest.importorskip("nbformat")
 
@@ -51,10 +52,9 @@ def test_its_quick_path_shows_that_free_8_is_robust_and_natural_training_is_not(
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     pytest.importorskip("matplotlib")
-    # The kernel and its commands use this package, on one device. Most of their time is
-    # compilation, so LLVM optimises nothing.
+    # The kernel and its commands use this package, on one device.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", quick_compilation.FLAGS)
     notebook = nbformat.read(PATH, as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}

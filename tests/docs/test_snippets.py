@@ -12,6 +12,7 @@ import sys
 import tomllib
 
 import pytest
+import quick_compilation
 
 from freeadv_jax.config import field_names
 
@@ -21,10 +22,10 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# One device. Most of the snippets' time is compilation, so LLVM optimises nothing.
+# One device.
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "XLA_FLAGS": quick_compilation.FLAGS,
 }
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # A page that loads this run expects that somebody trained it.
