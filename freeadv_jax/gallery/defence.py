@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from freeadv_jax.attacks.apgd import apgd
 from freeadv_jax.attacks.pgd import pgd
 from freeadv_jax.attacks.threat import Threat
 
@@ -81,13 +82,25 @@ def by_pgd(logits_fn: Callable, **options) -> AdaptiveAttack:
 
     `options` are those of `freeadv_jax.attacks.pgd`; the default is 40 steps.
     """
+    return _by(pgd, logits_fn, {"steps": 40} | options)
 
+
+def by_targeted_apgd(logits_fn: Callable, **options) -> AdaptiveAttack:
+    """Return the attack by Auto-PGD on the margin to each of the nine likeliest classes.
+
+    `options` are those of `freeadv_jax.attacks.apgd`.
+    """
+    targeted = {"loss": "margin", "goal": "multi-target", "targets": 9}
+    return _by(apgd, logits_fn, targeted | options)
+
+
+def _by(function, logits_fn, options):
     def attack(
         images: Float[np.ndarray | Array, "n h w c"],
         labels: Int[np.ndarray | Array, " n"],
         threat: Threat,
     ):
-        settings = {"steps": 40, "norm": threat.norm, "epsilon": threat.epsilon}
-        return pgd(logits_fn, images, labels, **(settings | options)).images
+        how = {"norm": threat.norm, "epsilon": threat.epsilon} | options
+        return function(logits_fn, images, labels, **how).images
 
     return attack

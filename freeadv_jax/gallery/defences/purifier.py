@@ -15,7 +15,13 @@ import optax
 from jaxtyping import Array, Float
 
 from freeadv_jax.attacks.bpda import bpda
-from freeadv_jax.gallery.defence import Defence, Defended, before, by_pgd
+from freeadv_jax.gallery.defence import (
+    Defence,
+    Defended,
+    before,
+    by_pgd,
+    by_targeted_apgd,
+)
 
 LEVELS, REACH = 17, 0.2
 _HIDDEN, _UPDATES, _BATCH = 64, 800, 64
@@ -112,9 +118,12 @@ def _build(task):
         before(pure, network),
         {
             "BPDA": by_pgd(through),
-            # The purifier undoes single steps. Longer ones over more starts get past it.
-            "BPDA on the margin, 100 steps from 3 starts": by_pgd(
-                through, loss="margin", steps=100, restarts=3
+            # The purifier undoes single steps: more starts and targets get past it.
+            "BPDA on the margin, 100 steps from 20 starts": by_pgd(
+                through, loss="margin", steps=100, restarts=20
+            ),
+            "BPDA, APGD on each target from 3 starts": by_targeted_apgd(
+                through, restarts=3
             ),
         },
         shown=pure,

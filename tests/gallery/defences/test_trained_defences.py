@@ -157,9 +157,10 @@ def test_the_purifier_moves_pixels_to_likely_levels_within_reach(stripes):
 
 def test_the_generator_makes_images_of_its_training_set_and_no_others(stripes):
     weights = fit_generator(stripes)
-    known = np.asarray(jax.jit(project)(weights, stripes[:20]))
+    keys = jax.random.split(KEY, 20)
+    known = np.asarray(jax.jit(project)(weights, stripes[:20], keys))
     others = RANDOM.integers(0, 2, (20, 8, 8, 1)).astype(np.float32)
-    far = np.asarray(jax.jit(project)(weights, others))
+    far = np.asarray(jax.jit(project)(weights, others, keys))
     errors = np.mean((known - stripes[:20]) ** 2), np.mean((far - others) ** 2)
     # A gray image has the error 0.25 everywhere.
     assert errors[0] < 0.17
