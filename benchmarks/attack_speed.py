@@ -1,14 +1,14 @@
 """Time PGD-100 and the whole AutoAttack, ours and PyTorch's.
 
     python -m benchmarks.attack_speed --workdir=RUN [--data=DIR --examples=256 --parts=2]
-        [--attacks pgd-100 autoattack] [--out=FILE]
+        [--attacks pgd-100 autoattack autoattack-quick] [--out=FILE]
 
 The peers are Foolbox's PGD and pyautoattack, the AutoAttack of its authors, both on
 PyTorch with the weights of RUN (`pip install '.[references]'`). They take turns with ours
-on parts of the images; only correctly classified images are attacked. The compilation of
-ours counts in the first part. Finished turns are kept in RUN, so that the same command
-continues after an interruption; they are made again for another model, other code or
-another machine.
+on parts of the images; only correctly classified images are attacked. Our quick version,
+its audit included, takes turns with the authors' standard one. The compilation of ours
+counts in the first part. Finished turns are kept in RUN, so that the same command continues
+after an interruption; they are made again for another model, other code or another machine.
 """
 
 import itertools
@@ -27,7 +27,8 @@ from benchmarks.peers.torch_networks import torch_classifier
 from benchmarks.record import kept, measured_on, write_record
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.attacks.kernels import kernels_for, traced_with
-from freeadv_jax.attacks.named import attack_by_name
+from freeadv_jax.attacks.named import QUICK, attack_by_name
+from freeadv_jax.attacks.runner import images_of_stage
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.devices import onednn
@@ -38,7 +39,7 @@ from freeadv_jax.runs.build import model_of
 from freeadv_jax.runs.folder import read_run
 from freeadv_jax.runs.load import trained_state
 
-ATTACKS = ("pgd-100", "autoattack")
+ATTACKS = ("pgd-100", "autoattack", QUICK)
 PACKAGES = ("torch", "pyautoattack", "foolbox")
 
 
@@ -64,7 +65,13 @@ class Ours:
         seconds["natural"] = time.perf_counter() - begun
         for name, stage in named.stages.items():
             begun = time.perf_counter()
-            robust = self._campaign.attack(stage, logits_fn, images, labels, robust)
+            chosen = images_of_stage(
+                name, named.audit, len(labels), self._campaign.seed
+            )
+            left = self._campaign.attack(
+                stage, logits_fn, images, labels, robust & chosen
+            )
+            robust = left | robust & ~chosen
             seconds[name] = time.perf_counter() - begun
         return robust, seconds
 
@@ -81,7 +88,7 @@ class Theirs:
         fields = {"norm": named.norm, "epsilon": named.epsilon}
         fields["batch_size"] = self._batch_size
         begun = time.perf_counter()
-        if named.name == "autoattack":
+        if named.name != "pgd-100":
             with _StageSeconds() as stages:
                 adversarial = reference("autoattack")(
                     self._model, images, labels, seed=0, **fields
