@@ -32,11 +32,11 @@ def record(argv):
     """Make the gallery, write its record and draw its figure."""
     main(argv)
     rows, settings = finished_rows(argv)
-    records = [row.record for row in rows]
     draw(rows, FIGURE)
     write_record(
         RECORDS[settings["data"]],
-        settings | {"rows": records},
+        settings,
+        rows=[row.record for row in rows],
         packages=("pillow", "scikit-learn"),
     )
 

@@ -28,7 +28,7 @@ from freeadv_jax.pixels import unit_range
 
 _LEVEL = 1 / 255
 # At the recipe's the small CNN ends with one class for all images.
-_SMALLER_RATE = {"optimizer.learning_rate": 0.02}
+_SMALLER_RATE = {"optimizer.learning_rate": 0.005}
 # By row: the norm, epsilon, and what differs from Free-8 of the scaled-down recipe.
 ROWS = {
     "free-8": ("linf", 8 * _LEVEL, {}),

@@ -871,7 +871,7 @@ def _gallery_defences():
 
 
 def _gallery(record):
-    found = results(record)
+    found = read_json(RESULTS / f"{record}.json")
     lines = [
         "",
         "| defence | natural | naive PGD-20 | red flags | adaptive | published |",
@@ -890,9 +890,53 @@ def _gallery(record):
     return "\n".join([*lines, ""])
 
 
+def _quick():
+    heads = [
+        *("network", "threat", "images", "robust to both", "by one alone"),
+        *("passes of a survivor", "of an image"),
+    ]
+    rows = []
+    for name, row in results("quick")["rows"].items():
+        versions = [row[version] for version in ("quick", "standard")]
+        quick, standard = (version["robust"] for version in versions)
+        # The quick version breaks no image that the standard one leaves.
+        assert row["different"] == quick - standard
+        radius = f"{255 * row['epsilon']:.0f}/255" if row["norm"] == "linf" else "0.5"
+        threat = {"linf": "L-inf", "l2": "L2"}[row["norm"]]
+        passes = (
+            " / ".join(f"{version[what]:,.0f}" for version in versions)
+            for what in ("passes_of_a_survivor", "passes_of_an_image")
+        )
+        rows.append(
+            [
+                *(name, f"{threat} {radius}", f"{row['images']:,}", str(standard)),
+                *(str(row["different"]), *passes),
+            ]
+        )
+    return _table(heads, rows)
+
+
+def _scaling_evaluation():
+    heads = ["machine", "network", "version", "passes of an image", "seconds", "bytes"]
+    rows = []
+    for machine, networks in results("scaling_evaluation").items():
+        for network, versions in networks.items():
+            for version, found in versions.items():
+                cells = [
+                    f"{found['passes_of_an_image']:,.0f}",
+                    f"{found['seconds']:,.1f}",
+                    f"{found['bytes'] / 1e12:,.1f} TB",
+                ]
+                rows.append([machine, network, version, *cells])
+    return _table(heads, rows)
+
+
 BLOCKS = {
     "gallery_defences": _gallery_defences,
+    "gallery": partial(_gallery, "gallery"),
     "gallery_digits": partial(_gallery, "gallery_digits"),
+    "quick": _quick,
+    "scaling_evaluation": _scaling_evaluation,
     "quickstart": _quickstart,
     "start_up": _start_up,
     "digits": _digits,

@@ -13,10 +13,17 @@ from freeadv_jax.runs.provenance import environment
 _VECTOR_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) -> None:
+def write_record(
+    path: str,
+    results: dict,
+    *,
+    rows: list | None = None,
+    packages: tuple[str, ...] = (),
+) -> None:
     """Write `results` as JSON with the command and the machine that made them.
 
-    `packages` are further packages whose versions belong to the record.
+    `rows` are a list beside them. `packages` are further packages whose versions belong to
+    the record.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +34,8 @@ def write_record(path: str, results: dict, *, packages: tuple[str, ...] = ()) ->
             "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
             "environment": measured_on(packages),
             "results": results,
-        },
+        }
+        | ({} if rows is None else {"rows": rows}),
     )
     print(f"written to {path}")
 

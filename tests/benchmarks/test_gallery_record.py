@@ -12,7 +12,7 @@ RECORDS = sorted(RESULTS.glob("gallery*.json"))
 ROWS = [
     pytest.param(row, id=f"{path.stem}-{row['defence']}")
     for path in RECORDS
-    for row in json.loads(path.read_text())["results"]["rows"]
+    for row in json.loads(path.read_text())["rows"]
 ]
 # Its generative model is of digits, and the figure of the slides of CIFAR-10.
 OTHER_TASK = {"purifier"}
