@@ -1,10 +1,12 @@
 """Record the gallery, and draw what its defences make of an image.
 
     python -m benchmarks.gallery --data=DIR [--workdir=runs/gallery] [--only=NAME,NAME]
+        [--seed=N]
 
 The options are those of `python -m freeadv_jax.gallery`, which makes what is missing in
 --workdir. The record shows all defences that are finished there: gallery.json of CIFAR-10,
-and gallery_digits.json without --data. docs/gallery.png shows the same.
+and gallery_digits.json without --data. docs/gallery.png shows the same. Another seed than 0
+has a record of its own, such as gallery_seed_1.json, and no figure.
 """
 
 import pathlib
@@ -15,10 +17,7 @@ from freeadv_jax.command import run_command
 from freeadv_jax.gallery.__main__ import finished_rows, main
 from freeadv_jax.gallery.defences import DEFENCES
 
-RECORDS = {
-    "cifar10": "benchmarks/results/gallery.json",
-    "digits": "benchmarks/results/gallery_digits.json",
-}
+RECORDS = {"cifar10": "gallery", "digits": "gallery_digits"}
 FIGURE = pathlib.Path("docs/gallery.png")
 _COLUMNS = {
     "images": "image",
@@ -32,9 +31,13 @@ def record(argv):
     """Make the gallery, write its record and draw its figure."""
     main(argv)
     rows, settings = finished_rows(argv)
-    draw(rows, FIGURE)
+    name, seed = RECORDS[settings["data"]], settings["seed"]
+    if seed:
+        name = f"{name}_seed_{seed}"
+    else:
+        draw(rows, FIGURE)
     write_record(
-        RECORDS[settings["data"]],
+        f"benchmarks/results/{name}.json",
         settings,
         rows=[row.record for row in rows],
         packages=("pillow", "scikit-learn"),
