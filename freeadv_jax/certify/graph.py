@@ -144,12 +144,8 @@ def _check_type(node, primitive):
 
 def _scanned(params, inputs):
     """Return the last carry and the stacked results of a scan, step by step."""
-    consts, carried = params["num_consts"], params["num_carry"]
-    constant, carry, sequences = (
-        inputs[:consts],
-        inputs[consts : consts + carried],
-        inputs[consts + carried :],
-    )
+    constant, carry, sequences = _parts_of_scan(params, inputs)
+    carried = len(carry)
     steps = range(params["length"])
     results = []
     for step in reversed(steps) if params["reverse"] else steps:
@@ -160,6 +156,15 @@ def _scanned(params, inputs):
     if params["reverse"]:
         results.reverse()
     return [*carry, *map(_stacked, zip(*results))]
+
+
+def _parts_of_scan(params, inputs):
+    """Return the constants, the carry and the sequences among the inputs of a scan."""
+    if "ft_in" in params:  # From JAX 0.12 on a tree of the inputs.
+        return [list(part) for part in params["ft_in"].update(inputs).unpack()]
+    first = params["num_consts"]
+    last = first + params["num_carry"]
+    return inputs[:first], inputs[first:last], inputs[last:]
 
 
 def _entry(sequence, step):

@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import itertools
 import json
 import pathlib
@@ -421,23 +422,21 @@ class Interrupted(Exception):
     pass
 
 
-class CutOff:
-    """Hand out the minibatches of a data set up to step `last`, then raise Interrupted."""
+def cut_off(dataset, last):
+    """Return a data set that hands out minibatches up to step `last`, then interrupts."""
 
-    def __init__(self, dataset, last):
-        self._dataset, self._last = dataset, last
+    def batches(batch_size, *, seed):
+        whole = dataset.batches(batch_size, seed=seed)
 
-    def __getattr__(self, name):
-        return getattr(self._dataset, name)
-
-    def batches(self, batch_size, *, seed):
-        whole = self._dataset.batches(batch_size, seed=seed)
-
-        def batches(first):
-            yield from itertools.islice(whole(first), self._last - first)
+        def up_to_last(first):
+            yield from itertools.islice(whole(first), last - first)
             raise Interrupted
 
-        return batches
+        return up_to_last
+
+    cut = copy.copy(dataset)
+    object.__setattr__(cut, "batches", batches)
+    return cut
 
 
 @pytest.mark.parametrize(
@@ -463,7 +462,7 @@ def test_every_method_ends_in_the_same_bits_after_an_interruption(
     train_run(start(tmp_path / "whole", **fields), dataset)
     cut = tmp_path / "cut"
     with pytest.raises(Interrupted):
-        train_run(start(cut, **fields), CutOff(dataset, 7))
+        train_run(start(cut, **fields), cut_off(dataset, 7))
     train_run(start(cut, **fields), dataset)
     assert "resumed at update 6" in capsys.readouterr().out
     states = [saved_state(folder) for folder in (tmp_path / "whole", cut)]
