@@ -1,6 +1,7 @@
 """The record of a benchmark: its results, command, commit, versions and hardware."""
 
 import importlib.metadata
+import os
 import pathlib
 import platform
 import shlex
@@ -11,6 +12,14 @@ from freeadv_jax.runs.provenance import environment
 
 # These decide how fast a processor computes in float32 and in bfloat16.
 _VECTOR_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+# Variables that change kernels or devices; the record's command begins with those set.
+_VARIABLES = (
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "FREEADV_ONEDNN",
+    "XLA_FLAGS",
+)
 
 
 def write_record(
@@ -28,10 +37,14 @@ def write_record(
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     module = f"benchmarks.{pathlib.Path(sys.argv[0]).stem}"
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    for name in reversed(_VARIABLES):
+        if value := os.environ.get(name):
+            command = f"{name}={shlex.quote(value)} {command}"
     write_json(
         path,
         {
-            "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+            "command": command,
             "environment": measured_on(packages),
             "results": results,
         }

@@ -18,6 +18,7 @@ def test_a_record_has_its_command_its_results_and_the_requested_versions(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr("sys.argv", ARGUMENTS)
+    monkeypatch.delenv("XLA_FLAGS")
     write_record(tmp_path / "new" / "record.json", {"a": 1}, packages=("pytest",))
     record = read_json(tmp_path / "new" / "record.json")
     assert record["command"] == (
@@ -25,6 +26,22 @@ def test_a_record_has_its_command_its_results_and_the_requested_versions(
     )
     assert record["results"] == {"a": 1}
     assert record["environment"]["peers"] == {"pytest": pytest.__version__}
+    assert "rows" not in record
+
+
+def test_the_command_of_a_record_sets_the_variables_that_change_kernels(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sys.argv", ARGUMENTS)
+    monkeypatch.setenv("XLA_FLAGS", "--a=1 --b=2")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    write_record(tmp_path / "record.json", {}, rows=[{"a": 1}])
+    record = read_json(tmp_path / "record.json")
+    assert record["command"] == (
+        "ONEDNN_MAX_CPU_ISA=AVX2 XLA_FLAGS='--a=1 --b=2' "
+        "python -m benchmarks.training --rounds=1 --variants 'as it is' bfloat16"
+    )
+    assert record["rows"] == [{"a": 1}]
 
 
 def test_only_results_with_the_same_settings_are_kept(tmp_path):
