@@ -66,6 +66,7 @@ REFERENCE_STYLE = "training_avx512_xla"
 # The records of benchmarks.convolutions, benchmarks.profile and benchmarks.step_changes.
 BY_ONEDNN = (
     "convolutions_onednn_float32",
+    "convolutions_onednn_avx2",
     "convolutions_onednn_preact_resnet_18",
     "convolutions_onednn_bfloat16_wrn_32_10_madry",
     "convolutions_onednn_bfloat16_resnet_50",
@@ -270,7 +271,7 @@ def _against_pytorch():
             if (ratio := result["ratios"]["free-8"].get("pytorch / ours"))
         }
         for heading, name in (
-            ("AVX2 alone", "training_avx2"),
+            ("held to AVX2", "training_avx2"),
             ("AVX-512", "training_avx512"),
         )
     }
@@ -871,7 +872,10 @@ def _gallery_defences():
 
 
 def _gallery(record):
-    found = read_json(RESULTS / f"{record}.json")
+    path = RESULTS / f"{record}.json"
+    if not path.exists():
+        return f"\n{_NOT_YET_RUN}\n"
+    found = read_json(path)
     lines = [
         "",
         "| defence | natural | naive PGD-20 | red flags | adaptive | published |",
@@ -895,6 +899,8 @@ def _quick():
         *("network", "threat", "images", "robust to both", "by one alone"),
         *("passes of a survivor", "of an image"),
     ]
+    if not (RESULTS / "quick.json").exists():
+        return f"\n{_NOT_YET_RUN}\n"
     rows = []
     for name, row in results("quick")["rows"].items():
         versions = [row[version] for version in ("quick", "standard")]
@@ -918,6 +924,8 @@ def _quick():
 
 def _scaling_evaluation():
     heads = ["machine", "network", "version", "passes of an image", "seconds", "bytes"]
+    if not (RESULTS / "scaling_evaluation.json").exists():
+        return f"\n{_NOT_YET_RUN}\n"
     rows = []
     for machine, networks in results("scaling_evaluation").items():
         for network, versions in networks.items():
