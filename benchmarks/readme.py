@@ -922,6 +922,13 @@ def _quick():
     return _table(heads, rows)
 
 
+def _attack_memory():
+    attacks = results("attack_memory")["attacks"].items()
+    return ", ".join(
+        f"{found['returned / kept']:.2f} ({name})" for name, found in attacks
+    )
+
+
 def _scaling_evaluation():
     heads = ["machine", "network", "version", "passes of an image", "seconds", "bytes"]
     if not (RESULTS / "scaling_evaluation.json").exists():
@@ -945,6 +952,7 @@ BLOCKS = {
     "gallery_digits": partial(_gallery, "gallery_digits"),
     "quick": _quick,
     "scaling_evaluation": _scaling_evaluation,
+    "attack_memory": _attack_memory,
     "quickstart": _quickstart,
     "start_up": _start_up,
     "digits": _digits,

@@ -30,6 +30,7 @@ from freeadv_jax.attacks.threat import NORMS, THREATS, make_threat
 from freeadv_jax.command import Parser, count, number, processes_of, run_command
 from freeadv_jax.console import quoted, say
 from freeadv_jax.devices.compilation import keep_compiled
+from freeadv_jax.devices.memory import keep_memory
 from freeadv_jax.devices.processes import agreement, require_same, start
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import as_path, machine_folder, sole_writer
@@ -297,6 +298,7 @@ def _images(model, workdir, given):
 
 def run():
     """Run the command, as the console script does."""
+    keep_memory()
     run_command(main)
 
 
