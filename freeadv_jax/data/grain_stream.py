@@ -14,8 +14,11 @@ from freeadv_jax.data.stream import device_batches
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError, one_line
 
-# Grain counts the images of a run in advance. No run draws this many.
-_IMAGES = 2**48
+# Grain counts the elements of a run in advance. No run draws this many.
+_GROUPS = 2**48
+# The images that a thread decodes for one element. Grain's own work for an element takes
+# about as long as an image; the system is slow to hand out memory for more of them.
+_MOST_IN_A_GROUP = 4
 
 
 def import_grain(name: str) -> Any:
@@ -58,21 +61,29 @@ def grain_batches(
     own = parallel.rows(order.batch_size)
     rows = own.stop - own.start
 
+    group = max(n for n in range(1, _MOST_IN_A_GROUP + 1) if rows % n == 0)
+
     def decoded(drawn):
-        index, draw = drawn
-        item, label = examples[index]
-        seed = order.seed, int(draw)
-        crop = pillow.random_crop(as_bytes(item), seed, size=size, flip=flip)
-        return {"image": crop, "label": np.int32(label)}
+        crops, labels = [], []
+        for index, draw in zip(*drawn, strict=True):
+            item, label = examples[index]
+            seed = order.seed, int(draw)
+            crop = pillow.random_crop(as_bytes(item), seed, size=size, flip=flip)
+            crops.append(crop)
+            labels.append(np.int32(label))
+        return {"image": np.stack(crops), "label": np.stack(labels)}
 
     def host_batches(first_step):
-        source = _Draws(order, own)
         threads = grain.ReadOptions(
-            num_threads=2 * (os.cpu_count() or 1), prefetch_buffer_size=2 * rows
+            num_threads=2 * (os.cpu_count() or 1),
+            prefetch_buffer_size=2 * rows // group,
         )
-        drawn = grain.MapDataset.source(source)[first_step * rows :]
-        images = drawn.map(decoded).to_iter_dataset(threads)
-        return iter(images.batch(rows, drop_remainder=True))
+        drawn = grain.MapDataset.source(_Draws(order, own, group))
+        groups = drawn[first_step * rows // group :].map(decoded)
+        batches = groups.to_iter_dataset(threads).batch(
+            rows // group, drop_remainder=True, batch_fn=_joined
+        )
+        return iter(batches)
 
     return device_batches(
         host_batches,
@@ -82,20 +93,26 @@ def grain_batches(
     )
 
 
-class _Draws:
-    """The images that this process draws in the whole run, one after the other.
+def _joined(groups):
+    """Return the groups of a batch as one."""
+    return {name: np.concatenate([each[name] for each in groups]) for name in groups[0]}
 
-    Grain reads them by their number, from several threads.
+
+class _Draws:
+    """The images that this process draws in the whole run, so many in a `group`.
+
+    Grain reads the groups by their number, from several threads.
     """
 
-    def __init__(self, order, own):
-        self._order, self._own = order, own
+    def __init__(self, order, own, group):
+        self._order, self._own, self._group = order, own, group
 
     def __len__(self):
-        return _IMAGES
+        return _GROUPS
 
     def __getitem__(self, number):
-        rows = self._own.stop - self._own.start
-        step, row = divmod(number, rows)
-        row += self._own.start
-        return self._order.batch(step)[row], self._order.draws(step)[row]
+        groups = (self._own.stop - self._own.start) // self._group
+        step, first = divmod(number, groups)
+        first = self._own.start + first * self._group
+        rows = slice(first, first + self._group)
+        return self._order.batch(step)[rows], self._order.draws(step)[rows]
