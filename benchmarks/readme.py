@@ -841,6 +841,14 @@ def _decoded():
     )
 
 
+def _readers():
+    readers = results("input_rate")["readers"]
+    rates = (
+        f"{found['images_per_second']:,.0f} by {it}" for it, found in readers.items()
+    )
+    return " and ".join(rates)
+
+
 def _replays():
     curves = results("replays")["cifar10"]
 
@@ -990,6 +998,7 @@ BLOCKS = {
     "folder": _folder,
     "transformers": _transformers,
     "decoded": _decoded,
+    "readers": _readers,
     "replays": _replays,
     "fine_tuning_digits": partial(_fine_tuning, "digits"),
     "fine_tuning_cifar10": partial(_fine_tuning, "cifar10"),
