@@ -39,7 +39,7 @@ SAMPLES = 20
 
 # The short versions of targeted APGD and Square, which are the first steps of the long
 # ones. The rises of the loss usually shrink from period to period: on held-out images of
-# the networks of `benchmarks.quick`, one boundary farther than three times the last rise
+# six networks of `benchmarks.quick`, one boundary farther than three times the last rise
 # was reached and none farther than four times, and this is half as far again.
 _REACH, _QUERIES = 6.0, 300
 # The stages that `quick` leaves out, and their names where they audit it.
