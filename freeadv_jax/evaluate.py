@@ -31,7 +31,12 @@ from freeadv_jax.command import Parser, count, number, processes_of, run_command
 from freeadv_jax.console import quoted, say
 from freeadv_jax.devices.compilation import keep_compiled
 from freeadv_jax.devices.memory import keep_memory
-from freeadv_jax.devices.processes import agreement, require_same, start
+from freeadv_jax.devices.processes import (
+    agreement,
+    end_at_sigterm,
+    require_same,
+    start,
+)
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import as_path, machine_folder, sole_writer
 from freeadv_jax.runs.corruption import corrupted_images, record_corruptions
@@ -50,6 +55,7 @@ from freeadv_jax.runs.trained_model import open_trained_model, read_images
 def main(argv):
     given = _parser().parse_args(argv[1:])
     start(**processes_of(given))
+    end_at_sigterm()
     same = {name: v for name, v in vars(given).items() if name != "process_id"}
     require_same(repr(sorted(same.items())), "their options")
     with agreement():
@@ -182,7 +188,7 @@ def _parser():
         type=_share,
         metavar="SHARE",
         help="share of the survivors of autoattack-quick that go through what it left out, "
-        "or all; default: 0.05",
+        "or all; default: 0.04",
     )
     add(
         "--checkpoint",

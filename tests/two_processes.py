@@ -22,10 +22,16 @@ def start(workdirs, *, own_flags=((), ()), **fields):
     return _start([command(each, **FIELDS | fields) for each in workdirs], own_flags)
 
 
+def start_evaluation(workdirs, *flags, own_flags=((), ())):
+    """Start two processes of one evaluation, each with its workdir and flags."""
+    evaluate = [sys.executable, "-m", "freeadv_jax.evaluate"]
+    commands = [[*evaluate, f"--workdir={workdir}", *flags] for workdir in workdirs]
+    return _start(commands, own_flags)
+
+
 def evaluate_two(workdir, *flags, own_flags=((), ())):
     """Run two processes of one evaluation to their ends."""
-    evaluate = [sys.executable, "-m", "freeadv_jax.evaluate", f"--workdir={workdir}"]
-    return finish(_start([[*evaluate, *flags]] * 2, own_flags))
+    return finish(start_evaluation([workdir] * 2, *flags, own_flags=own_flags))
 
 
 def _start(commands, own_flags):

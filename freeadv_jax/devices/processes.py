@@ -81,6 +81,17 @@ def start(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process.
 
 
+def end_at_sigterm() -> None:
+    """Let SIGTERM end this process as `run_command` says, also after `start`.
+
+    The service that connects processes takes the signal and notes it for `preemption`,
+    which a training asks. Work that does not ask would go on to its end.
+    """
+    if jax.process_count() > 1:
+        # The same handler once more: JAX put its own into the operating system's place.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
 def _require_alone(given):
     for flag, value in given.items():
         if value is not None:
@@ -106,9 +117,18 @@ def _attend():
     if not child:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         return
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    terminated = threading.Event()
+
+    def terminate(*_):
+        terminated.set()
+        os.kill(child, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to both.
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code and terminated.is_set():
+        # XLA also aborts where the others do not end with this one.
+        sys.exit(128 + signal.SIGTERM)
     if code == -signal.SIGABRT:
         sys.exit(
             "error: the job lost one of its processes, or never had all of them (the "

@@ -19,6 +19,7 @@ from two_processes import (
     finish,
     run_two,
     start,
+    start_evaluation,
     state_of,
 )
 
@@ -128,6 +129,61 @@ def test_processes_with_other_options_evaluate_nothing(tmp_path, one):
     for _, _, fault in outcomes:
         assert "the processes differ in their options" in fault
     assert (workdir / "results.json").read_bytes() == before
+
+
+LONG = "--attacks=natural,square", "--no-red_flags"
+
+
+@pytest.fixture(scope="module")
+def outcomes_of_one(tmp_path_factory, one):
+    """Return the outcomes of LONG by one process that nothing interrupts."""
+    workdir = shutil.copytree(one, tmp_path_factory.mktemp("alone") / "run")
+    evaluate_alone(workdir, *LONG)
+    return np.load(workdir / "evaluation.npz")
+
+
+def interrupted(workdir, *, number, sent):
+    """Return the outcomes of two evaluators, one of which gets a signal in the attack.
+
+    It comes when a part of the attack is saved.
+    """
+    pair = start_evaluation([workdir] * 2, *LONG)
+    ends = time.monotonic() + 120
+    while "under way/about" not in np.load(workdir / "evaluation.npz"):
+        assert time.monotonic() < ends and pair[0].poll() is None
+        time.sleep(0.2)
+    pair[number].send_signal(sent)
+    return finish(pair)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_an_evaluation_and_one_process_goes_on(
+    tmp_path, one, outcomes_of_one
+):
+    workdir = shutil.copytree(one, tmp_path / "run")
+    begun = time.monotonic()
+    outcomes = interrupted(workdir, number=1, sent=signal.SIGTERM)
+    assert time.monotonic() - begun < 120
+    assert outcomes[1][0] == 143
+    assert "square" not in np.load(workdir / "evaluation.npz")
+    evaluate_alone(workdir, *LONG)
+    found = np.load(workdir / "evaluation.npz")["square"]
+    np.testing.assert_array_equal(found, outcomes_of_one["square"])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_evaluator_ends_the_other_and_one_process_goes_on(
+    tmp_path, one, outcomes_of_one, killed
+):
+    workdir = shutil.copytree(one, tmp_path / "run")
+    outcomes = interrupted(workdir, number=killed, sent=signal.SIGKILL)
+    status, _, said = outcomes[1 - killed]
+    assert status == 1
+    assert said.splitlines()[-1].startswith("error: the job lost one of its processes")
+    evaluate_alone(workdir, *LONG)
+    found = np.load(workdir / "evaluation.npz")["square"]
+    np.testing.assert_array_equal(found, outcomes_of_one["square"])
 
 
 @pytest.mark.thorough
