@@ -13,7 +13,7 @@ import numpy as np
 
 from freeadv_jax.devices.processes import is_first
 from freeadv_jax.errors import InputError
-from freeadv_jax.files import AnyPath, local_copy, whole_file
+from freeadv_jax.files import AnyPath, checksum, local_copy, whole_file
 
 _ABOUT = "about"
 # The state of an unfinished attack is under these names; all other names are results.
@@ -49,6 +49,12 @@ class ArrayFile:
                     "lost: move both away, or write elsewhere"
                 )
         self.found = bool(self.arrays)
+
+    @property
+    def identity(self) -> str:
+        """Return a text that differs for another model, other images and other arrays."""
+        arrays = {name: checksum(self.arrays[name]) for name in sorted(self.arrays)}
+        return json.dumps([self._about, arrays])
 
     def save(self) -> None:
         """Write the file whole or not at all; only the first process writes."""

@@ -5,6 +5,7 @@ are asked for; the outcome for each image lies beside it in evaluation.npz.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -32,7 +33,7 @@ from freeadv_jax.corrupted.accuracy import error_table
 from freeadv_jax.data.encoded import EncodedImages
 from freeadv_jax.data.split import Split
 from freeadv_jax.devices import onednn
-from freeadv_jax.devices.processes import agreement
+from freeadv_jax.devices.processes import agreement, require_same
 from freeadv_jax.errors import InputError
 from freeadv_jax.files import AnyPath, checksum, read_json, write_json
 from freeadv_jax.models.interface import logits_functions
@@ -165,6 +166,12 @@ def evaluate_and_record(
     file.arrays["label"] = labels
     images, labels = images[: examples or None], labels[: examples or None]
     results = _results_before(into, known=file.found)
+    # Each process deals out the images that its own files call open.
+    require_same(
+        f"{file.identity} {json.dumps(results['evaluation'])} "
+        f"{json.dumps(results.get(CERTIFIED))}",
+        f"what they read in {into.folder}, which must be one folder that they share",
+    )
     rows = results["evaluation"]
     evaluation = Evaluation.begin(
         logits_fn,
