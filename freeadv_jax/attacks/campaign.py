@@ -152,15 +152,16 @@ class Campaign:
         size = _fitting_size(len(sets[0]), self._batch_size)
         program, found, runs = None, [], len(sets[0]) / size
         for first in range(0, len(sets[0]), size):
-            parts = [np.asarray(array[first : first + size]) for array in sets]
-            batch = tuple(parallel.place(_padded(part, size), SPLIT) for part in parts)
+            batch = tuple(
+                parallel.place(_own_part(array, first, size), SPLIT) for array in sets
+            )
             if program is None:
                 bound, layout = (
                     functools.partial(function, **fixed),
                     (SPLIT,) * len(sets),
                 )
                 program = self._find(bound, logits_fn, batch, layout, runs=runs)
-            results, here = parallel.fetch(program(*batch)), slice(len(parts[0]))
+            results, here = parallel.fetch(program(*batch)), slice(len(sets[0]) - first)
             found.append(jax.tree.map(operator.itemgetter(here), results))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *found)
 
@@ -477,10 +478,17 @@ def _gradients(logits_fn, images, labels, *numbers, **fixed):
     return measure_gradients(logits_fn, images, labels, *numbers, **fixed)
 
 
-def _padded(part, size):
-    padded = np.zeros((size, *part.shape[1:]), part.dtype)
-    padded[: len(part)] = part
-    return padded
+def _own_part(array, first, size):
+    """Return `size` rows from `first` on, of which this process reads those it computes.
+
+    The others, and those behind the end, are zero.
+    """
+    part = np.zeros((size, *array.shape[1:]), array.dtype)
+    here = parallel.rows(size)
+    own = array[first + here.start : min(first + here.stop, len(array))]
+    if len(own):
+        part[here.start : here.start + len(own)] = own
+    return part
 
 
 def _as_float32(logits_fn):

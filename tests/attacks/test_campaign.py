@@ -404,3 +404,36 @@ def test_a_process_reads_only_its_own_images(
     slots.shrink(8)
     np.testing.assert_array_equal(slots.batch["image"][4:], images[slots.index[4:]])
     assert list(slots.index[:6]) == [0, 1, 2, 3, 4, 5]
+
+
+class _Recorded:
+    """Hold images of the value of their index, and remember which were read."""
+
+    shape, dtype = (10, 1), np.dtype(np.float32)
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, chosen):
+        self.read += range(*chosen.indices(10))
+        return np.arange(10, dtype=np.float32)[chosen, None]
+
+
+@pytest.mark.parametrize(
+    ("first", "rows", "read"),
+    [(0, slice(0, 4), [0, 1, 2, 3]), (8, slice(0, 4), [8, 9]), (8, slice(4, 8), [])],
+    ids=["a whole part", "the end of the images", "behind the end"],
+)
+def test_a_process_reads_the_images_of_its_own_devices_alone(
+    monkeypatch, first, rows, read
+):
+    monkeypatch.setattr(campaign_module.parallel, "rows", lambda size: rows)
+    images = _Recorded()
+    part = campaign_module._own_part(images, first, 8)
+    assert images.read == read
+    expected = np.zeros(8)
+    expected[rows.start : rows.start + len(read)] = read
+    np.testing.assert_array_equal(part[:, 0], expected)

@@ -1,3 +1,5 @@
+import zlib
+
 import numpy as np
 import pytest
 from image_files import encoded, number_of, picture
@@ -64,6 +66,13 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
     path.write_bytes(half)
     with pytest.raises(InputError, match=f"^{path} cannot be decoded$"):
         np.asarray(EncodedImages.of([path], size=24))
+
+
+def test_the_fingerprint_is_the_checksum_of_all_contents_one_after_the_other():
+    contents = [bytes([number % 256, number // 256]) for number in range(600)]
+    images = EncodedImages.of(contents, size=24)
+    expected = zlib.crc32((24).to_bytes(4, "little") + b"".join(contents))
+    assert images.fingerprint() == expected
 
 
 def test_the_fingerprint_depends_on_contents_order_and_size(images):
