@@ -65,13 +65,18 @@ def main(argv):
         begins = not saved_updates(workdir, config)
         variables = initial_variables(config, **of_model) if begins else None
     training_images = dataset.steps_per_pass(1)
-    require_same(str(training_images), "the number of training images they can read")
+    extra_images = dataset.extra_images if config.data.extra else 0
+    require_same(
+        f"{training_images} {extra_images}",
+        "the number of training images they can read",
+    )
     run = open_run(
         workdir,
         config,
         **of_model,
         class_names=dataset.class_names,
         training_images=training_images,
+        extra_images=extra_images,
     )
     params = parameter_shapes(run)
     updates, devices = f"{config.updates:,} updates", devices_text()

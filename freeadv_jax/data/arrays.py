@@ -88,12 +88,18 @@ class ArrayDataset:
         """Return the height, width and channels of an image."""
         return self.train.images.shape[1:]
 
+    @property
+    def extra_images(self) -> int:
+        """Return the number of images beside the training set."""
+        return len(self.extra.split.labels) if self.extra else 0
+
     def steps_per_pass(self, batch_size: int) -> int:
         """Return the whole batches in a pass; raise InputError if there is none.
 
         The pass is over `train`; extra images have passes of their own.
         """
-        extra_rows = self.extra.rows(batch_size) if self.extra else 0
+        # Batches of one count the images.
+        extra_rows = self.extra.rows(batch_size) if self.extra and batch_size > 1 else 0
         return steps_per_pass(len(self.train.labels), batch_size - extra_rows)
 
     def batches(

@@ -39,8 +39,18 @@ class Extra:
     fraction: float
 
     def rows(self, batch_size: int) -> int:
-        """Return how many images of a batch are extra ones; at least one is not."""
-        return min(batch_size - 1, int(self.fraction * batch_size + 0.5))
+        """Return how many images of a batch are extra ones, at least one; nor are all.
+
+        Raise InputError where the batch is too small for that.
+        """
+        rows = min(batch_size - 1, int(self.fraction * batch_size + 0.5))
+        if rows < 1:
+            raise InputError(
+                f"a batch of {batch_size} images has no place for extra ones: "
+                f"extra_fraction is {self.fraction:g}, and must be 0.5 / batch_size or "
+                "more, in batches of 2 or more"
+            )
+        return rows
 
 
 def steps_per_pass(examples: int, batch_size: int) -> int:

@@ -37,7 +37,13 @@ from freeadv_jax.weights.transfer import flat_variables
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
 # The facts about the data in the record, beside the configuration.
-_OF_DATA = ("num_classes", "image_shape", "class_names", "training_images")
+_OF_DATA = (
+    "num_classes",
+    "image_shape",
+    "class_names",
+    "training_images",
+    "extra_images",
+)
 # A shared folder (NFS, a bucket) shows what another process wrote within so many seconds.
 _LATE = 30
 
@@ -55,6 +61,8 @@ class Run:
     class_names: tuple[str, ...] = ()
     # The number of images to train on; 0 likewise.
     training_images: int = 0
+    # The number of images that data.extra names; 0 likewise, and without any.
+    extra_images: int = 0
     # The kernels of the CPU's convolutions, chosen when the run begins: "xla", "onednn".
     convolutions: str = onednn.XLA
 
@@ -99,6 +107,7 @@ def open_run(
     image_shape,
     class_names=(),
     training_images=0,
+    extra_images=0,
     arrays=None,
 ) -> Run:
     """Begin or continue the run in `workdir`, all processes together.
@@ -117,6 +126,7 @@ def open_run(
         tuple(image_shape),
         tuple(class_names),
         training_images,
+        extra_images,
     )
     record = run.workdir / RECORD
     with agreement():
@@ -271,6 +281,7 @@ def _read_record(path):
             "image_shape": tuple(saved["image_shape"]),
             "class_names": tuple(saved.get("class_names", ())),
             "training_images": saved.get("training_images", 0),
+            "extra_images": saved.get("extra_images", 0),
             "convolutions": saved.get("convolutions", onednn.XLA),
             "arrays": saved.get("arrays"),
         }

@@ -166,10 +166,20 @@ def test_a_seed_beyond_32_bits_is_refused(seed):
 
 @pytest.mark.parametrize(
     ("fraction", "batch_size", "rows"),
-    [(0.5, 8, 4), (0.7, 128, 90), (0.01, 8, 0), (0.99, 8, 7), (0.7, 1, 0)],
+    [(0.5, 8, 4), (0.7, 128, 90), (0.07, 8, 1), (0.99, 8, 7)],
 )
 def test_extra_images_take_their_share_of_a_batch(fraction, batch_size, rows):
     assert Extra(numbered(4), fraction).rows(batch_size) == rows
+
+
+@pytest.mark.parametrize(("fraction", "batch_size"), [(0.01, 8), (0.7, 1)])
+def test_a_batch_too_small_for_extra_images_is_refused(fraction, batch_size):
+    extra = Extra(numbered(4), fraction)
+    message = (
+        f"^a batch of {batch_size} images has no place for extra ones: .*{fraction}"
+    )
+    with pytest.raises(InputError, match=message):
+        drawn(numbered(32), 1, batch_size=batch_size, extra=extra)
 
 
 def joined(number, *, first=0, fraction=0.75, **options):

@@ -80,14 +80,15 @@ def test_run_may_continue_with_another_budget_but_no_other_change(trained):
     assert fields.differences(saved, config) == ["attack.replays: 2 -> 4"]
 
 
-def test_a_run_continues_only_with_as_many_images(tmp_path):
+@pytest.mark.parametrize("name", ["training_images", "extra_images"])
+def test_a_run_continues_only_with_as_many_images(tmp_path, name):
     fields = {"num_classes": 10, "image_shape": (8, 8, 1)}
-    open_run(tmp_path, tiny_config(), **fields, training_images=1147)
+    open_run(tmp_path, tiny_config(), **fields, **{name: 1147})
     before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(InputError, match="training_images = 1147, not 1146"):
-        open_run(tmp_path, tiny_config(), **fields, training_images=1146)
+    with pytest.raises(InputError, match=f"{name} = 1147, not 1146"):
+        open_run(tmp_path, tiny_config(), **fields, **{name: 1146})
     assert (tmp_path / "run.json").read_bytes() == before
-    assert read_run(tmp_path).training_images == 1147
+    assert getattr(read_run(tmp_path), name) == 1147
 
 
 def test_folder_of_a_run_that_was_killed_at_its_start_is_used(tmp_path):
