@@ -21,7 +21,7 @@ from freeadv_jax.data.stream import (
     deterministic_options,
     device_batches,
 )
-from freeadv_jax.data.tf_import import import_tensorflow
+from freeadv_jax.data.tf_import import check_bucket, import_tensorflow
 from freeadv_jax.devices import parallel
 from freeadv_jax.errors import InputError, one_line
 
@@ -218,6 +218,7 @@ def load_imagenet(
     format array_record, and needs TensorFlow only to prepare it. Raise InputError naming
     missing files.
     """
+    check_bucket(directory, "imagenet")
     if reader != TF_DATA and "://" in directory:
         raise InputError(
             f"data.dir = '{directory}' is in a bucket, from which data.reader = "

@@ -79,3 +79,13 @@ def without_notes():
             for line in written:
                 if not _NOTE.match(line):
                     os.write(2, line)
+
+
+def check_bucket(directory: str, name: str) -> None:
+    """Raise InputError for the data set `name` in a bucket that TensorFlow cannot read."""
+    scheme, found, _ = directory.partition("://")
+    if found and scheme != "gs":
+        raise InputError(
+            f"data.dir = '{directory}': '{name}' is read by TensorFlow, from gs://... or a "
+            "folder: mount or copy it"
+        )

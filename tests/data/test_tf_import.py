@@ -4,7 +4,10 @@ import sys
 
 import pytest
 
+from freeadv_jax.config import base_config
+from freeadv_jax.data.dataset import load_dataset
 from freeadv_jax.data.tf_import import without_notes
+from freeadv_jax.errors import InputError
 
 NOTES = """\
 WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
@@ -62,3 +65,18 @@ def test_tensorboard_is_written_without_a_note(tmp_path):
     )
     assert standard_error_of(script) == ""
     assert list(tmp_path.glob("tensorboard/events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [("imagenet", "tf.data"), ("imagenet", "grain"), ("tfds:mnist", "tf.data")],
+)
+def test_a_bucket_that_tensorflow_cannot_read_is_refused(name, reader):
+    fields = dict(base_config().data) | {
+        "name": name,
+        "dir": "s3://b/sets",
+        "reader": reader,
+    }
+    message = f"^data.dir = 's3://b/sets': '{name}' is read by TensorFlow, from gs://"
+    with pytest.raises(InputError, match=message):
+        load_dataset(**fields)
