@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from freeadv_jax.attacks.audit import audit_text
 from freeadv_jax.attacks.campaign import Campaign, Images, Work
 from freeadv_jax.attacks.checks import check_logits, check_samples, check_threat
 from freeadv_jax.attacks.draws import randomized
@@ -437,11 +438,7 @@ def _table_lines(rows, certified=types.MappingProxyType({})):
             f"{row['correct']:>9}{row['examples']:>8}"
         )
     audits = {name: row["audit"] for name, row in rows.items() if "audit" in row}
-    for name, audit in audits.items():
-        lines.append(
-            f"{name}: an audit of {audit['audited']} survivors broke {audit['broken']}; the "
-            f"standard version leaves at least {audit['accuracy_at_least']:.2%} (95 %)"
-        )
+    lines += [f"{name}: {audit_text(found)}" for name, found in audits.items()]
     return lines
 
 
@@ -558,7 +555,7 @@ def robust_accuracy(
             mean of all 200; natural images are classified by the mean of 200 draws.
             autoattack is its version 'rand'.
         audit: the share of the survivors of autoattack-quick that go through what it left
-            out; the default is 0.05.
+            out; the default is 0.04.
         batch_size: the images attacked at a time, over all devices together.
         seed: the seed of all random choices.
         convolutions: the kernels of the model's convolutions on a CPU, equal to rounding:

@@ -5,6 +5,7 @@ import statistics
 import numpy as np
 
 from freeadv_jax.analysis.comparison import threat_text
+from freeadv_jax.attacks.audit import audit_text
 from freeadv_jax.attacks.red_flags import weaker
 from freeadv_jax.report.reported import (
     ReportedModel,
@@ -176,9 +177,13 @@ def _accuracy(row, best):
         return NONE
     low, high = row["interval"]
     numbers = {"accuracy": row["accuracy"], "low": low, "high": high}
+    note = f"{interval_text(row['interval'])}, of {row['examples']:,}"
+    if "audit" in row:
+        note = f"{note}; {audit_text(row['audit'])}"
+        numbers["at_least"] = row["audit"]["accuracy_at_least"]
     return Cell(
         percent(row["accuracy"]),
-        note=f"{interval_text(row['interval'])}, of {row['examples']:,}",
+        note=note,
         mark="best" if row["accuracy"] == best else "",
         numbers=numbers | {"correct": row["correct"], "examples": row["examples"]},
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
+from freeadv_jax.attacks.audit import audit_text
 from freeadv_jax.attacks.red_flags import verdict_line
 from freeadv_jax.attacks.robustness import NATURAL, epsilon_text, is_worst_case
 from freeadv_jax.config import field_names
@@ -307,6 +308,9 @@ def _figures(facts):
         "",
         *_table(columns, rows),
     ]
+    for name, row in facts.rows.items():
+        if "audit" in row:
+            lines += ["", f"{name}: {audit_text(row['audit'])}."]
     if published := facts.origin.get("published"):
         figures = [
             f"{name} {published[name]:.2f} %"

@@ -46,6 +46,18 @@ def test_best_of_each_column_is_marked_once():
     assert cell.numbers["examples"] == 200
 
 
+def test_a_shortened_attack_is_shown_with_what_it_may_have_missed():
+    audit = {"audited": 17, "broken": 1, "accuracy_at_least": 0.3512}
+    rows = {"natural": row(180), "autoattack-quick": row(90) | {"audit": audit}}
+    cell = results_table([reported(rows, method="free")]).rows[0][2]
+    assert cell.text == "45.0"
+    assert cell.note == (
+        "38.3 to 51.9, of 200; an audit of 17 survivors broke 1; the standard version "
+        "leaves at least 35.12% (95 %)"
+    )
+    assert cell.numbers["at_least"] == 0.3512
+
+
 @pytest.mark.parametrize(
     "other", [row(90, examples=100), row(90, steps=40), row(90, last_iterate=True)]
 )

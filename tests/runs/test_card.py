@@ -121,6 +121,16 @@ def test_the_card_shows_data_threat_recipe_figures_flags_and_corruptions():
     assert "not yet run" not in card
 
 
+def test_the_card_says_what_a_shortened_attack_may_have_missed():
+    audit = {"audited": 17, "broken": 1, "accuracy_at_least": 0.3512}
+    rows = {"autoattack-quick": row(0.42) | {"audit": audit}}
+    card = model_card(facts(results=RESULTS | {"evaluation": rows}))
+    assert (
+        "autoattack-quick: an audit of 17 survivors broke 1; the standard version leaves "
+        "at least 35.12% (95 %)." in card.splitlines()
+    )
+
+
 def test_the_card_names_no_folder_of_this_machine():
     config = tiny_config(
         data__name="npz:/home/me/mine.npz",
