@@ -41,13 +41,13 @@ def check_threat(
 
 
 def check_step_size(step_size: Real) -> None:
-    """Raise InputError unless the step size is above 0."""
+    """Raise InputError unless the step size is above 0 and finite."""
     if isinstance(step_size, jax.core.Tracer):
         return
     with jax.ensure_compile_time_eval():
-        if not step_size > 0:
+        if not 0 < step_size < np.inf:
             raise InputError(
-                f"step size {step_size}: must be above 0, in [0, 1] pixels"
+                f"step size {step_size}: must be above 0, finite, in [0, 1] pixels"
             )
 
 

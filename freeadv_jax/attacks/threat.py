@@ -55,9 +55,10 @@ class Threat(abc.ABC):
         del image_shape
         if isinstance(self.epsilon, jax.core.Tracer):
             return
-        if not 0 < self.epsilon <= self.largest_epsilon:
+        # Beyond every radius that matters, infinity divided by itself is not a number.
+        if not (0 < self.epsilon <= self.largest_epsilon and np.isfinite(self.epsilon)):
             most = self.largest_epsilon
-            limit = f"0 to {most:g}" if np.isfinite(most) else "above 0"
+            limit = f"0 to {most:g}" if np.isfinite(most) else "above 0, finite"
             raise InputError(
                 f"epsilon = {self.epsilon}: must be above 0, in [0, 1] pixels ({limit} for "
                 f"{self.norm}): eight of 255 levels are 8 / 255"
@@ -521,7 +522,8 @@ class _Places(Threat):
 
     def _check_whole(self, unit):
         epsilon = self.epsilon
-        if not epsilon > 0 or (epsilon >= 1 and epsilon != round(float(epsilon))):
+        whole = np.isfinite(epsilon) and epsilon == np.round(epsilon)
+        if not epsilon > 0 or (epsilon >= 1 and not whole):
             raise InputError(
                 f"epsilon = {epsilon}: for {self.norm} it must be {unit}, 1 or more, or the "
                 "share of the image, above 0 and below 1"

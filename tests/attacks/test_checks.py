@@ -44,6 +44,13 @@ BAD = {
     "epsilon 8": (IMAGES, LABELS, {"epsilon": 8.0}, "eight of 255 levels are 8 / 255"),
     "epsilon 0": (IMAGES, LABELS, {"epsilon": 0.0}, "must be above 0"),
     "epsilon below 0": (IMAGES, LABELS, {"epsilon": -0.1}, "must be above 0"),
+    "epsilon infinite": (IMAGES, LABELS, {"epsilon": np.inf}, "must be above 0"),
+    "epsilon infinite in L2": (
+        IMAGES,
+        LABELS,
+        {"epsilon": np.inf, "norm": "l2"},
+        "must be above 0.* finite",
+    ),
     "epsilon NaN": (IMAGES, LABELS, {"epsilon": np.nan}, "must be above 0"),
     "norm": (IMAGES, LABELS, {"norm": "l3"}, "norm 'l3' is unknown; allowed"),
 }
@@ -99,9 +106,10 @@ def test_epsilon_may_be_of_numpy_or_jax_and_images_of_any_float_type(attack):
         assert jnp.abs(found.images - short.astype(jnp.float32)).max() <= 0.1 + 1e-6
 
 
-def test_a_negative_step_size_is_refused():
-    with pytest.raises(InputError, match="step size -0.1: must be above 0"):
-        pgd(linear, IMAGES, LABELS, epsilon=0.1, steps=2, step_size=-0.1)
+@pytest.mark.parametrize("size", [-0.1, np.inf, np.nan])
+def test_an_impossible_step_size_is_refused(size):
+    with pytest.raises(InputError, match=f"step size {size}: must be above 0, finite"):
+        pgd(linear, IMAGES, LABELS, epsilon=0.1, steps=2, step_size=size)
 
 
 @pytest.mark.parametrize("attack", ["pgd", "apgd", "square"])

@@ -191,6 +191,8 @@ def test_tables_have_rows_for_patches_and_pixels():
         ("l0", 31, "a budget of 31 pixels .* allowed are 1 to 30"),
         ("l0", -3, "must be a number of pixels"),
         ("l0", float("nan"), "must be a number of pixels"),
+        ("l0", float("inf"), "must be a number of pixels"),
+        ("patch", float("inf"), "must be the side of the patch in pixels"),
     ],
 )
 def test_impossible_sizes_are_refused_in_one_line(norm, epsilon, says):
