@@ -5,8 +5,8 @@
 
 The options are those of `python -m freeadv_jax.gallery`, which makes what is missing in
 --workdir. The record shows all defences that are finished there: gallery.json of CIFAR-10,
-and gallery_digits.json without --data. docs/gallery.png shows the same. Another seed than 0
-has a record of its own, such as gallery_seed_1.json, and no figure.
+and gallery_digits.json without --data. With all of them docs/gallery.png shows the same.
+Another seed than 0 has a record of its own, such as gallery_seed_1.json, and no figure.
 """
 
 import pathlib
@@ -34,14 +34,14 @@ def record(argv):
     name, seed = RECORDS[settings["data"]], settings["seed"]
     if seed:
         name = f"{name}_seed_{seed}"
-    else:
-        draw(rows, FIGURE)
     write_record(
         f"benchmarks/results/{name}.json",
         settings,
         rows=[row.record for row in rows],
         packages=("pillow", "scikit-learn"),
     )
+    if len(rows) == len(DEFENCES) and not seed:
+        draw(rows, FIGURE)
 
 
 def draw(rows, path):

@@ -12,8 +12,9 @@ from freeadv_jax.attacks.apgd import apgd
 from freeadv_jax.attacks.pgd import pgd
 from freeadv_jax.attacks.threat import Threat
 
-# Maps images [n, h, w, c] in [0, 1], their labels and the threat to attacked images.
-AdaptiveAttack = Callable[[Any, Any, Threat], Any]
+# Maps images [n, h, w, c] in [0, 1], their labels, the threat and the seed of all random
+# choices to attacked images.
+AdaptiveAttack = Callable[[Any, Any, Threat, int], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +100,9 @@ def _by(function, logits_fn, options):
         images: Float[np.ndarray | Array, "n h w c"],
         labels: Int[np.ndarray | Array, " n"],
         threat: Threat,
+        seed: int,
     ):
-        how = {"norm": threat.norm, "epsilon": threat.epsilon} | options
+        how = {"norm": threat.norm, "epsilon": threat.epsilon, "seed": seed} | options
         return function(logits_fn, images, labels, **how).images
 
     return attack

@@ -100,7 +100,7 @@ def measure(
     adaptive = {}
     for name, attack in defended.adaptive.items():
         tell(name)
-        adaptive[name] = see(np.asarray(attack(images, labels, threat)))
+        adaptive[name] = see(np.asarray(attack(images, labels, threat, seed)))
     tell("red flags")
     flags = red_flags(
         drawing_by_itself(defended, seed=seed),

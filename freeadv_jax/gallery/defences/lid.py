@@ -76,7 +76,14 @@ def _build(task):
 
     # Natural and noisy images against attacked ones, as in the paper.
     natural, labels = images[REFERENCES:], chosen.labels[REFERENCES:]
-    attacked = pgd(logits_fn, natural, labels, epsilon=threat_size, last_iterate=True)
+    attacked = pgd(
+        logits_fn,
+        natural,
+        labels,
+        epsilon=threat_size,
+        last_iterate=True,
+        seed=task.seed,
+    )
     random = np.random.default_rng(task.seed).choice([-1, 1], natural.shape)
     noisy = np.clip(natural + threat_size * random, 0, 1).astype(np.float32)
     measured = jax.jit(dimensions)
@@ -94,7 +101,9 @@ def _build(task):
         return (dimensions(images) - middle) / scale @ weights + offset
 
     def minding(weight):
-        def attack(images, labels, threat):
+        def attack(images, labels, threat, seed):
+            del seed  # It begins at the images.
+
             def objective(points):
                 lead = margin(logits_fn(points), labels)
                 return jnp.minimum(lead, _LEAD) - weight * jax.nn.relu(
