@@ -18,6 +18,7 @@ from benchmarks.accelerators import NARROW, ONE_VECTOR
 from benchmarks.contender import usual_images
 from benchmarks.corruptions import GROUPS
 from benchmarks.fine_tuning import ATTACKS as FINE_TUNING_ATTACKS
+from benchmarks.quick import with_audit
 from benchmarks.reproduce import ATTACKS, TABLES
 from benchmarks.step_changes import (
     AS_IT_IS,
@@ -905,7 +906,7 @@ def _gallery(record):
 def _quick():
     heads = [
         *("network", "threat", "images", "robust to both", "by one alone"),
-        *("passes of a survivor", "of an image"),
+        *("passes of a survivor", "of an image", "of an image, audit included"),
     ]
     if not (RESULTS / "quick.json").exists():
         return f"\n{_NOT_YET_RUN}\n"
@@ -925,6 +926,7 @@ def _quick():
             [
                 *(name, f"{threat} {radius}", f"{row['images']:,}", str(standard)),
                 *(str(row["different"]), *passes),
+                f"{with_audit(row)['passes_of_an_image']:,.0f}",
             ]
         )
     return _table(heads, rows)

@@ -131,7 +131,7 @@ def cascade(
 def audit_of(version: str, share: float | None) -> Audit | None:
     """Return the audit of a version, None for one that leaves nothing out.
 
-    `share` is that of the images, by default 0.05. Raise InputError for an impossible one,
+    `share` is that of the images, by default 0.04. Raise InputError for an impossible one,
     and for one of a version without an audit.
     """
     if version != "quick":
@@ -192,7 +192,7 @@ def autoattack(
         samples: for a randomised model, the draws that each attack averages, as for `pgd`;
             20 for 'rand', the number of the authors.
         audit: of 'quick', the share of the survivors, drawn by `seed`, that go through what
-            it left out; the default is 0.05. With 1 the images that are robust are those of
+            it left out; the default is 0.04. With 1 the images that are robust are those of
             'standard', at a higher price.
         batch_size: the images attacked at a time. It bounds the memory and does not
             change the result.

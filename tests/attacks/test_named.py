@@ -97,7 +97,7 @@ def test_unknown_names_are_refused_with_the_nearest_and_the_known_ones(name, nea
 
 def test_a_record_names_the_audit_and_hides_what_is_not_set():
     record = named("autoattack-quick").record(seed=0)
-    assert record["audit"] == 0.05
+    assert record["audit"] == 0.04
     assert record["stages"]["apgd-t"]["reach"] == 6.0
     assert "reach" not in record["stages"]["audit apgd-t"]
     assert "reach" not in named("apgd-ce").record(seed=0)

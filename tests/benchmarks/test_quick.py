@@ -45,6 +45,13 @@ def test_both_versions_are_compared_image_by_image():
     survivor = 1 / 3 + 101 + targeted + 5001 / 3
     assert found["standard"]["passes_of_a_survivor"] == pytest.approx(survivor)
     assert found["quick"]["passes_of_a_survivor"] < survivor / 2
+    audited = quick.with_audit(found)
+    for kind, share in (
+        ("passes_of_a_survivor", 1),
+        ("passes_of_an_image", found["quick"]["robust"] / 12),
+    ):
+        more = 0.04 * share * (survivor - 1 / 3 - 101)
+        assert audited[kind] == pytest.approx(found["quick"][kind] + more)
 
 
 def test_an_unknown_row_is_refused_with_the_others():
