@@ -896,6 +896,8 @@ def _gallery(record):
             f"{100 * row[name]:.1f}" for name in ("natural", "naive", "adaptive")
         )
         published = "" if defence.published is None else f"{100 * defence.published:g}"
+        if "certified" in row:
+            adaptive += f", certified {100 * row['certified']:.1f}"
         lines.append(
             f"| {defence.title} | {natural} | {naive} | "
             f"{', '.join(row['flags']) or 'none'} | {adaptive} | {published} |"

@@ -25,6 +25,8 @@ class Defended:
     takes a key for each image. `adaptive` are the attacks by name. `shown` maps images to
     those that the network sees, where the defence changes them; it takes keys as `logits_fn`
     does. `rejects` maps images to bool[b]: those that a detector does not let pass.
+    `certified` maps images, labels and the threat to bool[n]: the images that no attack can
+    break.
     """
 
     logits_fn: Callable
@@ -32,6 +34,7 @@ class Defended:
     random: bool = False
     shown: Callable | None = None
     rejects: Callable[[Float[Array, "b h w c"]], Bool[Array, " b"]] | None = None
+    certified: Callable[[Any, Any, Threat], Bool[np.ndarray, " n"]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

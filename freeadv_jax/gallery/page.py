@@ -102,7 +102,12 @@ def results_table(rows: list[Row]) -> Table:
                 _share(record, "natural"),
                 _share(record, "naive"),
                 Cell(", ".join(flags), mark="suspicious") if flags else Cell("none"),
-                _share(record, "adaptive", mark="suspicious" if fell else ""),
+                _share(
+                    record,
+                    "adaptive",
+                    mark="suspicious" if fell else "",
+                    note=_certificate(record),
+                ),
                 NONE
                 if defence.published is None
                 else Cell(f"{100 * defence.published:g}", mark="published"),
@@ -126,8 +131,12 @@ def results_table(rows: list[Row]) -> Table:
     return Table("results", "How each defence falls", caption, columns, lines)
 
 
-def _share(record, name, mark=""):
-    return Cell(percent(record[name]), mark=mark, numbers={name: record[name]})
+def _share(record, name, mark="", note=""):
+    return Cell(percent(record[name]), note, mark=mark, numbers={name: record[name]})
+
+
+def _certificate(record):
+    return f"certified {percent(record['certified'])}" if "certified" in record else ""
 
 
 def _plot_of_falls(rows):

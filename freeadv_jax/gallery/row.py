@@ -78,6 +78,9 @@ def make_row(defence: Defence, task: Task, *, examples: int, flagged: int, tell)
         "seconds": time.perf_counter() - begun,
         "processor_seconds": time.process_time() - used,
     }
+    if defended.certified is not None:
+        certain = defended.certified(images, labels, threat)
+        record["certified"] = float(np.mean(certain))
     pictures = _pictures(defended, found) | {"class_names": np.array(task.class_names)}
     return Row(record, pictures)
 

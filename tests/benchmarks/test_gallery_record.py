@@ -36,6 +36,11 @@ def test_masking_defences_fall_as_far_as_the_slides_print(row):
 
 
 @pytest.mark.parametrize("row", ROWS)
+def test_no_attack_goes_below_a_certificate(row):
+    assert 0 <= row.get("certified", 0) <= row["adaptive"]
+
+
+@pytest.mark.parametrize("row", ROWS)
 def test_a_weak_defence_falls_to_plain_pgd(row):
     if row["defence"] in ("stability", "input-gradients", "cascade", "fgsm"):
         assert row["naive"] < row["natural"] / 2

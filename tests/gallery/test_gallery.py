@@ -130,6 +130,21 @@ def test_a_finished_defence_is_kept_and_the_command_goes_on(folder, capsys):
         main(["gallery", f"--workdir={folder}", "--examples=13", "--only=bit-depth"])
 
 
+@pytest.mark.slow
+def test_a_certified_defence_says_what_no_attack_can_break(folder, monkeypatch):
+    from freeadv_jax.gallery import task
+
+    # Trained long enough for a ball this small.
+    recipe = task.dataclasses.replace(
+        task.RECIPES["digits"], updates=200, features=(8,), epsilon=0.01
+    )
+    monkeypatch.setitem(task.RECIPES, "digits", recipe)
+    gallery(folder, "--only=certified")
+    found = json.loads((folder / "rows" / "certified.json").read_text())
+    assert 0 < found["certified"] <= found["adaptive"] <= found["natural"]
+    assert not found["masks"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -55,6 +55,13 @@ def test_the_table_has_the_columns_of_the_slides():
     assert fallen == ["suspicious", "suspicious", ""]
 
 
+def test_a_certificate_stands_below_the_adaptive_attacks():
+    row = fake_row("certified", natural=0.7, naive=0.6, adaptive=0.5)
+    row.record["certified"] = 0.42
+    cell = results_table([row]).rows[0][5]
+    assert (cell.text, cell.note) == ("50.0", "certified 42.0")
+
+
 def test_the_page_shows_facts_flags_and_pictures():
     page = render(ROWS)
     for row in ROWS:

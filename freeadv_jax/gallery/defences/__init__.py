@@ -4,6 +4,7 @@ from freeadv_jax.gallery.defences import (
     adversarial,
     bit_depth,
     cascade,
+    certified,
     distillation,
     fgsm,
     generator,
@@ -40,5 +41,6 @@ DEFENCES = {
         adversarial.PGD,
         adversarial.FREE,
         adversarial.TRADES,
+        certified.DEFENCE,
     )
 }

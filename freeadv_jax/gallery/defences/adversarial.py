@@ -8,10 +8,11 @@ those of wide networks; the small ones here are trained for minutes.
 from freeadv_jax.gallery.defence import Defence, Defended, by_pgd
 
 
-def honest(network) -> Defended:
+def honest(network, **options) -> Defended:
     """Return a network whose gradients are what they are, with the attacks on it.
 
-    PGD on both losses is what is left to do where nothing is masked.
+    PGD on both losses is what is left to do where nothing is masked. `options` are further
+    fields of `Defended`.
     """
     logits_fn = network.logits_fn
     return Defended(
@@ -20,6 +21,7 @@ def honest(network) -> Defended:
             "PGD-40": by_pgd(logits_fn),
             "PGD-40 on the margin": by_pgd(logits_fn, loss="margin"),
         },
+        **options,
     )
 
 
