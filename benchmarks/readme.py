@@ -116,6 +116,7 @@ _NAMES = {
     "fab-t": "FAB-T",
     "square": "Square",
     "autoattack": "AutoAttack",
+    "autoattack-quick": "AutoAttack, quick against standard,",
     "pgd-10": "PGD-10",
 }
 
@@ -767,6 +768,18 @@ def _speed():
     return f"{results('attack_speed')['network']}, {', '.join(said)}"
 
 
+def _speed_of_quick():
+    """Return the seconds of our quick version and of the authors' standard one."""
+    if not (RESULTS / "attack_speed_quick.json").exists():
+        return _NOT_YET_RUN
+    row = results("attack_speed_quick")["autoattack-quick"]
+    ours, reference = (row["standing"][who] for who in ("ours", "reference"))
+    return (
+        f"{_against_reference('attack_speed_quick', 'autoattack-quick')}, {ours} and "
+        f"{reference} robust"
+    )
+
+
 def _speed_of_small_models():
     """Return the seconds of AutoAttack on digits, compilation included."""
     files = ("attack_speed_small_cnn", "attack_speed_small_cnn_1")
@@ -997,6 +1010,7 @@ BLOCKS = {
     "robustness": _robustness,
     "parity": _parity,
     "speed": _speed,
+    "speed_of_quick": _speed_of_quick,
     "speed_of_small_models": _speed_of_small_models,
     "flatness": _flatness,
     "folder": _folder,
