@@ -82,13 +82,20 @@ def apply(weights, images):
     return x
 
 
-def trained(dataset, workdir, updates):
-    """Return the network's weights, trained for `updates` or read from `workdir`."""
+def trained(dataset, workdir, updates, **changes):
+    """Return the network's weights, trained for `updates` or read from `workdir`.
+
+    `changes` are settings of `fit` in place of TRAINING's.
+    """
     path = workdir / f"weights-{updates}.npz"
     if not path.exists():
         train = dataset.train
         classifier = fa.fit(
-            (init, apply), train.images, train.labels, updates=updates, **TRAINING
+            (init, apply),
+            train.images,
+            train.labels,
+            updates=updates,
+            **TRAINING | changes,
         )
         workdir.mkdir(parents=True, exist_ok=True)
         arrays = {
