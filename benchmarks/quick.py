@@ -5,9 +5,9 @@
 Each row trains a network scaled down to a CPU, attacks test images by both versions, and
 counts the images on which they differ and the passes that each took. The audit is left
 out: the standard version says what `quick` missed, and how many passes an audited image
-takes. The same command continues after an
-interruption, and the record holds all finished rows. With --held_out the images are those
-held out of the training set, on which `quick` was made.
+takes. The same command continues after an interruption, and the record holds all finished
+rows. With --held_out the images are those held out of the training set, on which `quick`
+was made.
 """
 
 import pathlib

@@ -19,6 +19,7 @@ from tiny_run import metrics, run_main
 import freeadv_jax
 from freeadv_jax.attacks.campaign import Campaign
 from freeadv_jax.data.arrays import load_arrays
+from freeadv_jax.devices import onednn
 from freeadv_jax.evaluate import main
 
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "first_round"
@@ -120,11 +121,23 @@ def test_run_resumed_ends_in_the_measurements_of_the_version_before(run):
         assert line.keys() == before.keys()
         kinds = line.pop("kind"), before.pop("kind")
         assert kinds[0] == kinds[1]
-        # Replayed signs of gradients amplify the rounding of another processor.
-        if line["step"] <= 36:
-            assert line == pytest.approx(before, rel=1e-4)
-    found, expected = logits(run), arrays(FIXTURE / "logits.npz")["resumed"]
-    assert np.mean(found.argmax(axis=1) == expected.argmax(axis=1)) >= 0.9
-    ours, theirs = (arrays(at / "evaluation.npz") for at in (run, FIXTURE / "resumed"))
+        if line["step"] <= 36 or rounds_like_the_fixture():
+            assert line == pytest.approx(before, rel=1e-5)
+    ended = logits(run), arrays(FIXTURE / "logits.npz")["resumed"]
+    outcomes = [arrays(at / "evaluation.npz") for at in (run, FIXTURE / "resumed")]
+    if rounds_like_the_fixture():
+        assert_close(*ended)
+        assert_same_outcomes(*outcomes)
+    assert np.mean(np.equal(*(each.argmax(axis=1) for each in ended))) >= 0.9
     for name in ATTACKS:
-        assert abs(ours[name].mean() - theirs[name].mean()) <= 0.1
+        found, expected = (each[name].mean() for each in outcomes)
+        assert abs(found - expected) <= 0.1
+
+
+def rounds_like_the_fixture():
+    """Return whether this processor sums in the order of those that the fixture fits.
+
+    Those with AMX do not, and the signs of gradients amplify the rounding within a few
+    minibatches.
+    """
+    return "amx_bf16" not in onednn.instructions()

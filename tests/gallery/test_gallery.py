@@ -58,6 +58,13 @@ def test_a_random_defence_draws_anew_at_each_call():
     assert abs(attacked - IMAGES).max() <= 0.1 + 1e-6
 
 
+def test_an_adaptive_attack_begins_where_the_seed_says():
+    attack = by_pgd(brightness, steps=1)
+    first, again, other = (attack(IMAGES, LABELS, THREAT, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
 @pytest.mark.slow
 def test_a_masking_defence_is_flagged_and_falls_to_bpda():
     defended = Defended(

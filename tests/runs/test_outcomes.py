@@ -44,6 +44,20 @@ def test_arrays_of_other_images_are_refused_and_not_dropped(
         ArrayFile(path, about, of_one_model=of_one_model)
 
 
+def test_the_identity_tells_models_images_and_arrays_apart(path):
+    outcomes = ArrayFile(path, ABOUT)
+    outcomes.arrays["pgd-20"] = np.array([True, False])
+    outcomes.save()
+    found = ArrayFile(path, ABOUT).identity
+    assert found == outcomes.identity
+    others = [ArrayFile(path.with_name("other.npz"), ABOUT | {"model": 3}).identity]
+    for change in ({"pgd-20": np.array([True, True])}, {"fgsm": np.zeros(2, bool)}):
+        other = ArrayFile(path, ABOUT)
+        other.arrays |= change
+        others.append(other.identity)
+    assert len({found, *others}) == 4
+
+
 def test_unfinished_attack_continues_from_the_saved_state(path):
     outcomes = ArrayFile(path, ABOUT)
     state = outcomes.under_way({"name": "square"}, standing=np.ones(3, bool))

@@ -216,6 +216,29 @@ def test_finished_attacks_are_kept_unless_settings_or_model_change(
     assert made == [("PGD", 20), ("PGD", 30)]
 
 
+def test_processes_that_read_other_results_evaluate_nothing(tmp_path, monkeypatch):
+    evaluated(tmp_path, "natural")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shared = []
+    monkeypatch.setattr(
+        "freeadv_jax.devices.processes._from_all",
+        lambda text: shared.append(text) or [text],
+    )
+    evaluated(tmp_path, "fgsm")
+    evaluated(elsewhere, "fgsm")
+    # The second process has the folder without the first row.
+    monkeypatch.setattr("freeadv_jax.devices.processes._from_all", lambda text: shared)
+    before = (tmp_path / "results.json").read_bytes()
+    assert len(set(shared)) == 2
+    message = (
+        f"^the processes differ in what they read in {tmp_path}, which must be one"
+    )
+    with pytest.raises(InputError, match=message):
+        evaluated(tmp_path, "pgd-20")
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
 def test_rows_of_this_model_are_not_replaced_by_rows_on_other_images(tmp_path):
     evaluated(tmp_path, "pgd-20")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
