@@ -55,7 +55,8 @@ from freeadv_jax.runs.trained_model import open_trained_model, read_images
 def main(argv):
     given = _parser().parse_args(argv[1:])
     start(**processes_of(given))
-    end_at_sigterm()
+    if given.multihost:
+        end_at_sigterm()
     same = {name: v for name, v in vars(given).items() if name != "process_id"}
     require_same(repr(sorted(same.items())), "their options")
     with agreement():

@@ -55,7 +55,7 @@ class Threat(abc.ABC):
         del image_shape
         if isinstance(self.epsilon, jax.core.Tracer):
             return
-        # Beyond every radius that matters, infinity divided by itself is not a number.
+        # The projection onto an infinite ball would divide infinity by infinity.
         if not (0 < self.epsilon <= self.largest_epsilon and np.isfinite(self.epsilon)):
             most = self.largest_epsilon
             limit = f"0 to {most:g}" if np.isfinite(most) else "above 0, finite"

@@ -39,7 +39,7 @@ class Extra:
     fraction: float
 
     def rows(self, batch_size: int) -> int:
-        """Return how many images of a batch are extra ones, at least one; nor are all.
+        """Return how many images of a batch are extra ones: at least one, and not all.
 
         Raise InputError where the batch is too small for that.
         """

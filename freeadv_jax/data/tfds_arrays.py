@@ -17,8 +17,9 @@ def read_tfds(name: str, directory: str) -> tuple[Split, Split, tuple[str, ...]]
     is not there yet is downloaded into it. The test images come in a fixed random order,
     because a set may be stored sorted by class.
 
-    Raise InputError without TensorFlow, for a bucket that it cannot read, if the set cannot be read or downloaded, or if it
-    does not hold uint8 images of one size with one label each, in splits train and test.
+    Raise InputError without TensorFlow, for a bucket that it cannot read, if the set cannot
+    be read or downloaded, or if it does not hold uint8 images of one size with one label
+    each, in splits train and test.
     """
     check_bucket(directory, f"tfds:{name}")
     _, tfds = import_tensorflow(f"tfds:{name}", extra="tfds")

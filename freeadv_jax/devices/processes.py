@@ -82,14 +82,13 @@ def start(
 
 
 def end_at_sigterm() -> None:
-    """Let SIGTERM end this process as `run_command` says, also after `start`.
+    """Let SIGTERM end this process after `start`, as `run_command` arranged it.
 
-    The service that connects processes takes the signal and notes it for `preemption`,
-    which a training asks. Work that does not ask would go on to its end.
+    The service that connects the processes replaces Python's handler by one that only
+    notes the signal. A training asks it by `preemption`; other work would go on to its end.
     """
-    if jax.process_count() > 1:
-        # The same handler once more: JAX put its own into the operating system's place.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    # Python still names its own handler, and sets it again.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _require_alone(given):
