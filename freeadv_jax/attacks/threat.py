@@ -58,9 +58,9 @@ class Threat(abc.ABC):
         # The projection onto an infinite ball would divide infinity by infinity.
         if not (0 < self.epsilon <= self.largest_epsilon and np.isfinite(self.epsilon)):
             most = self.largest_epsilon
-            limit = f"0 to {most:g}" if np.isfinite(most) else "above 0, finite"
+            limit = f"0 to {most:g}" if np.isfinite(most) else "above 0"
             raise InputError(
-                f"epsilon = {self.epsilon}: must be above 0, in [0, 1] pixels ({limit} for "
+                f"epsilon = {self.epsilon}: must be above 0 and finite, in [0, 1] pixels ({limit} for "
                 f"{self.norm}): eight of 255 levels are 8 / 255"
             )
 
