@@ -60,8 +60,8 @@ class Threat(abc.ABC):
             most = self.largest_epsilon
             limit = f"0 to {most:g}" if np.isfinite(most) else "above 0"
             raise InputError(
-                f"epsilon = {self.epsilon}: must be above 0 and finite, in [0, 1] pixels ({limit} for "
-                f"{self.norm}): eight of 255 levels are 8 / 255"
+                f"epsilon = {self.epsilon}: must be above 0 and finite, in [0, 1] pixels "
+                f"({limit} for {self.norm}): eight of 255 levels are 8 / 255"
             )
 
     @abc.abstractmethod
