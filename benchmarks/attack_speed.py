@@ -7,7 +7,8 @@ The peers are Foolbox's PGD and pyautoattack, the AutoAttack of its authors, bot
 PyTorch with the weights of RUN (`pip install '.[references]'`). They take turns with ours
 on parts of the images; only correctly classified images are attacked. Our quick version,
 its audit included, takes turns with the authors' standard one. The compilation of ours
-counts in the first part. Finished turns are kept in RUN, so that the same command continues
+counts in the first part. Memory is kept from call to call, as `freeadv_jax.evaluate` does
+it, for both sides. Finished turns are kept in RUN, so that the same command continues
 after an interruption; they are made again for another model, other code or another machine.
 """
 
@@ -32,6 +33,7 @@ from freeadv_jax.attacks.runner import images_of_stage
 from freeadv_jax.command import Parser, count, run_command
 from freeadv_jax.data.arrays import load_arrays
 from freeadv_jax.devices import onednn
+from freeadv_jax.devices.memory import keep_memory
 from freeadv_jax.files import checksum, write_json
 from freeadv_jax.models.interface import logits_functions
 from freeadv_jax.pixels import unit_range
@@ -217,6 +219,7 @@ def main(argv):
         help="the record to write",
     )
     options = parser.parse_args(argv[1:])
+    keep_memory()
     run = read_run(options.workdir)
     folder = options.data or run.config.data.dir
     dataset = load_arrays(run.config.data.name, folder, validation_examples=0).test
