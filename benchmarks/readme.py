@@ -490,7 +490,7 @@ def _on_v5e():
     rows = results("accelerators_v5e")["rows"]
     bytes_of = {(row["network"], row["variant"]): row["bytes"] for row in rows}
     return ", ".join(
-        f"{bytes_of[network, AS_IT_IS] / 1e9:.1f} GB an update where it were "
+        f"{bytes_of[network, AS_IT_IS] / 1e9:.1f} GB an update instead of "
         f"{bytes_of[network, ONE_VECTOR] / 1e9:.1f} GB ({network})"
         for network in dict.fromkeys(row["network"] for row in rows)
     )

@@ -1,4 +1,4 @@
-"""Comments and docstrings are plain sentences: subject, verb, object."""
+"""Comments, docstrings and pages are plain sentences: subject, verb, object."""
 
 import ast
 import io
@@ -14,6 +14,7 @@ FILES = sorted(
     for folder in ("freeadv_jax", "configs", "benchmarks", "tests", "docs")
     for path in (ROOT / folder).rglob("*.py")
 )
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 # These words postpone a sentence's subject or verb.
 RIDDLE = re.compile(
@@ -54,6 +55,19 @@ def test_no_sentence_postpones_its_subject(path):
         match[0].strip()
         for text in texts
         for part in text.split("\n\n")
+        for match in RIDDLE.finditer(" ".join(part.split()))
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_sentence_of_a_page_postpones_its_subject(path):
+    prose = re.sub(r"(?ms)^ *```.*?^ *```$", "\n", path.read_text())
+    prose = re.sub(r"(?m)^(\||#|<!--).*$", "\n", prose)
+    prose = re.sub(r"(?m)^ *(-|\d\.) ", "\n", prose)
+    found = [
+        match[0].strip()
+        for part in prose.split("\n\n")
         for match in RIDDLE.finditer(" ".join(part.split()))
     ]
     assert not found
