@@ -95,8 +95,6 @@ def variation(variant, seed, options):
     config.evaluation.attacks = tuple(dict.fromkeys(("natural", *options.attacks)))
     config.evaluation.examples = options.examples
     config.data.validation_examples = HELD_OUT
-    # Validation during training decides nothing here.
-    config.validation.every_passes = 1e6
     given = (options.size, options.network, options.updates)
     scale = "-".join(str(each) for each in given if each)
     folder = f"{variant.replace(' ', '-')}-{seed}"
@@ -118,7 +116,7 @@ def accuracies(robust, attacks, examples):
 def outcome(variant, seed, options):
     """Return accuracies, FLOP and seconds of one training."""
     config, workdir = variation(variant, seed, options)
-    results = finish(config, workdir, part=options.part)
+    results = finish(config, workdir, part=options.part, validates=False)
     flop = update_flop(config, forward_flop(read_run(workdir)))
     robust = read_arrays(workdir / "evaluation.npz")
     return {

@@ -38,7 +38,8 @@ from freeadv_jax.attacks.robustness import WORST_CASE
 from freeadv_jax.command import Parser, count, number, run_command, several
 from freeadv_jax.config import base_config, replays
 from freeadv_jax.console import say
-from freeadv_jax.errors import InputError
+from freeadv_jax.devices import onednn
+from freeadv_jax.errors import InputError, TrainingStoppedError
 from freeadv_jax.progress import Progress
 from freeadv_jax.recipes import CIFAR_10_STANDARDISATION
 from freeadv_jax.runs.folder import Run
@@ -140,9 +141,9 @@ def configured(row, fields, seed, options, flop):
             "data.dir": options.data,
             "data.validation_examples": HELD_OUT,
             "model.name": options.network,
-            # Validation during training decides nothing here.
-            "validation.every_passes": 1e6,
             "checkpoint.every_updates": 500,
+            # By itself a long training takes other kernels than a short one.
+            "model.convolutions": onednn.XLA if onednn.unavailable() else onednn.ONEDNN,
         }
     )
     config.updates = affordable(config, flop)
@@ -163,7 +164,10 @@ def minibatch_flop(config):
 
 
 def affordable(config, flop):
-    """Return the updates that `flop` pay for, in whole minibatches."""
+    """Return the updates that `flop` pay for, in whole minibatches.
+
+    Raise InputError where they pay for none.
+    """
     minibatches = int(flop // minibatch_flop(config))
     if minibatches < 1:
         title = METHODS[config.method].title(config.attack)
@@ -186,10 +190,14 @@ def budgets(options):
 
 def folder(row, fields, seed, options, flop, part):
     """Return the run folder of a training."""
-    values = [f"{name.split('.')[-1]}={fields[name]:.4g}" for name in sorted(fields)]
+    values = [f"{name.split('.')[-1]}={_short(fields[name])}" for name in sorted(fields)]
     name = "-".join([row, *values, f"seed={seed}"])
     scale = f"{options.set}-{options.network}-{options.batch_size}"
     return options.runs / scale / f"{flop:.4g}" / part / name
+
+
+def _short(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class Trainings:
@@ -212,12 +220,13 @@ class Trainings:
         # All of the held-out images take part in a choice.
         config.evaluation.examples = options.examples if part == "test" else 0
         workdir = folder(row, fields, seed, options, flop, part)
-        results = finish(config, workdir, part=part)
-        self._done += 1
-        self._spent += flop
-        self._left -= flop
-        self._progress.show(self._done, work=(self._spent, self._left))
-        return config, results
+        try:
+            return config, finish(config, workdir, part=part, validates=False)
+        finally:
+            self._done += 1
+            self._spent += flop
+            self._left -= flop
+            self._progress.show(self._done, work=(self._spent, self._left))
 
 
 def chosen(row, flop, trainings):
@@ -229,18 +238,19 @@ def chosen(row, flop, trainings):
             fields = rates[0] | best | change
             if fields in [each["fields"] for each in tried]:
                 continue
-            config, results = trainings.finish(
-                row, fields, CHOICE_SEED, flop, "validation", CHOICE_ATTACKS
-            )
             # Nothing is robust after natural training.
-            robust = METHODS[config.method].adversarial
+            robust = METHODS[ROWS[row].method].adversarial
             decisive = WORST_CASE if robust else "natural"
-            tried.append(
-                {
-                    "fields": fields,
-                    "accuracy": results["evaluation"][decisive]["accuracy"],
-                }
-            )
+            try:
+                _, results = trainings.finish(
+                    row, fields, CHOICE_SEED, flop, "validation", CHOICE_ATTACKS
+                )
+                found = {"accuracy": results["evaluation"][decisive]["accuracy"]}
+            except TrainingStoppedError as fault:
+                # The loss of this candidate is not finite: another one is chosen.
+                found = {"accuracy": 0.0, "stopped": str(fault)}
+                say(str(fault))
+            tried.append({"fields": fields, **found})
         best = max(tried, key=lambda each: each["accuracy"])["fields"]
     return best, tried
 

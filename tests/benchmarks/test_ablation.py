@@ -38,7 +38,6 @@ def test_a_variant_differs_from_free_8_only_in_its_fields(variant):
             "seed": 2,
             "data.dir": "data",
             "data.validation_examples": 5000,
-            "validation.every_passes": 1e6,
             "evaluation.attacks": ("natural", "pgd-20"),
             "evaluation.examples": 50,
         }

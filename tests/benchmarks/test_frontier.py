@@ -22,7 +22,7 @@ from benchmarks.frontier import (
     minibatch_flop,
 )
 from freeadv_jax.config import replays, validate
-from freeadv_jax.errors import InputError
+from freeadv_jax.errors import InputError, TrainingStoppedError
 from freeadv_jax.files import read_json, write_json
 from freeadv_jax.training.methods import METHODS
 
@@ -184,6 +184,19 @@ def test_natural_training_is_chosen_by_natural_accuracy():
     assert best == {RATE: 0.2}
 
 
+def test_a_candidate_whose_training_stops_is_not_chosen():
+    def accuracies(fields):
+        if fields[RATE] == 0.2:
+            raise TrainingStoppedError("the loss is nan")
+        return 0.0, 0.3 - fields[RATE]
+
+    best, tried = chosen("fgsm-pgi", 1e12, Trainings(accuracies))
+    assert best[RATE] == 0.05
+    stopped = {"accuracy": 0.0, "stopped": "the loss is nan"}
+    assert tried[-1] == {"fields": tried[-1]["fields"], **stopped}
+    assert tried[-1]["fields"][RATE] == 0.2
+
+
 def test_the_front_has_the_points_that_no_cheaper_one_surpasses():
     points = [(3, 40), (1, 20), (1, 30), (2, 25), (3, 40), (4, 41)]
     assert front(points) == [(1, 30), (3, 40), (4, 41)]
@@ -194,7 +207,8 @@ def finishes(monkeypatch):
     """Replace trainings by accuracies that depend on method, seed and budget."""
     made = []
 
-    def finish(config, workdir, *, part):
+    def finish(config, workdir, *, part, validates):
+        assert not validates  # No held-out image is looked at in vain.
         made.append((config, workdir, part))
         robust = 0.0
         if METHODS[config.method].adversarial:
