@@ -16,7 +16,7 @@ from freeadv_jax.attacks.attack import (
     where,
 )
 from freeadv_jax.attacks.draws import confirmed, evaluated
-from freeadv_jax.attacks.losses import margin
+from freeadv_jax.attacks.losses import log_odds_against, margin
 from freeadv_jax.attacks.runner import BATCH_SIZE, Outcome, run_one
 from freeadv_jax.attacks.threat import L2, NORMS, Linf, Real
 from freeadv_jax.errors import require_choice
@@ -51,10 +51,12 @@ class FMN:
 
     Algorithm 1 of the paper: the ball around the image shrinks while the point is
     misclassified and grows while it is not. Before the first misclassified point, its
-    radius is the distance to the linearised boundary. Two things differ, so that nothing
-    depends on the size of images: a step is as long as the ball is wide, where the paper
-    has a length for each norm, and the first radius is a little longer than that distance,
-    which a walk may else approach for ever.
+    radius is the distance to the linearised boundary. Three things differ. A step is as
+    long as the ball is wide, where the paper has a length for each norm, so that nothing
+    depends on the size of images. The first radius is a little longer than that distance,
+    which a walk may else approach for ever. The first quarter of the steps ascends the log odds
+    against the label, as DDN (Rony et al., CVPR 2019) does, and the others the margin: the
+    log odds lead past the likeliest other class (4 points in L2 on digits).
 
     The first misclassified point within epsilon breaks the image; with `nearest`, all steps
     are made and the nearest misclassified point within epsilon is returned.
@@ -91,14 +93,18 @@ class FMN:
     def step(self, logits_fn: Callable, batch: Batch, state: State) -> State:
         """Return the state after the point is judged and moved on."""
         number = batch.iteration + 1
-        f, logits, gradient = evaluated(
-            logits_fn,
-            lambda logits: margin(logits, batch.labels),
-            state.point,
-            batch,
-            number,
-            self.samples,
+        dtype = state.radius.dtype
+        last = jnp.asarray(jnp.maximum(self.steps - 1, 1), dtype)
+        part = batch.iteration.astype(dtype) / last
+
+        def loss(logits):
+            losses = log_odds_against, margin
+            return jnp.where(part < 0.25, *(of(logits, batch.labels) for of in losses))
+
+        _, logits, gradient = evaluated(
+            logits_fn, loss, state.point, batch, number, self.samples
         )
+        f = margin(logits, batch.labels)
         wrong = self.success(logits, batch.labels)
         how = logits_fn, state.point, batch, number, self.samples
         wrong = confirmed(wrong, self.success, *how)
@@ -108,8 +114,6 @@ class FMN:
         nearest = where(nearer, state.point, state.nearest)
         least = jnp.where(nearer, size, state.least)
 
-        last = jnp.asarray(jnp.maximum(self.steps - 1, 1), f.dtype)
-        part = batch.iteration.astype(f.dtype) / last
         gamma = _annealed(_CHANGE, _LAST_CHANGE, part)
         boundary = size + jnp.abs(f) / (kind.dual_size(gradient) + _TINY)
         found = ~jnp.isinf(least)
