@@ -559,11 +559,16 @@ class _Places(Threat):
     ) -> Float[Array, "b h w c"]:
         """Return `points` after a step at the places that are changed already.
 
-        Where nothing is changed yet, the gradient chooses the places.
+        Where the set allows more, the step goes to the places at which the gradient gains
+        most before the box stops it.
         """
-        changed = _weights(jnp.square(points - images))
-        begun = jnp.any(changed > 0, axis=(1, 2), keepdims=True)
-        chosen = self.mask(jnp.where(begun, changed, _weights(jnp.abs(gradient))))
+        room = jnp.where(gradient > 0, 1 - points, points)
+        gain = _weights(jnp.abs(gradient) * room)
+        most = jnp.max(gain, axis=(1, 2), keepdims=True)
+        # All gains together weigh less than a single changed place.
+        gain /= jnp.where(most > 0, most, 1) * 2 * math.prod(gain.shape[1:])
+        changed = _weights(jnp.square(points - images)) > 0
+        chosen = self.mask(changed.astype(gain.dtype) + gain)
         moved = jnp.clip(points + step_size * jnp.sign(gradient), 0, 1)
         return jnp.where(chosen, moved, images)
 

@@ -159,6 +159,32 @@ def test_training_stays_in_the_patch_where_it_began():
         assert (IMAGES + delta).max() <= 1 + 1e-7
 
 
+@pytest.mark.parametrize("threat", [Patch(2.0), L0(4.0)])
+def test_the_first_step_goes_where_the_box_leaves_room(threat):
+    images = np.full((1, 5, 5, 1), 0.5, np.float32)
+    gradient = np.zeros_like(images)
+    # The heavier square is white already, and its gradient leads out of the box.
+    images[0, :2, :2], gradient[0, :2, :2] = 1, 3
+    gradient[0, 3:, 3:] = 1
+    moved = threat.climb(*map(jnp.asarray, (images, images, gradient)), 0.1)
+    wanted = images.copy()
+    wanted[0, 3:, 3:] = 0.6
+    np.testing.assert_allclose(moved, wanted, rtol=1e-6)
+
+
+def test_a_patch_with_one_changed_pixel_covers_what_gains_most_around_it():
+    images = np.full((1, 5, 5, 1), 0.5, np.float32)
+    points, gradient = images.copy(), np.zeros_like(images)
+    points[0, 2, 2] = 0.6
+    # Four squares hold the pixel; the largest gradient of all is far away.
+    gradient[0, 2:4, 2:4], gradient[0, 1, 1], gradient[0, 0, 4] = 1, -2, 9
+    moved = Patch(2.0).climb(*map(jnp.asarray, (images, points, gradient)), 0.1)
+    wanted = images.copy()
+    wanted[0, 2:4, 2:4] = 0.6
+    wanted[0, 2, 2] = 0.7
+    np.testing.assert_allclose(moved, wanted, rtol=1e-6)
+
+
 def test_tables_have_rows_for_patches_and_pixels():
     for norm, epsilon in (("patch", 2), ("l0", 0.1)):
         table = fa.robust_accuracy(
