@@ -8,8 +8,10 @@ AutoAttack's authors, on PyTorch (`pip install '.[references]'`, see
 benchmarks/peers/references.py). The models are the runs of benchmarks.reproduce in
 --runs. `--set=digits` compares the attacks in L1, the nearest points, few pixels and patches
 on the run digits_free8 of benchmarks.digits, on the test images and then on training
-images (`pip install '.[threat-references]'`). Finished rows are kept beside them, so that the same command continues after an
-interruption; they are made again for another model, other code or another machine.
+images (`pip install '.[threat-references]'`). `--seeds=5` compares means over seeds, because
+random starts decide about some images. Finished rows are kept beside them, so that the same
+command continues after an interruption; they are made again for another model, other code
+or another machine.
 """
 
 import pathlib
@@ -52,7 +54,16 @@ DIGITS = (
     ("digits_free8", "l1", 1.0, {"fmn": ("fmn", "fmn")}),
     ("digits_free8", "l2", 0.7, {name: ("fmn", name) for name in ("fmn", "ddn")}),
     ("digits_free8", "linf", 0.2, {"fmn": ("fmn", "fmn")}),
-    ("digits_free8", "patch", 2, {"pgd-50-x5": ("pgd-50-x5", "patch")}),
+    (
+        "digits_free8",
+        "patch",
+        2,
+        {
+            "one place": ("pgd-50-x5", "patch-in-the-middle"),
+            "five places": ("pgd-50-x5", "patch-5"),
+            "all places": ("pgd-50-x20", "patch-all"),
+        },
+    ),
     ("digits_free8", "l0", 1, {"pgd-50-x5": ("pgd-50-x5", "sigma-zero")}),
     # Square has 5,000 queries.
     ("digits_free8", "l1", 2.0, {"square": ("square", "square")}),
@@ -63,7 +74,6 @@ SETS = {
     ),
     "digits": DIGITS,
 }
-SEED = 0
 PACKAGES = ("torch", "pyautoattack", "foolbox")
 # Only digits need these.
 DIGITS_PACKAGES = (*PACKAGES, "adv-lib", "adversarial-robustness-toolbox")
@@ -83,28 +93,30 @@ class Pair:
         labels = np.concatenate([part.labels[:examples] for part in parts])
         self.images, self.labels = unit_range(pixels), labels[:examples]
         self.batch_size = batch_size
-        self.campaign = Campaign(batch_size=batch_size, seed=SEED)
-        logits = self.campaign.logits(self.logits_fn, self.images)
+        logits = self._campaign(0).logits(self.logits_fn, self.images)
         self.correct = logits.argmax(axis=-1) == self.labels
         with torch.no_grad():
             nchw = torch.from_numpy(self.images.transpose(0, 3, 1, 2).copy())
             others = self.torch_model(nchw).numpy()
         self.largest_difference = float(np.abs(logits - others).max())
 
-    def ours(self, name, norm, epsilon):
+    def _campaign(self, seed):
+        return Campaign(batch_size=self.batch_size, seed=seed)
+
+    def ours(self, name, norm, epsilon, seed):
         """Return which images stay robust under our attack, bool[n]."""
-        robust = self.correct
+        robust, campaign = self.correct, self._campaign(seed)
         step_size = make_threat(norm, epsilon).usual_step
         named = attack_by_name(
             name, norm=norm, epsilon=epsilon, step_size=step_size, num_classes=10
         )
         for stage in named.stages.values():
-            robust = self.campaign.attack(
+            robust = campaign.attack(
                 stage, self.logits_fn, self.images, self.labels, robust
             )
         return robust
 
-    def theirs(self, name, norm, epsilon):
+    def theirs(self, name, norm, epsilon, seed):
         """Return the same for the reference, and its images outside ball or box.
 
         It attacks only correctly classified images.
@@ -117,7 +129,7 @@ class Pair:
             self.logits_fn if pgd else self.torch_model,
             self.images[correct],
             self.labels[correct],
-            seed=SEED,
+            seed=seed,
             **fields,
             **options,
         )
@@ -132,17 +144,22 @@ class Pair:
         whole[correct] = robust
         return whole, outside
 
-    def compare(self, name, other, norm, epsilon):
-        """Return one row: robust accuracy in percent, ours and the reference's."""
-        ours = self.ours(name, norm, epsilon)
-        theirs, outside = self.theirs(other, norm, epsilon)
+    def compare(self, name, other, norm, epsilon, seeds):
+        """Return one row: robust accuracy in percent, ours and the reference's.
+
+        It is the mean over seeds; the counts are those of all seeds together.
+        """
+        ours = np.stack([self.ours(name, norm, epsilon, seed) for seed in range(seeds)])
+        found = [self.theirs(other, norm, epsilon, seed) for seed in range(seeds)]
+        theirs = np.stack([robust for robust, _ in found])
         return {
             "ours": 100 * float(ours.mean()),
             "reference": 100 * float(theirs.mean()),
             "points_above": 100 * float(ours.mean() - theirs.mean()),
             "broken_by_ours_alone": int((theirs & ~ours).sum()),
             "broken_by_reference_alone": int((ours & ~theirs).sum()),
-            "reference_outside": outside,
+            "reference_outside": sum(outside for _, outside in found),
+            "seeds": seeds,
         }
 
 
@@ -168,6 +185,9 @@ def main(argv):
     )
     parser.add_argument(
         "--batch_size", type=count, default=64, help="images attacked at a time"
+    )
+    parser.add_argument(
+        "--seeds", type=count, default=1, help="seeds whose mean is compared"
     )
     parser.add_argument(
         "--settings",
@@ -211,7 +231,8 @@ def main(argv):
             examples=options.examples,
             batch_size=options.batch_size,
         )
-        how = {"batch_size": options.batch_size, "model": pair.checksum}
+        how = {"batch_size": options.batch_size, "seeds": options.seeds}
+        how["model"] = pair.checksum
         found = kept(file, how | {"environment": measured_on(packages)})
         setting = found.setdefault("result", {"attacks": {}})
         rows[f"{name} {norm} {epsilon:.4f}"] = setting
@@ -225,7 +246,7 @@ def main(argv):
         print(f"\n{name}, {norm} {epsilon:.4f}: natural {setting['natural']:.1f} %")
         for attack, (ours, theirs) in attacks.items():
             if attack not in setting["attacks"]:
-                row = pair.compare(ours, theirs, norm, epsilon)
+                row = pair.compare(ours, theirs, norm, epsilon, options.seeds)
                 setting["attacks"][attack] = row
                 write_json(file, found)
             row = setting["attacks"][attack]

@@ -10,11 +10,14 @@ authors (Croce & Hein 2020) as a package, on PyTorch:
     autoattack apgd-ce, apgd-t, fab-t, square, each on the images still robust
 
 The attacks that look for the nearest misclassified point are Foolbox's on PyTorch: FMN
-(Pintor et al. 2021) and DDN (Rony et al. 2019), each with 100 steps. sigma-zero (Cina et
-al. 2024), for few pixels of images with one channel, is adv-lib's, with 300 steps.
-patch is that of the Adversarial Robustness Toolbox (Brown et al. 2017) for one image at a
-time, in the middle of the image, with 15 steps. These two packages are imported only
-where they are used.
+(Pintor et al. 2021) in L-inf and L1, and DDN (Rony et al. 2019) in L2, each with 100 steps.
+Foolbox's FMN in L2 never projects (3.3.4), so that of L2 is adv-lib's. sigma-zero (Cina et
+al. 2024), for few pixels of images with one channel, is adv-lib's too, with 300 steps.
+
+patch-in-the-middle is that of the Adversarial Robustness Toolbox (Brown et al. 2017) for
+one image at a time, with 15 steps. It searches no places; patch-5 and patch-all do, in
+plain PyTorch: sign ascent of 50 steps at five random places (Chiang et al. 2020), or at all
+of them. adv-lib and the toolbox are imported only where they are used.
 
 In L1, apgd-ce has five starts, apgd-t five targets, and both the balls of 3, 2 and 1
 epsilon (Croce & Hein 2021).
@@ -49,7 +52,6 @@ _FOOLBOX_PGD = {
 }
 _NEAREST = {
     ("fmn", "linf"): foolbox.attacks.LInfFMNAttack,
-    ("fmn", "l2"): foolbox.attacks.L2FMNAttack,
     ("fmn", "l1"): foolbox.attacks.L1FMNAttack,
     ("ddn", "l2"): foolbox.attacks.DDNAttack,
 }
@@ -67,7 +69,7 @@ def reference(name: str) -> Callable[..., Images]:
 
 
 def nearest(name: str, norm: str, *, batch_size: int = 100) -> Callable[..., Images]:
-    """Return `attack(model, images, labels)` for 'fmn' in each norm, or 'ddn' in L2.
+    """Return `attack(model, images, labels)` for 'fmn' in L-inf and L1, or 'ddn' in L2.
 
     It maps images as `reference` does, to the nearest misclassified ones that it finds.
     """
@@ -213,6 +215,29 @@ def _adv_lib_module(name):
     return module
 
 
+def _fmn(
+    model: torch.nn.Module, images: Images, labels: Labels, *, norm: str, **options
+) -> Images:
+    if norm != "l2":
+        return _within(model, images, labels, name="fmn", norm=norm, **options)
+    attack = _adv_lib_module("attacks/fast_minimum_norm.py").fmn
+    attack = functools.partial(attack, norm=2, steps=100)
+    return _in_batches(attack, model, images, labels, options["batch_size"])
+
+
+def _in_batches(attack, model, images, labels, batch_size):
+    """Return what an attack of adv-lib makes of images, a batch at a time."""
+    found = [
+        attack(
+            model,
+            _to_torch(images[first : first + batch_size]),
+            torch.from_numpy(labels[first : first + batch_size]).long(),
+        )
+        for first in range(0, len(images), batch_size)
+    ]
+    return np.ascontiguousarray(torch.cat(found).numpy().transpose(0, 2, 3, 1))
+
+
 def _sigma_zero(
     model: torch.nn.Module,
     images: Images,
@@ -223,21 +248,59 @@ def _sigma_zero(
     seed: int,
     batch_size: int,
 ) -> Images:
-    sigma_zero = _adv_lib_module("attacks/sigma_zero.py").sigma_zero
     del norm, epsilon, seed
-    found = [
-        sigma_zero(
-            model,
-            _to_torch(images[first : first + batch_size]),
-            torch.from_numpy(labels[first : first + batch_size]).long(),
-            num_steps=300,
-        )
-        for first in range(0, len(images), batch_size)
+    attack = _adv_lib_module("attacks/sigma_zero.py").sigma_zero
+    attack = functools.partial(attack, num_steps=300)
+    return _in_batches(attack, model, images, labels, batch_size)
+
+
+def _patch_somewhere(
+    model: torch.nn.Module,
+    images: Images,
+    labels: Labels,
+    *,
+    norm: str,
+    epsilon: float,
+    seed: int,
+    batch_size: int,
+    places: int | None = None,
+    steps: int = 50,
+    rate: float = 0.1,
+) -> Images:
+    """Return images with a patch at one of so many random places, None for all of them."""
+    del norm, batch_size
+    side, clean = int(epsilon), _to_torch(images)
+    classes = torch.from_numpy(labels.astype(np.int64))
+    height, width = clean.shape[2:]
+    corners = [
+        (row, column)
+        for row in range(height - side + 1)
+        for column in range(width - side + 1)
     ]
-    return np.ascontiguousarray(torch.cat(found).numpy().transpose(0, 2, 3, 1))
+    random = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(corners), generator=random).tolist()[:places]
+    found, left = clean.clone(), torch.ones(len(clean), dtype=torch.bool)
+    for row, column in (corners[place] for place in order):
+        index = left.nonzero()[:, 0]
+        mask = torch.zeros(1, 1, height, width)
+        mask[..., row : row + side, column : column + side] = 1
+        noise = torch.rand(clean[index].shape, generator=random)
+        point = torch.where(mask > 0, noise, clean[index])
+        for _ in range(steps + 1):
+            point.requires_grad_(True)
+            logits = model(point)
+            wrong = logits.argmax(1) != classes[index]
+            found[index[wrong]] = point.detach()[wrong]
+            left[index[wrong]] = False
+            loss = torch.nn.functional.cross_entropy(
+                logits, classes[index], reduction="sum"
+            )
+            (slope,) = torch.autograd.grad(loss, point)
+            point = (point.detach() + rate * slope.sign() * mask).clamp(0, 1)
+    return np.ascontiguousarray(found.numpy().transpose(0, 2, 3, 1))
 
 
-def _patch(
+def _patch_in_the_middle(
     model: torch.nn.Module,
     images: Images,
     labels: Labels,
@@ -295,10 +358,12 @@ def _to_torch(images):
 
 _REFERENCES = {
     "pgd": _pgd,
-    "fmn": functools.partial(_within, name="fmn"),
+    "fmn": _fmn,
     "ddn": functools.partial(_within, name="ddn"),
     "sigma-zero": _sigma_zero,
-    "patch": _patch,
+    "patch-in-the-middle": _patch_in_the_middle,
+    "patch-5": functools.partial(_patch_somewhere, places=5),
+    "patch-all": _patch_somewhere,
     "autoattack": functools.partial(_pyautoattack, options={"version": "standard"}),
 } | {
     name: functools.partial(
