@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from freeadv_jax.attacks.apgd import apgd
 from freeadv_jax.attacks.pgd import pgd
+from freeadv_jax.attacks.square import square
 from freeadv_jax.attacks.threat import Threat
 
 # Maps images [n, h, w, c] in [0, 1], their labels, the threat and the seed of all random
@@ -96,6 +97,14 @@ def by_targeted_apgd(logits_fn: Callable, **options) -> AdaptiveAttack:
     """
     targeted = {"loss": "margin", "goal": "multi-target", "targets": 9}
     return _by(apgd, logits_fn, targeted | options)
+
+
+def by_square(logits_fn: Callable, **options) -> AdaptiveAttack:
+    """Return the attack by Square, which needs no gradient.
+
+    `options` are those of `freeadv_jax.attacks.square`.
+    """
+    return _by(square, logits_fn, options)
 
 
 def _by(function, logits_fn, options):

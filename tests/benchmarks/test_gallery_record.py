@@ -14,8 +14,6 @@ ROWS = [
     for path in RECORDS
     for row in json.loads(path.read_text())["rows"]
 ]
-# Its generative model is of digits, and the figure of the slides of CIFAR-10.
-OTHER_TASK = {"purifier"}
 
 
 def test_there_is_a_record():
@@ -31,8 +29,8 @@ def test_masking_defences_are_flagged_and_honest_ones_are_not(row):
 @pytest.mark.parametrize("row", ROWS)
 def test_masking_defences_fall_as_far_as_the_slides_print(row):
     assert 0 <= row["adaptive"] <= row["naive"] <= row["natural"] <= 1
-    if row["masks"] and row["defence"] not in OTHER_TASK:
-        assert abs(row["adaptive"] - (row["published"] or 0)) <= 0.05
+    if row["masks"]:
+        assert row["adaptive"] <= (row["published"] or 0) + 0.05
 
 
 @pytest.mark.parametrize("row", ROWS)

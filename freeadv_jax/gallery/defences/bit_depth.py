@@ -21,9 +21,13 @@ def reduce_bit_depth(
 
 def _build(task):
     network = task.natural.logits_fn
+    through = before(bpda(reduce_bit_depth), network)
     return Defended(
         before(reduce_bit_depth, network),
-        {"BPDA": by_pgd(before(bpda(reduce_bit_depth), network))},
+        {
+            "BPDA": by_pgd(through),
+            "BPDA on the margin": by_pgd(through, loss="margin"),
+        },
         shown=reduce_bit_depth,
     )
 

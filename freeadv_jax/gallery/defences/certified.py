@@ -13,7 +13,15 @@ from freeadv_jax.gallery.defences.adversarial import honest
 
 
 def _build(task):
-    network = task.fit("ibp", method="ibp")
+    network = task.fit(
+        "ibp",
+        method="ibp",
+        # Momentum at the recipe's rate can drive a network on bounds to a constant.
+        optimizer="adamw",
+        learning_rate=1e-3,
+        nesterov=False,
+        updates=2 * task.recipe.updates,
+    )
 
     def certified(images, labels, threat):
         found = interval(

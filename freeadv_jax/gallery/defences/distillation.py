@@ -40,7 +40,13 @@ def _build(task):
     student = task.train_on("distillation", loss).logits_fn
     used = scaled(student, TEMPERATURE)
     attacked = scaled(used, 1 / TEMPERATURE)
-    return Defended(used, {"PGD on the logits / 100": by_pgd(attacked, loss="margin")})
+    return Defended(
+        used,
+        {
+            "PGD on the logits / 100": by_pgd(attacked),
+            "PGD on their margin": by_pgd(attacked, loss="margin"),
+        },
+    )
 
 
 DEFENCE = Defence(

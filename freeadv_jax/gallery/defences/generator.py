@@ -110,13 +110,14 @@ def _build(task):
     )
     projected = functools.partial(project, weights)
     defended = before(projected, network)
-    how = {"loss": "margin", "samples": SAMPLES}
+    margin = {"loss": "margin", "samples": SAMPLES}
     return Defended(
         defended,
         {
-            "BPDA and EOT": by_pgd(before(bpda(projected), network), **how),
+            "BPDA and EOT": by_pgd(before(bpda(projected), network), **margin),
             # The descent is short enough to be differentiated.
-            "EOT through the descent": by_pgd(defended, **how),
+            "EOT through the descent": by_pgd(defended, samples=SAMPLES),
+            "EOT through the descent, on the margin": by_pgd(defended, **margin),
         },
         random=True,
         shown=projected,

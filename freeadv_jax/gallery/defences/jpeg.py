@@ -57,9 +57,13 @@ def _pillow():
 
 def _build(task):
     network = task.natural.logits_fn
+    through = before(bpda(jpeg), network)
     return Defended(
         before(jpeg, network),
-        {"BPDA": by_pgd(before(bpda(jpeg), network))},
+        {
+            "BPDA": by_pgd(through),
+            "BPDA on the margin": by_pgd(through, loss="margin"),
+        },
         shown=jpeg,
     )
 

@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from freeadv_jax.attacks.losses import margin
-from freeadv_jax.attacks.pgd import pgd, projected_ascent
+from freeadv_jax.attacks.pgd import pgd
 from freeadv_jax.gallery.defence import Defence, Defended, by_pgd
 from freeadv_jax.models.conv import Conv
 
 NEIGHBOURS, REFERENCES, TRAINED_ON = 20, 100, 200
 # The weights of the detector's score beside the margin, each an attack of its own.
 _WEIGHTS = (0.3, 3.0)
-_LEAD = 3.0
+_LEAD, _STEPS = 3.0, 60
 
 
 def local_intrinsic_dimension(
@@ -105,22 +105,26 @@ def _build(task):
             del seed  # It begins at the images.
 
             def objective(points):
-                lead = margin(logits_fn(points), labels)
-                return jnp.minimum(lead, _LEAD) - weight * jax.nn.relu(
-                    score(points) + 0.5
-                )
+                lead, suspected = margin(logits_fn(points), labels), score(points)
+                gain = jnp.minimum(lead, _LEAD)
+                gain -= weight * jax.nn.relu(suspected + 0.5)
+                return gain.sum(), (lead > 0) & (suspected < 0)
 
-            ascent = jax.jit(
-                lambda images: projected_ascent(
-                    objective,
-                    images,
-                    jnp.zeros_like(images),
-                    threat=threat,
-                    steps=60,
-                    step_size=threat.epsilon / 10,
-                )
-            )
-            return ascent(images)
+            def step(_, carried):
+                point, found, best = carried
+                slope, success = jax.grad(objective, has_aux=True)(point)
+                # The first point that is wrong and let through stays.
+                new = success & ~found
+                best = jnp.where(new[:, None, None, None], point, best)
+                slope = threat.epsilon / 10 * threat.direction(slope)
+                return threat.inside(images, point + slope), found | new, best
+
+            def ascend(images):
+                begun = images, jnp.zeros(len(images), bool), images
+                point, found, best = jax.lax.fori_loop(0, _STEPS, step, begun)
+                return jnp.where(found[:, None, None, None], best, point)
+
+            return jax.jit(ascend)(jnp.asarray(images))
 
         return attack
 

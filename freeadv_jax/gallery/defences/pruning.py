@@ -99,7 +99,10 @@ def _build(task):
     defended = stochastic_pruning(task.network(), task.natural.variables)
     return Defended(
         defended,
-        {f"EOT over {SAMPLES} draws": by_pgd(defended, samples=SAMPLES)},
+        {
+            f"EOT over {SAMPLES} draws": by_pgd(defended, samples=SAMPLES),
+            "EOT on the margin": by_pgd(defended, samples=SAMPLES, loss="margin"),
+        },
         random=True,
     )
 

@@ -20,6 +20,7 @@ from freeadv_jax.gallery.defence import (
     Defended,
     before,
     by_pgd,
+    by_square,
     by_targeted_apgd,
 )
 
@@ -119,12 +120,15 @@ def _build(task):
         {
             "BPDA": by_pgd(through),
             # The purifier undoes single steps: more starts and targets get past it.
+            "BPDA, 100 steps from 20 starts": by_pgd(through, steps=100, restarts=20),
             "BPDA on the margin, 100 steps from 20 starts": by_pgd(
                 through, loss="margin", steps=100, restarts=20
             ),
             "BPDA, APGD on each target from 3 starts": by_targeted_apgd(
                 through, restarts=3
             ),
+            # Square needs no gradient at all.
+            "Square from 2 starts": by_square(before(pure, network), restarts=2),
         },
         shown=pure,
     )
@@ -136,7 +140,7 @@ DEFENCE = Defence(
     paper="Song et al., ICLR 2018",
     kind="vanishing gradients",
     parameters=f"12 pixels before each, reach {REACH}",
-    broken_by="BPDA with the identity",
+    broken_by="BPDA with the identity, and Square",
     masks=True,
     published=0.09,
     data="digits",

@@ -44,7 +44,10 @@ def _build(task):
     defended = before(random_crop, network)
     return Defended(
         defended,
-        {f"EOT over {SAMPLES} draws": by_pgd(defended, samples=SAMPLES)},
+        {
+            f"EOT over {SAMPLES} draws": by_pgd(defended, samples=SAMPLES),
+            "EOT on the margin": by_pgd(defended, samples=SAMPLES, loss="margin"),
+        },
         random=True,
         shown=random_crop,
     )

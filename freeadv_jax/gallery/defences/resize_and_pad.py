@@ -50,7 +50,10 @@ def _build(task):
     defended = before(resize_and_pad, network)
     return Defended(
         defended,
-        {f"EOT over {SAMPLES} draws": by_pgd(defended, samples=SAMPLES)},
+        {
+            f"EOT over {SAMPLES} draws": by_pgd(defended, samples=SAMPLES),
+            "EOT on the margin": by_pgd(defended, samples=SAMPLES, loss="margin"),
+        },
         random=True,
         shown=resize_and_pad,
     )

@@ -38,6 +38,18 @@ def ramps(
     return rises.reshape(*images.shape[:3], -1)
 
 
+def narrow_ramps(
+    images: Float[Array, "b h w c"], levels: int = LEVELS
+) -> Float[Array, "b h w bits"]:
+    """Return the code with each step replaced by a ramp of one level's width around it.
+
+    Only the bit nearest to a value then has a gradient: where epsilon is smaller than a
+    level, the others cannot change.
+    """
+    bits = levels * images[..., None] - jnp.arange(levels, dtype=float)
+    return jnp.clip(bits + 0.5, 0, 1).reshape(*images.shape[:3], -1)
+
+
 class Encoded(nn.Module):
     """Apply `network` to the code of images, in place of a normalisation."""
 
@@ -56,9 +68,18 @@ def _build(task):
         return Encoded(centred, encode)
 
     trained = task.fit("thermometer", method="natural", model=network(thermometer))
-    smooth = network(bpda(thermometer, ramps))
-    adaptive = logits_functions(smooth)(trained.variables)
-    return Defended(trained.logits_fn, {"BPDA with ramps": by_pgd(adaptive)})
+
+    def through(stand_in):
+        smooth = network(bpda(thermometer, stand_in))
+        return logits_functions(smooth)(trained.variables)
+
+    return Defended(
+        trained.logits_fn,
+        {
+            "BPDA with ramps": by_pgd(through(ramps)),
+            "BPDA with narrow ramps": by_pgd(through(narrow_ramps)),
+        },
+    )
 
 
 DEFENCE = Defence(
