@@ -31,6 +31,7 @@ from benchmarks.step_changes import (
 from benchmarks.step_cost import ONE_A_CALL
 from benchmarks.training import compilation, memory
 from freeadv_jax.attacks.robustness import WORST_CASE, epsilon_text
+from freeadv_jax.attacks.threat import THREATS
 from freeadv_jax.command import Parser, run_command
 from freeadv_jax.config import FIELDS, base_config
 from freeadv_jax.files import read_json
@@ -762,6 +763,41 @@ def _parity():
     return _table(["CIFAR-10 model", *map(_NAMES.get, attacks)], rows)
 
 
+# The codes that the rows of `attack_parity --set=digits` are compared with.
+_DIGITS_CODES = {
+    ("l1", "apgd-ce"): "APGD-CE of AutoAttack's authors",
+    ("l1", "apgd-t"): "APGD-T of AutoAttack's authors",
+    ("l1", "fab-t"): "FAB-T of AutoAttack's authors",
+    ("l1", "square"): "Square of AutoAttack's authors",
+    ("l1", "fmn"): "FMN of Foolbox",
+    ("l2", "fmn"): "FMN of adv-lib",
+    ("l2", "ddn"): "DDN of Foolbox",
+    ("linf", "fmn"): "FMN of Foolbox",
+    ("patch", "one place"): "patch of the Adversarial Robustness Toolbox, in the middle",
+    ("patch", "five places"): "sign ascent at five random places",
+    ("patch", "all places"): "sign ascent at all places",
+    ("l0", "pgd-50-x5"): "sigma-zero of adv-lib",
+}
+
+
+def _parity_digits():
+    rows = []
+    for result in results("attack_parity_digits").values():
+        norm = result["norm"]
+        for name, row in result["attacks"].items():
+            attack = {"five places": "pgd-50-x5", "one place": "pgd-50-x5"}.get(name)
+            attack = attack or {"all places": "pgd-50-x20", "ddn": "fmn"}.get(name, name)
+            rows.append(
+                [
+                    f"{THREATS[norm].title} {result['epsilon']:g}",
+                    f"`{attack}`",
+                    _DIGITS_CODES[norm, name],
+                    f"{row['ours']:.1f} / {row['reference']:.1f}",
+                ]
+            )
+    return _table(["threat", "ours", "reference", "robust, percent"], rows)
+
+
 def _speed():
     files = {"attack_speed_pgd_100": "pgd-100", "attack_speed": "autoattack"}
     said = [_against_reference(file, name) for file, name in files.items()]
@@ -1009,6 +1045,7 @@ BLOCKS = {
     "random_start": _random_start,
     "robustness": _robustness,
     "parity": _parity,
+    "parity_digits": _parity_digits,
     "speed": _speed,
     "speed_of_quick": _speed_of_quick,
     "speed_of_small_models": _speed_of_small_models,
