@@ -21,7 +21,7 @@ def bpda(forward: Callable, backward: Callable | None = None) -> Callable:
     Args:
         forward: the defence. It maps an array of floats, and any further arguments such as
             random keys, to an array of floats. It is never differentiated, so that it may
-            call the host with jax.pure_callback.
+            call the host, see `freeadv_jax.attacks.host.on_host`.
         backward: a differentiable function of the same arguments that resembles it and
             returns the same shape, such as a smooth form of the encoder. The default is the
             identity in the first argument, for a defence that returns nearly its input.

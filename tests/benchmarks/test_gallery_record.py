@@ -41,5 +41,9 @@ def test_no_attack_goes_below_a_certificate(row):
 @pytest.mark.parametrize("row", ROWS)
 def test_a_weak_defence_falls_to_plain_pgd(row):
     if row["defence"] in ("stability", "input-gradients", "cascade", "fgsm"):
-        assert row["naive"] < row["natural"] / 2
         assert row["naive"] - row["adaptive"] < 0.15
+    if row["defence"] in ("stability", "input-gradients", "fgsm"):
+        assert row["naive"] < row["natural"] / 2
+    # It is attacked in a smaller ball, as in the slides.
+    if row["defence"] == "cascade":
+        assert row["adaptive"] <= min(row["published"] + 0.05, row["natural"] / 2)

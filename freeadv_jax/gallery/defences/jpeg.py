@@ -6,12 +6,12 @@ et al., ICML 2018): 0 % are left.
 
 import io
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from freeadv_jax.analysis.plotting import missing_extra
 from freeadv_jax.attacks.bpda import bpda
+from freeadv_jax.attacks.host import on_host
 from freeadv_jax.gallery.defence import Defence, Defended, before, by_pgd
 
 
@@ -22,15 +22,7 @@ def jpeg(images: Float[Array, "b h w c"], quality: int = 75) -> Float[Array, "b 
     Raise InputError where Pillow is not installed.
     """
     _pillow()
-    # JAX differentiates no host callback.
-    fixed = jax.lax.stop_gradient(images)
-    like = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    return jax.pure_callback(
-        lambda images: _through_the_codec(np.asarray(images), quality),
-        like,
-        fixed,
-        vmap_method="sequential",
-    )
+    return on_host(lambda images: _through_the_codec(images, quality), images)
 
 
 def _through_the_codec(images, quality):
