@@ -192,7 +192,9 @@ def budgets(options):
 
 def folder(row, fields, seed, options, flop, part):
     """Return the run folder of a training."""
-    values = [f"{name.split('.')[-1]}={_short(fields[name])}" for name in sorted(fields)]
+    values = [
+        f"{name.split('.')[-1]}={_short(fields[name])}" for name in sorted(fields)
+    ]
     name = "-".join([row, *values, f"seed={seed}"])
     scale = f"{options.set}-{options.network}-{options.batch_size}"
     return options.runs / scale / f"{flop:.4g}" / part / name

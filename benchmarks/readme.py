@@ -773,7 +773,10 @@ _DIGITS_CODES = {
     ("l2", "fmn"): "FMN of adv-lib",
     ("l2", "ddn"): "DDN of Foolbox",
     ("linf", "fmn"): "FMN of Foolbox",
-    ("patch", "one place"): "patch of the Adversarial Robustness Toolbox, in the middle",
+    (
+        "patch",
+        "one place",
+    ): "patch of the Adversarial Robustness Toolbox, in the middle",
     ("patch", "five places"): "sign ascent at five random places",
     ("patch", "all places"): "sign ascent at all places",
     ("l0", "pgd-50-x5"): "sigma-zero of adv-lib",
@@ -786,7 +789,9 @@ def _parity_digits():
         norm = result["norm"]
         for name, row in result["attacks"].items():
             attack = {"five places": "pgd-50-x5", "one place": "pgd-50-x5"}.get(name)
-            attack = attack or {"all places": "pgd-50-x20", "ddn": "fmn"}.get(name, name)
+            attack = attack or {"all places": "pgd-50-x20", "ddn": "fmn"}.get(
+                name, name
+            )
             rows.append(
                 [
                     f"{THREATS[norm].title} {result['epsilon']:g}",
