@@ -54,9 +54,9 @@ class FMN:
     radius is the distance to the linearised boundary. Three things differ. A step is as
     long as the ball is wide, where the paper has a length for each norm, so that nothing
     depends on the size of images. The first radius is a little longer than that distance,
-    which a walk may else approach for ever. The first quarter of the steps ascends the log odds
-    against the label, as DDN (Rony et al., CVPR 2019) does, and the others the margin: the
-    log odds lead past the likeliest other class (4 points in L2 on digits).
+    which a walk may else approach for ever. The first quarter of the steps ascends the log
+    odds against the label, as DDN (Rony et al., CVPR 2019) does, and the others the margin:
+    early on, the likeliest other class is not always the nearest.
 
     The first misclassified point within epsilon breaks the image; with `nearest`, all steps
     are made and the nearest misclassified point within epsilon is returned.

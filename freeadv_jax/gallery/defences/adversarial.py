@@ -60,7 +60,7 @@ FREE = Defence(
     broken_by="not broken",
     masks=False,
     published=0.4682,
-    # From random weights so few minibatches leave one of three seeds a constant.
+    # From random weights so few minibatches can end in a constant.
     build=_method("free", replays=8, from_natural=True),
 )
 TRADES = Defence(

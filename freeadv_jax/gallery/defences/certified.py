@@ -17,7 +17,7 @@ from freeadv_jax.models.normalized import NormalizedNetwork
 def _build(task):
     model = task.network()
     if min(task.image_shape[:2]) >= 10:
-        # A network without pooling, whose bounds take a tenth of the time.
+        # The bounds of a network without pooling take a fraction of the time.
         small = DeepMindCNN(len(task.class_names), "small")
         recipe = task.recipe
         model = NormalizedNetwork(small, "mean_std", recipe.mean, recipe.std)

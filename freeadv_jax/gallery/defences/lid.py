@@ -116,8 +116,8 @@ def _build(task):
                 # The first point that is wrong and let through stays.
                 new = success & ~found
                 best = jnp.where(new[:, None, None, None], point, best)
-                slope = threat.epsilon / 10 * threat.direction(slope)
-                return threat.inside(images, point + slope), found | new, best
+                point = threat.climb(images, point, slope, threat.epsilon / 10)
+                return point, found | new, best
 
             def ascend(images):
                 begun = images, jnp.zeros(len(images), bool), images

@@ -13,8 +13,11 @@ from freeadv_jax.gallery.defences.bit_depth import reduce_bit_depth
 from freeadv_jax.gallery.defences.jpeg import jpeg
 from freeadv_jax.gallery.defences.random_crops import random_crop
 from freeadv_jax.gallery.defences.resize_and_pad import resize_and_pad
-from freeadv_jax.gallery.defences.thermometer import ramps, thermometer
-from freeadv_jax.gallery.defences.total_variation import minimise_total_variation
+from freeadv_jax.gallery.defences.thermometer import narrow_ramps, ramps, thermometer
+from freeadv_jax.gallery.defences.total_variation import (
+    minimise_total_variation,
+    solve,
+)
 
 IMAGES = np.random.default_rng(0).uniform(0, 1, (3, 8, 8, 3)).astype(np.float32)
 GIVEN = jnp.asarray(IMAGES)
@@ -57,6 +60,19 @@ def test_bit_k_of_the_thermometer_says_that_a_value_exceeds_k_eighths():
     )
 
 
+def test_narrow_ramps_go_half_a_level_to_each_side_of_a_threshold():
+    # The threshold of bit 3 is 3 / 8.
+    values = jnp.array([0.3125, 0.34375, 0.375, 0.40625, 0.4375]).reshape(1, 1, 5, 1)
+    bit = narrow_ramps(values).reshape(5, 8)[:, 3]
+    np.testing.assert_allclose(bit, [0, 0.25, 0.5, 0.75, 1], atol=1e-6)
+    slopes = jax.vmap(jax.jacobian(lambda x: narrow_ramps(x.reshape(1, 1, 1, 1))))(
+        jnp.linspace(0.01, 0.93, 40)
+    )
+    # Exactly one bit has a gradient.
+    np.testing.assert_array_equal((slopes.reshape(40, 8) == 8).sum(axis=1), 1)
+    np.testing.assert_array_equal((slopes.reshape(40, 8) == 0).sum(axis=1), 7)
+
+
 def test_total_variation_falls_and_an_even_image_stays():
     def variation(images):
         return sum(abs(np.diff(images, axis=axis)).sum() for axis in (1, 2))
@@ -68,6 +84,17 @@ def test_total_variation_falls_and_an_even_image_stays():
     np.testing.assert_allclose(
         minimise_total_variation(jnp.asarray(even), KEYS), even, atol=1e-5
     )
+
+
+def test_only_the_solver_itself_passes_a_gradient():
+    def slope(function):
+        return jax.grad(lambda x: jnp.sum(function(x, KEYS) ** 2))(jnp.asarray(GIVEN))
+
+    np.testing.assert_array_equal(
+        solve(GIVEN, KEYS), minimise_total_variation(GIVEN, KEYS)
+    )
+    assert np.abs(slope(solve)).max() > 0.1
+    assert not np.any(slope(minimise_total_variation))
 
 
 def test_total_variation_keeps_the_kept_pixels_where_it_weighs_nothing():
